@@ -1,0 +1,2 @@
+//! Both programs.
+fn main() {}

@@ -1,0 +1,1 @@
+//! See the chapter in `src/docs`.

@@ -1,1 +1,21 @@
-//! See the chapter in `src/docs`.
+//! One authenticated link: its handle and its driver.
+//!
+//! ```text
+//!   Channel::call ─┐                       ┌─► writer task ─► socket
+//!   Channel::event ├─► Session (machine) ──┤
+//!   ByteStream     ┘     ▲                 └─► tokens of calls, wakers of streams, LinkHandler
+//!                        └──── reader task ◄── socket
+//! ```
+//!
+//! The session machine lives behind a lock that guards a few lines at a time and is never held across an await. A caller puts its frame into the lanes and
+//! wakes the writer; the reader hands what arrives to the [`LinkHandler`], which must not block. Roles, jobs and actors are unknown here.
+
+pub mod admission;
+pub mod establish;
+mod link;
+mod stream;
+#[cfg(test)]
+mod tests;
+
+pub use link::{CallAnswer, Channel, IncomingCall, Link, LinkHandler, LinkOptions, LinkParts};
+pub use stream::ByteStream;

@@ -1,0 +1,554 @@
+//! A trusted link as a machine: channels, calls, streams with credit, lanes and fragments.
+//!
+//! ```text
+//!   call, reply, event …  ──►  lanes ──► transmit() ──► bytes for the socket
+//!   bytes of the socket   ──►  handle_frame()       ──► Incoming …
+//! ```
+//!
+//! The shell (`connection`) owns the socket, the clock and the wakers. The session never waits: what has no room or credit is refused with an answer.
+//!
+//! - A **channel** is opened by either side and has its own call ids, stream ids and term; channel 0 is the link itself.
+//! - A **call** gets exactly one answer: a reply, or the reason why its channel or link ended. `T` is whatever the shell wants back with that answer.
+//! - A **stream** belongs to a call and carries bytes both ways; each side sends only what the other has granted ([`STREAM_WINDOW_BYTES`] at first).
+//! - **Lanes**: see [`lanes`]. **Fragments**: see [`assembly`].
+
+mod assembly;
+mod lanes;
+mod streams;
+#[cfg(test)]
+mod tests;
+
+use std::collections::{BTreeMap, HashMap};
+
+use bytes::{BufMut, Bytes, BytesMut};
+
+use self::assembly::{Assembly, Piece};
+use self::lanes::Lanes;
+pub use self::lanes::Outbox;
+use self::streams::Streams;
+pub use self::streams::{STREAM_WINDOW_BYTES, StreamKey, StreamRead};
+use super::auth::Role;
+use super::frame::{self, BODY_BYTES_MAX, Fault, Frame, Kind, LINK_CHANNEL};
+use super::head::{self, CallHead, EventHead, Outcome, Ping, Pong};
+use super::message::{self, Closed, FaultNotice, Message};
+use super::roles;
+use crate::error::{Error, ErrorCode};
+
+/// Calls of one channel that may be unanswered, in each direction.
+pub const CALLS_MAX: usize = 4096;
+/// Channels of one link.
+pub const CHANNELS_MAX: usize = 256;
+/// Payload of one call or reply.
+pub const PAYLOAD_BYTES_MAX: usize = 16 * 1024 * 1024;
+/// Payload of one event.
+pub const EVENT_BYTES_MAX: usize = 60 * 1024;
+/// Bytes that may wait for a peer before new calls are refused as busy.
+pub const BACKLOG_BYTES_MAX: usize = 32 * 1024 * 1024;
+
+/// Which end of the link this is: it decides who numbers odd and who even.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Side {
+    /// This end dialled: its ids are odd.
+    Dialler,
+    /// This end listened: its ids are even.
+    Listener,
+}
+
+/// What a peer's frame means for the shell.
+#[derive(Debug, PartialEq)]
+pub enum Incoming<T> {
+    /// A call; the answer goes to [`Session::reply`].
+    Call {
+        /// Where it came in.
+        channel: u16,
+        /// Names the call in its reply.
+        call: u32,
+        /// What it asks for.
+        head: CallHead,
+        /// Bytes of the class.
+        payload: Bytes,
+        /// The stream that came with it.
+        stream: Option<StreamKey>,
+    },
+    /// The answer to a call of ours.
+    Reply {
+        /// What the shell gave with the call.
+        token: T,
+        /// How it ended.
+        outcome: Outcome,
+    },
+    /// The caller no longer waits.
+    Cancelled {
+        /// Channel of the call.
+        channel: u16,
+        /// The call.
+        call: u32,
+    },
+    /// An entry of the peer's journal.
+    Event {
+        /// Where it came in.
+        channel: u16,
+        /// Its header.
+        head: EventHead,
+        /// Bytes of the class.
+        payload: Bytes,
+    },
+    /// A ping to be answered with [`Session::pong`].
+    Ping {
+        /// Where it came in.
+        channel: u16,
+        /// Its body.
+        ping: Ping,
+    },
+    /// The answer to a ping.
+    Pong {
+        /// Where it came in.
+        channel: u16,
+        /// Its body.
+        pong: Pong,
+    },
+    /// A control message.
+    Message {
+        /// Where it came in.
+        channel: u16,
+        /// Its body.
+        message: Message,
+    },
+    /// The peer opened a channel.
+    ChannelOpened(u16),
+    /// The peer closed a channel; its calls were answered, its streams reset.
+    ChannelClosed {
+        /// Which.
+        channel: u16,
+        /// Why.
+        reason: Error,
+    },
+    /// A stream has bytes, its end or its error to read.
+    Readable(StreamKey),
+    /// A stream may send again.
+    Writable(StreamKey),
+    /// The peer ends the link because of a fault of ours.
+    PeerFault(u16),
+}
+
+/// A call that could not be sent, with what the shell gave along.
+#[derive(Debug)]
+pub struct Unsent<T> {
+    /// Why.
+    pub error: Error,
+    /// Given back.
+    pub token: T,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Waiting {
+    Yes,
+    Cancelled,
+}
+
+struct Channel<T> {
+    calls_out: HashMap<u32, T>,
+    /// With whether the caller still waits.
+    calls_in: HashMap<u32, Waiting>,
+    next_call: u32,
+}
+
+impl<T> Channel<T> {
+    fn new() -> Self {
+        Self { calls_out: HashMap::new(), calls_in: HashMap::new(), next_call: 1 }
+    }
+}
+
+/// The machine. `T` comes back with the answer of a call.
+pub struct Session<T> {
+    side: Side,
+    peer_role: Role,
+    channels: BTreeMap<u16, Channel<T>>,
+    next_channel: u16,
+    streams: Streams,
+    lanes: Lanes,
+    assembly: Assembly,
+}
+
+impl<T> Session<T> {
+    /// A session with a peer that has proved to be of `peer_role`.
+    pub fn new(side: Side, peer_role: Role) -> Self {
+        let first = match side {
+            Side::Dialler => 1,
+            Side::Listener => 2,
+        };
+        let channels = BTreeMap::from([(LINK_CHANNEL, Channel::new())]);
+        Self { side, peer_role, channels, next_channel: first, streams: Streams::new(side), lanes: Lanes::new(), assembly: Assembly::new() }
+    }
+
+    /// Opens a channel.
+    ///
+    /// # Errors
+    /// `busy` when the link has [`CHANNELS_MAX`] channels.
+    pub fn open_channel(&mut self) -> Result<u16, Error> {
+        if self.channels.len() >= CHANNELS_MAX {
+            return Err(Error::new(ErrorCode::Busy, format!("the link has {CHANNELS_MAX} channels, the most it may have")));
+        }
+        let mut channel = self.next_channel;
+        while self.channels.contains_key(&channel) || channel == LINK_CHANNEL {
+            channel = channel.wrapping_add(2);
+        }
+        self.next_channel = channel.wrapping_add(2);
+        self.channels.insert(channel, Channel::new());
+        self.lanes.urgent(Kind::ChannelOpen, channel, &[]);
+        Ok(channel)
+    }
+
+    /// Closes a channel: the peer is told, and what waited on it comes back.
+    pub fn close_channel(&mut self, channel: u16, reason: &Error) -> ClosedChannel<T> {
+        if channel != LINK_CHANNEL && self.channels.contains_key(&channel) {
+            // In the lane of the replies, so that those already given arrive before it.
+            self.lanes.hot(Kind::ChannelClose, channel, message::encode(&Closed { reason: reason.clone() }));
+        }
+        self.drop_channel(channel, reason)
+    }
+
+    fn drop_channel(&mut self, channel: u16, reason: &Error) -> ClosedChannel<T> {
+        let tokens = self.channels.remove(&channel).map(|state| state.calls_out.into_values().collect()).unwrap_or_default();
+        ClosedChannel { tokens, streams: self.streams.reset_channel(channel, reason) }
+    }
+
+    /// Whether the channel is open.
+    pub fn has_channel(&self, channel: u16) -> bool {
+        self.channels.contains_key(&channel)
+    }
+
+    /// Unanswered calls of ours on a channel.
+    pub fn calls_in_flight(&self, channel: u16) -> usize {
+        self.channels.get(&channel).map_or(0, |state| state.calls_out.len())
+    }
+
+    /// Unanswered calls of the peer on all channels.
+    pub fn calls_being_answered(&self) -> usize {
+        self.channels.values().map(|state| state.calls_in.len()).sum()
+    }
+
+    /// Sends a call, with a stream if `with_stream`.
+    ///
+    /// # Errors
+    /// `connection_failed` if the channel is closed, `busy` if too much is in flight, `payload_too_large`. Nothing was sent then.
+    pub fn call(&mut self, channel: u16, head: &CallHead, payload: &Bytes, with_stream: bool, token: T) -> Result<(u32, Option<StreamKey>), Unsent<T>> {
+        let Some(state) = self.channels.get_mut(&channel) else {
+            return Err(Unsent { error: Error::new(ErrorCode::ConnectionFailed, "the channel is closed; nothing was sent"), token });
+        };
+        if payload.len() > PAYLOAD_BYTES_MAX {
+            let error = Error::new(
+                ErrorCode::PayloadTooLarge,
+                format!("a call of {} bytes is larger than {PAYLOAD_BYTES_MAX}; send it as a stream", payload.len()),
+            );
+            return Err(Unsent { error, token });
+        }
+        if state.calls_out.len() >= CALLS_MAX || self.lanes.queued_bytes() > BACKLOG_BYTES_MAX {
+            let error = Error::new(ErrorCode::Busy, format!("{} calls wait for this peer already; try again", state.calls_out.len()));
+            return Err(Unsent { error, token });
+        }
+        let stream = match with_stream.then(|| self.streams.open(channel)).transpose() {
+            Ok(stream) => stream,
+            Err(error) => return Err(Unsent { error, token }),
+        };
+        let call = state.next_free_call();
+        state.calls_out.insert(call, token);
+        let mut header = BytesMut::with_capacity(160);
+        head::put_call(&mut header, call, stream.map_or(0, |key| key.stream), head);
+        self.enqueue_large(Kind::Call, channel, header, payload);
+        Ok((call, stream))
+    }
+
+    /// Gives up a call; a late reply is ignored. Returns the token if the call was still unanswered.
+    pub fn forget_call(&mut self, channel: u16, call: u32) -> Option<T> {
+        let token = self.channels.get_mut(&channel)?.calls_out.remove(&call)?;
+        self.lanes.hot(Kind::Cancel, channel, Bytes::copy_from_slice(&call.to_be_bytes()));
+        Some(token)
+    }
+
+    /// Answers a call; false if it was answered before or its channel is closed.
+    pub fn reply(&mut self, channel: u16, call: u32, outcome: &Outcome) -> bool {
+        let Some(state) = self.channels.get_mut(&channel) else { return false };
+        if state.calls_in.remove(&call).is_none() {
+            return false;
+        }
+        let too_large;
+        let outcome = match outcome {
+            Ok(payload) if payload.len() > PAYLOAD_BYTES_MAX => {
+                let what = format!("the reply of {} bytes is larger than {PAYLOAD_BYTES_MAX}; use a stream", payload.len());
+                too_large = Err(Error::new(ErrorCode::PayloadTooLarge, what).after_sending());
+                &too_large
+            }
+            other => other,
+        };
+        let mut header = BytesMut::with_capacity(8);
+        head::put_reply(&mut header, call, outcome);
+        let empty = Bytes::new();
+        self.enqueue_large(Kind::Reply, channel, header, outcome.as_ref().unwrap_or(&empty));
+        true
+    }
+
+    /// Whether the caller of an unanswered call still waits.
+    pub fn caller_waits(&self, channel: u16, call: u32) -> bool {
+        self.channels.get(&channel).and_then(|state| state.calls_in.get(&call)) == Some(&Waiting::Yes)
+    }
+
+    /// Sends an entry of the journal.
+    pub fn event(&mut self, channel: u16, event: &EventHead, payload: &[u8]) {
+        let mut body = BytesMut::with_capacity(32 + payload.len());
+        head::put_event(&mut body, event);
+        body.put_slice(payload);
+        self.lanes.hot(Kind::Event, channel, body.freeze());
+    }
+
+    /// Sends a ping.
+    pub fn ping(&mut self, channel: u16, ping: &Ping) {
+        let mut body = BytesMut::with_capacity(28);
+        head::put_ping(&mut body, ping);
+        self.lanes.urgent(Kind::Ping, channel, &body);
+    }
+
+    /// Answers a ping.
+    pub fn pong(&mut self, channel: u16, pong: &Pong) {
+        let mut body = BytesMut::with_capacity(16);
+        head::put_pong(&mut body, pong);
+        self.lanes.urgent(Kind::Pong, channel, &body);
+    }
+
+    /// Sends a control message. Acknowledgements are urgent; what speaks of calls or events keeps its place among them.
+    pub fn message(&mut self, channel: u16, message: &Message) {
+        match message {
+            Message::EventAck(_) => self.lanes.urgent(message.kind(), channel, &message.encode()),
+            _ => self.lanes.hot(message.kind(), channel, message.encode()),
+        }
+    }
+
+    /// Tells the peer why the link ends.
+    pub fn fault(&mut self, fault: &Fault) {
+        self.lanes.urgent(Kind::Fault, LINK_CHANNEL, &message::encode(&FaultNotice { number: fault.number() }));
+    }
+
+    /// Offers bytes to a stream; returns how many were taken (0: wait for [`Incoming::Writable`]).
+    pub fn stream_write(&mut self, key: StreamKey, bytes: &[u8]) -> Result<usize, Error> {
+        self.streams.write(key, bytes, &mut self.lanes)
+    }
+
+    /// Ends our direction of a stream after what was written.
+    pub fn stream_finish(&mut self, key: StreamKey) {
+        self.streams.finish(key, &mut self.lanes);
+    }
+
+    /// Whether everything written to the stream has left towards the socket.
+    pub fn stream_flushed(&self, key: StreamKey) -> bool {
+        self.streams.flushed(key)
+    }
+
+    /// Takes what can be read from a stream.
+    pub fn stream_read(&mut self, key: StreamKey, bytes_max: usize) -> StreamRead {
+        self.streams.read(key, bytes_max, &mut self.lanes)
+    }
+
+    /// Ends a stream by an error, in both directions.
+    pub fn stream_reset(&mut self, key: StreamKey) {
+        self.streams.reset(key, &mut self.lanes);
+    }
+
+    /// Whether there is anything to send.
+    pub fn has_output(&self) -> bool {
+        self.lanes.has_output()
+    }
+
+    /// Moves the next frames, in the order of the lanes, to `out`, until it holds about `bytes_max`. Streams that may send again are appended to `writable`.
+    pub fn transmit(&mut self, out: &mut Outbox, bytes_max: usize, writable: &mut Vec<StreamKey>) {
+        self.lanes.transmit(out, bytes_max, |key, bytes| {
+            if self.streams.sent(key, bytes) {
+                writable.push(key);
+            }
+        });
+    }
+
+    /// Takes in one frame of the peer.
+    ///
+    /// # Errors
+    /// A [`Fault`]: the link must end.
+    pub fn handle_frame(&mut self, frame: Frame, out: &mut Vec<Incoming<T>>) -> Result<(), Fault> {
+        if !roles::may_send(self.peer_role, frame.kind) {
+            return Err(Fault::NotAllowed(frame.kind));
+        }
+        let queued_bytes = self.lanes.urgent_bytes();
+        if queued_bytes > lanes::URGENT_BYTES_MAX {
+            return Err(Fault::PeerNotReading { queued_bytes });
+        }
+        match frame.kind {
+            Kind::Fragment => match self.assembly.handle(frame)? {
+                Piece::Whole(whole) if roles::may_send(self.peer_role, whole.kind) => self.handle_whole(whole, out),
+                Piece::Whole(whole) => Err(Fault::NotAllowed(whole.kind)),
+                Piece::Refused { channel, mut first, error } => {
+                    // Only a call can be answered; a reply or anything else that large is told to whoever waits for it.
+                    if let Ok((call, _, _)) = head::take_call(&mut first) {
+                        self.reply_unaccepted(channel, call, &Err(error));
+                    }
+                    Ok(())
+                }
+                Piece::Incomplete => Ok(()),
+            },
+            _ => self.handle_whole(frame, out),
+        }
+    }
+
+    fn handle_whole(&mut self, frame: Frame, out: &mut Vec<Incoming<T>>) -> Result<(), Fault> {
+        let Frame { kind, channel, mut body } = frame;
+        match kind {
+            Kind::ChannelOpen => {
+                if self.channels.len() >= CHANNELS_MAX {
+                    return Err(Fault::TooManyChannels(CHANNELS_MAX));
+                }
+                let theirs = match self.side {
+                    Side::Dialler => channel.is_multiple_of(2),
+                    Side::Listener => !channel.is_multiple_of(2),
+                };
+                if !theirs || channel == LINK_CHANNEL || self.channels.contains_key(&channel) {
+                    return Err(Fault::IdInUse { channel, id: u32::from(channel) });
+                }
+                self.channels.insert(channel, Channel::new());
+                out.push(Incoming::ChannelOpened(channel));
+            }
+            Kind::ChannelClose => {
+                let Closed { reason } = message::decode(kind, &body)?;
+                if channel != LINK_CHANNEL && self.channels.contains_key(&channel) {
+                    let closed = self.drop_channel(channel, &reason);
+                    closed.report(&reason, out);
+                    out.push(Incoming::ChannelClosed { channel, reason });
+                }
+            }
+            Kind::Call => self.handle_call(channel, body, out)?,
+            Kind::Reply => {
+                let (call, outcome) = head::take_reply(&mut body)?;
+                // A reply after its timeout finds nobody: it is dropped.
+                if let Some(token) = self.channels.get_mut(&channel).and_then(|state| state.calls_out.remove(&call)) {
+                    out.push(Incoming::Reply { token, outcome });
+                }
+            }
+            Kind::Cancel => {
+                let call = head::take_u32(kind, &mut body)?;
+                if let Some(waiting) = self.channels.get_mut(&channel).and_then(|state| state.calls_in.get_mut(&call)) {
+                    *waiting = Waiting::Cancelled;
+                    out.push(Incoming::Cancelled { channel, call });
+                }
+            }
+            Kind::Event => {
+                let head = head::take_event(&mut body)?;
+                out.push(Incoming::Event { channel, head, payload: body });
+            }
+            Kind::Ping => out.push(Incoming::Ping { channel, ping: head::take_ping(&mut body)? }),
+            Kind::Pong => out.push(Incoming::Pong { channel, pong: head::take_pong(&mut body)? }),
+            Kind::StreamData | Kind::StreamCredit | Kind::StreamReset => self.streams.handle(kind, channel, body, out)?,
+            Kind::Fault => {
+                let FaultNotice { number } = message::decode(kind, &body)?;
+                out.push(Incoming::PeerFault(number));
+            }
+            _ => {
+                let message = Message::decode(kind, &body)?.ok_or(Fault::NotAllowed(kind))?;
+                out.push(Incoming::Message { channel, message });
+            }
+        }
+        Ok(())
+    }
+
+    fn handle_call(&mut self, channel: u16, mut body: Bytes, out: &mut Vec<Incoming<T>>) -> Result<(), Fault> {
+        let (call, stream, head) = head::take_call(&mut body)?;
+        let backlog = self.lanes.queued_bytes();
+        let Some(state) = self.channels.get_mut(&channel) else {
+            let error = Error::new(ErrorCode::ConnectionFailed, "the channel is closed; nothing was done");
+            self.reply_unaccepted(channel, call, &Err(error));
+            return Ok(());
+        };
+        if state.calls_in.len() >= CALLS_MAX || backlog > BACKLOG_BYTES_MAX {
+            let error = Error::new(ErrorCode::Busy, format!("{} calls are being answered on this channel; try again", state.calls_in.len()));
+            self.reply_unaccepted(channel, call, &Err(error));
+            return Ok(());
+        }
+        if state.calls_in.insert(call, Waiting::Yes).is_some() {
+            return Err(Fault::IdInUse { channel, id: call });
+        }
+        let stream = match stream {
+            0 => None,
+            stream => match self.streams.accept(channel, stream)? {
+                Some(key) => Some(key),
+                None => {
+                    let error = Error::new(ErrorCode::Busy, "too many streams on this link; try again");
+                    self.reply(channel, call, &Err(error));
+                    return Ok(());
+                }
+            },
+        };
+        out.push(Incoming::Call { channel, call, head, payload: body, stream });
+        Ok(())
+    }
+
+    fn reply_unaccepted(&mut self, channel: u16, call: u32, outcome: &Outcome) {
+        let mut body = BytesMut::new();
+        head::put_reply(&mut body, call, outcome);
+        self.lanes.hot(Kind::Reply, channel, body.freeze());
+    }
+
+    /// Ends the session: everything that waited comes back.
+    pub fn close(&mut self, reason: &Error) -> ClosedChannel<T> {
+        let mut all = ClosedChannel { tokens: Vec::new(), streams: Vec::new() };
+        while let Some((&channel, _)) = self.channels.first_key_value() {
+            let closed = self.drop_channel(channel, reason);
+            all.tokens.extend(closed.tokens);
+            all.streams.extend(closed.streams);
+        }
+        all
+    }
+
+    fn enqueue_large(&mut self, kind: Kind, channel: u16, mut header: BytesMut, payload: &Bytes) {
+        if header.len() + payload.len() <= BODY_BYTES_MAX {
+            // One copy into the frame is cheaper than a second piece for the socket, up to about a page.
+            if payload.len() <= 4096 {
+                header.put_slice(payload);
+                self.lanes.hot(kind, channel, header.freeze());
+            } else {
+                self.lanes.hot_parts(kind, channel, header.freeze(), payload.clone());
+            }
+        } else {
+            self.lanes.fragments(kind, channel, header.freeze(), payload.clone());
+        }
+    }
+}
+
+impl<T> Channel<T> {
+    fn next_free_call(&mut self) -> u32 {
+        // Bounded by CALLS_MAX calls in flight, so a free number is near.
+        while self.next_call == 0 || self.calls_out.contains_key(&self.next_call) {
+            self.next_call = self.next_call.wrapping_add(1);
+        }
+        let call = self.next_call;
+        self.next_call = self.next_call.wrapping_add(1);
+        call
+    }
+}
+
+/// What waited on a channel or link that ended.
+#[derive(Debug)]
+pub struct ClosedChannel<T> {
+    /// Of the unanswered calls.
+    pub tokens: Vec<T>,
+    /// Streams whose readers and writers must look again.
+    pub streams: Vec<StreamKey>,
+}
+
+impl<T> ClosedChannel<T> {
+    fn report(self, reason: &Error, out: &mut Vec<Incoming<T>>) {
+        let reason = reason.clone().after_sending();
+        out.extend(self.tokens.into_iter().map(|token| Incoming::Reply { token, outcome: Err(reason.clone()) }));
+        for key in self.streams {
+            out.push(Incoming::Readable(key));
+            out.push(Incoming::Writable(key));
+        }
+    }
+}
+
+#[doc(no_inline)]
+pub use frame::BYTES_MAX as FRAME_BYTES_MAX;

@@ -1,0 +1,282 @@
+//! Streams with credit.
+//!
+//! ```text
+//!   data:   u32 stream │ u8 flags (1 = end) │ bytes …
+//!   credit: u32 stream │ u32 bytes
+//!   reset:  u32 stream
+//! ```
+//!
+//! A sender never has more on the way than the receiver granted, a receiver grants more as its reader takes bytes. So a reader that stalls holds up its own
+//! stream and nothing else. Exceeding the credit ends the link.
+
+use std::collections::{HashMap, VecDeque};
+
+use bytes::{Buf, BufMut, Bytes, BytesMut};
+
+use super::super::frame::{BODY_BYTES_MAX, Fault, Kind};
+use super::super::head::take_u32;
+use super::lanes::Lanes;
+use super::{Incoming, Side};
+use crate::error::{Error, ErrorCode};
+
+/// Bytes that each side may send at first, and that a receiver keeps at most.
+pub const STREAM_WINDOW_BYTES: usize = 512 * 1024;
+/// Bytes of one stream that may wait in the lane.
+const QUEUED_BYTES_MAX: usize = 256 * 1024;
+/// Streams of one link, each direction of opening.
+const STREAMS_MAX: usize = 1024;
+/// Stream id and flags in front of the data.
+const DATA_HEAD_BYTES: usize = 5;
+const FLAG_END: u8 = 1;
+
+/// Names a stream of a link.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct StreamKey {
+    /// Its channel.
+    pub channel: u16,
+    /// Its id: odd if the dialler opened it.
+    pub stream: u32,
+}
+
+/// What reading a stream gives.
+#[derive(Clone, Debug, PartialEq)]
+pub enum StreamRead {
+    /// Some bytes.
+    Bytes(Bytes),
+    /// The peer has ended its direction.
+    End,
+    /// Nothing yet: wait for [`Incoming::Readable`].
+    Pending,
+    /// The stream was ended by an error.
+    Reset(Error),
+}
+
+#[derive(Default)]
+struct Stream {
+    // Sending.
+    credit: usize,
+    queued_bytes: usize,
+    finished: bool,
+    end_sent: bool,
+    writer_waits: bool,
+    // Receiving.
+    received: VecDeque<Bytes>,
+    granted: usize,
+    consumed: usize,
+    end_received: bool,
+    // Both.
+    failed: Option<Error>,
+}
+
+impl Stream {
+    fn new() -> Self {
+        Self { credit: STREAM_WINDOW_BYTES, granted: STREAM_WINDOW_BYTES, ..Self::default() }
+    }
+
+    fn both_ended(&self) -> bool {
+        self.end_sent && self.end_received && self.received.is_empty()
+    }
+}
+
+pub(super) struct Streams {
+    side: Side,
+    streams: HashMap<StreamKey, Stream>,
+    next: u32,
+}
+
+impl Streams {
+    pub(super) fn new(side: Side) -> Self {
+        let next = match side {
+            Side::Dialler => 1,
+            Side::Listener => 2,
+        };
+        Self { side, streams: HashMap::new(), next }
+    }
+
+    fn ours(&self, stream: u32) -> bool {
+        (stream % 2 == 1) == (self.side == Side::Dialler)
+    }
+
+    pub(super) fn open(&mut self, channel: u16) -> Result<StreamKey, Error> {
+        if self.streams.len() >= 2 * STREAMS_MAX {
+            return Err(Error::new(ErrorCode::Busy, format!("{} streams are open on this link; try again", self.streams.len())));
+        }
+        let mut key = StreamKey { channel, stream: self.next };
+        while key.stream == 0 || self.streams.contains_key(&key) {
+            key.stream = key.stream.wrapping_add(2);
+        }
+        self.next = key.stream.wrapping_add(2);
+        self.streams.insert(key, Stream::new());
+        Ok(key)
+    }
+
+    /// Takes in a stream that the peer opened; nothing if there is no room.
+    pub(super) fn accept(&mut self, channel: u16, stream: u32) -> Result<Option<StreamKey>, Fault> {
+        let key = StreamKey { channel, stream };
+        if self.ours(stream) || self.streams.contains_key(&key) {
+            return Err(Fault::IdInUse { channel, id: stream });
+        }
+        if self.streams.len() >= 2 * STREAMS_MAX {
+            return Ok(None);
+        }
+        self.streams.insert(key, Stream::new());
+        Ok(Some(key))
+    }
+
+    pub(super) fn write(&mut self, key: StreamKey, bytes: &[u8], lanes: &mut Lanes) -> Result<usize, Error> {
+        let stream = self.streams.get_mut(&key).ok_or_else(gone)?;
+        if let Some(error) = &stream.failed {
+            return Err(error.clone());
+        }
+        if stream.finished {
+            return Err(Error::new(ErrorCode::NotAllowed, "the stream was finished already"));
+        }
+        let room = QUEUED_BYTES_MAX.saturating_sub(stream.queued_bytes);
+        let count = bytes.len().min(stream.credit).min(room);
+        stream.writer_waits = count < bytes.len();
+        for chunk in bytes[..count].chunks(BODY_BYTES_MAX - DATA_HEAD_BYTES) {
+            lanes.stream(key, Kind::StreamData, data_head(key.stream, 0), Bytes::copy_from_slice(chunk));
+        }
+        stream.credit -= count;
+        stream.queued_bytes += count;
+        Ok(count)
+    }
+
+    pub(super) fn finish(&mut self, key: StreamKey, lanes: &mut Lanes) {
+        if let Some(stream) = self.streams.get_mut(&key)
+            && !stream.finished
+            && stream.failed.is_none()
+        {
+            stream.finished = true;
+            stream.end_sent = true;
+            lanes.stream(key, Kind::StreamData, data_head(key.stream, FLAG_END), Bytes::new());
+        }
+    }
+
+    pub(super) fn flushed(&self, key: StreamKey) -> bool {
+        self.streams.get(&key).is_none_or(|stream| stream.queued_bytes == 0 || stream.failed.is_some())
+    }
+
+    pub(super) fn read(&mut self, key: StreamKey, bytes_max: usize, lanes: &mut Lanes) -> StreamRead {
+        let Some(stream) = self.streams.get_mut(&key) else { return StreamRead::Reset(gone()) };
+        let Some(first) = stream.received.front_mut() else {
+            return match &stream.failed {
+                _ if stream.end_received => StreamRead::End,
+                Some(error) => StreamRead::Reset(error.clone()),
+                None => StreamRead::Pending,
+            };
+        };
+        let bytes = first.split_to(first.len().min(bytes_max));
+        if first.is_empty() {
+            stream.received.pop_front();
+        }
+        stream.consumed += bytes.len();
+        if stream.consumed >= STREAM_WINDOW_BYTES / 4 && !stream.end_received && stream.failed.is_none() {
+            let mut body = BytesMut::with_capacity(8);
+            body.put_u32(key.stream);
+            body.put_u32(stream.consumed as u32);
+            lanes.urgent(Kind::StreamCredit, key.channel, &body);
+            stream.granted += stream.consumed;
+            stream.consumed = 0;
+        }
+        StreamRead::Bytes(bytes)
+    }
+
+    /// Gives a stream up. What was finished still leaves; otherwise both directions end by an error.
+    pub(super) fn reset(&mut self, key: StreamKey, lanes: &mut Lanes) {
+        let Some(stream) = self.streams.get_mut(&key) else { return };
+        if stream.failed.is_some() || stream.both_ended() {
+            self.streams.remove(&key);
+            return;
+        }
+        let body = Bytes::copy_from_slice(&key.stream.to_be_bytes());
+        if stream.finished {
+            // Behind the data, so that it does not overtake what was finished.
+            if !stream.end_received {
+                lanes.stream(key, Kind::StreamReset, body, Bytes::new());
+            }
+        } else {
+            lanes.drop_stream(key);
+            lanes.stream(key, Kind::StreamReset, body, Bytes::new());
+        }
+        self.streams.remove(&key);
+    }
+
+    pub(super) fn reset_channel(&mut self, channel: u16, reason: &Error) -> Vec<StreamKey> {
+        let mut keys: Vec<StreamKey> = self.streams.keys().filter(|key| key.channel == channel).copied().collect();
+        keys.sort_unstable();
+        for key in &keys {
+            if let Some(stream) = self.streams.get_mut(key) {
+                stream.failed.get_or_insert_with(|| reason.clone());
+            }
+        }
+        keys
+    }
+
+    /// Data of the stream has left; true if its writer may look again.
+    pub(super) fn sent(&mut self, key: StreamKey, bytes: usize) -> bool {
+        let Some(stream) = self.streams.get_mut(&key) else { return false };
+        stream.queued_bytes -= bytes;
+        let waits = stream.writer_waits && stream.credit > 0;
+        stream.writer_waits &= !waits;
+        waits || stream.queued_bytes == 0
+    }
+
+    pub(super) fn handle<T>(&mut self, kind: Kind, channel: u16, mut body: Bytes, out: &mut Vec<Incoming<T>>) -> Result<(), Fault> {
+        let id = take_u32(kind, &mut body)?;
+        let key = StreamKey { channel, stream: id };
+        // A stream that we gave up is unknown: what is still on the way to it is dropped.
+        let Some(stream) = self.streams.get_mut(&key) else { return Ok(()) };
+        match kind {
+            Kind::StreamData => {
+                if body.is_empty() {
+                    return Err(Fault::malformed(kind, "it has no flags"));
+                }
+                let flags = body.get_u8();
+                if flags & !FLAG_END != 0 {
+                    return Err(Fault::malformed(kind, "it has unknown flags"));
+                }
+                if stream.end_received && !body.is_empty() {
+                    return Err(Fault::malformed(kind, "it comes after the end"));
+                }
+                if body.len() > stream.granted {
+                    return Err(Fault::CreditExceeded { channel, stream: id });
+                }
+                stream.granted -= body.len();
+                if !body.is_empty() && stream.failed.is_none() {
+                    stream.received.push_back(body);
+                }
+                stream.end_received |= flags & FLAG_END != 0;
+                out.push(Incoming::Readable(key));
+            }
+            Kind::StreamCredit => {
+                let bytes = take_u32(kind, &mut body)? as usize;
+                // More than a window at once was never consumed by anybody.
+                if bytes > STREAM_WINDOW_BYTES || stream.credit + bytes > STREAM_WINDOW_BYTES {
+                    return Err(Fault::CreditExceeded { channel, stream: id });
+                }
+                stream.credit += bytes;
+                if std::mem::take(&mut stream.writer_waits) {
+                    out.push(Incoming::Writable(key));
+                }
+            }
+            _ => {
+                stream.failed.get_or_insert_with(|| Error::new(ErrorCode::ConnectionFailed, "the other side ended the stream"));
+                out.push(Incoming::Readable(key));
+                out.push(Incoming::Writable(key));
+            }
+        }
+        Ok(())
+    }
+}
+
+fn data_head(stream: u32, flags: u8) -> Bytes {
+    let mut head = BytesMut::with_capacity(DATA_HEAD_BYTES);
+    head.put_u32(stream);
+    head.put_u8(flags);
+    head.freeze()
+}
+
+fn gone() -> Error {
+    Error::new(ErrorCode::ConnectionFailed, "the stream has ended")
+}

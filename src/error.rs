@@ -9,6 +9,8 @@ use std::fmt;
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
+use crate::types::Incarnation;
+
 /// Result of everything that ends in an [`Error`].
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
@@ -177,12 +179,14 @@ pub struct Error {
     message: String,
     #[serde(default)]
     effect: Effect,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    addressed: Option<Incarnation>,
 }
 
 impl Error {
     /// An error whose call had no effect.
     pub fn new(code: ErrorCode, message: impl Into<String>) -> Self {
-        Self { code, message: message.into(), effect: Effect::None }
+        Self { code, message: message.into(), effect: Effect::None, addressed: None }
     }
 
     /// An error with a name of a job class.
@@ -194,6 +198,17 @@ impl Error {
     pub fn after_sending(mut self) -> Self {
         self.effect = Effect::Possible;
         self
+    }
+
+    /// The same error of a call that was sent to this incarnation of a worker.
+    pub fn addressed_to(mut self, incarnation: Incarnation) -> Self {
+        self.addressed = Some(incarnation);
+        self
+    }
+
+    /// The incarnation of the worker that the call was first sent to; a retry must reach the same one.
+    pub fn addressed(&self) -> Option<Incarnation> {
+        self.addressed
     }
 
     /// The same error with words in front that say what was tried.

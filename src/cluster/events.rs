@@ -1,0 +1,183 @@
+//! Live events: a bounded queue between whoever produces them and whoever reads.
+//!
+//! A producer never waits. When the queue is full, what comes is counted per worker and class and told as a gap as soon as there is room again. Between
+//! processes the records travel on the stream of a call, each as `u32` length and named MessagePack; the stream's credit is their back-pressure.
+
+use std::collections::BTreeMap;
+use std::io;
+
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::sync::mpsc;
+
+use super::operation::{EventBody, EventFilter, EventRecord};
+use crate::connection::ByteStream;
+use crate::error::{Error, ErrorCode, Result};
+use crate::proto::message::BuiltinEvent;
+use crate::types::{ClassName, Incarnation, NodeId};
+
+/// Events that wait for one subscriber.
+pub const EVENTS_QUEUED_MAX: usize = 4096;
+/// Workers and classes whose losses are counted for one subscriber; beyond it a loss is told without its numbers.
+const GAPS_MAX: usize = 4096;
+/// One record on a stream.
+const RECORD_BYTES_MAX: usize = 128 * 1024;
+
+/// The reading end. Dropping it ends the subscription.
+#[derive(Debug)]
+pub struct EventStream {
+    receiver: mpsc::Receiver<Result<EventRecord>>,
+}
+
+impl EventStream {
+    /// The next event; none when the subscription has ended.
+    ///
+    /// # Errors
+    /// The reason why no more events come, as the last item.
+    pub async fn next(&mut self) -> Option<Result<EventRecord>> {
+        self.receiver.recv().await
+    }
+}
+
+/// The producing end.
+#[derive(Debug)]
+pub struct EventSink {
+    filter: EventFilter,
+    sender: mpsc::Sender<Result<EventRecord>>,
+    gaps: BTreeMap<(NodeId, Incarnation, ClassName), (u64, u64, u64)>,
+}
+
+/// A queue for the events that a filter wants.
+pub fn event_queue(filter: EventFilter) -> (EventSink, EventStream) {
+    let (sender, receiver) = mpsc::channel(EVENTS_QUEUED_MAX);
+    (EventSink { filter, sender, gaps: BTreeMap::new() }, EventStream { receiver })
+}
+
+impl EventSink {
+    /// Offers an event without waiting; false if nobody reads any more.
+    pub fn offer(&mut self, record: &EventRecord) -> bool {
+        if self.sender.is_closed() {
+            return false;
+        }
+        if !self.filter.wants(record) {
+            return true;
+        }
+        self.tell_gaps();
+        if !self.gaps.is_empty() || self.sender.try_send(Ok(record.clone())).is_err() {
+            let key = (record.node.clone(), record.incarnation, record.class.clone());
+            if self.gaps.len() < GAPS_MAX || self.gaps.contains_key(&key) {
+                let gap = self.gaps.entry(key).or_insert((record.seq, record.seq, record.time_ms));
+                gap.1 = record.seq;
+            }
+        }
+        true
+    }
+
+    /// Ends the subscription with a reason.
+    pub fn fail(self, error: Error) {
+        // A full queue is read to its end first; its reader then finds it closed.
+        let _ = self.sender.try_send(Err(error));
+    }
+
+    fn tell_gaps(&mut self) {
+        while let Some(entry) = self.gaps.first_entry() {
+            let (node, incarnation, class) = entry.key().clone();
+            let &(from, to, time_ms) = entry.get();
+            let event = EventBody::Nkcluster(BuiltinEvent::Gap { from, to });
+            if self.sender.try_send(Ok(EventRecord { node, incarnation, class, seq: to, time_ms, event })).is_err() {
+                return;
+            }
+            entry.remove();
+        }
+    }
+}
+
+/// Writes the events of a queue to a stream until either ends.
+pub async fn write_events(mut events: EventStream, mut stream: ByteStream) -> io::Result<()> {
+    let mut probe = [0; 1];
+    let (mut reader, mut writer) = tokio::io::split(&mut stream);
+    loop {
+        let next = tokio::select! {
+            next = events.next() => next,
+            // The subscriber sends nothing: an answer here is its end.
+            _ = reader.read(&mut probe) => return Ok(()),
+        };
+        match next {
+            Some(Ok(record)) => {
+                let body = rmp_serde::to_vec_named(&record).map_err(io::Error::other)?;
+                let length = u32::try_from(body.len()).map_err(io::Error::other)?;
+                writer.write_u32(length).await?;
+                writer.write_all(&body).await?;
+            }
+            Some(Err(_)) | None => return writer.shutdown().await,
+        }
+    }
+}
+
+/// Reads events from a stream into a queue, in a task of its own that ends with either.
+pub fn read_events(mut stream: ByteStream) -> EventStream {
+    let (sender, receiver) = mpsc::channel(64);
+    tokio::spawn(async move {
+        loop {
+            let record = tokio::select! {
+                record = read_record(&mut stream) => record,
+                () = sender.closed() => return,
+            };
+            let ended = record.is_err();
+            if sender.send(record).await.is_err() || ended {
+                return;
+            }
+        }
+    });
+    EventStream { receiver }
+}
+
+async fn read_record(stream: &mut ByteStream) -> Result<EventRecord> {
+    let failed = |error: io::Error| Error::new(ErrorCode::ConnectionFailed, format!("no more events come: {error}"));
+    let length = stream.read_u32().await.map_err(failed)? as usize;
+    if length > RECORD_BYTES_MAX {
+        return Err(Error::new(ErrorCode::ProtocolError, format!("an event of {length} bytes is larger than {RECORD_BYTES_MAX}")));
+    }
+    let mut body = vec![0; length];
+    stream.read_exact(&mut body).await.map_err(failed)?;
+    rmp_serde::from_slice(&body).map_err(|error| Error::new(ErrorCode::ProtocolError, format!("an event cannot be read: {error}")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::types::Payload;
+
+    fn record(seq: u64) -> EventRecord {
+        EventRecord {
+            node: NodeId::new("w1").expect("valid"),
+            incarnation: Incarnation::default(),
+            class: ClassName::new("core").expect("valid"),
+            seq,
+            time_ms: 0,
+            event: EventBody::Class(Payload::nil()),
+        }
+    }
+
+    #[tokio::test]
+    async fn a_slow_subscriber_is_told_what_it_missed() {
+        let (mut sink, mut stream) = event_queue(EventFilter::default());
+        let full = EVENTS_QUEUED_MAX as u64;
+        for seq in 1..=full + 10 {
+            assert!(sink.offer(&record(seq)));
+        }
+        for seq in 1..=full {
+            assert_eq!(stream.next().await, Some(Ok(record(seq))));
+        }
+        sink.offer(&record(full + 11));
+        let gap = stream.next().await.expect("open").expect("no error");
+        assert_eq!(gap.event, EventBody::Nkcluster(BuiltinEvent::Gap { from: full + 1, to: full + 10 }));
+        assert_eq!(stream.next().await, Some(Ok(record(full + 11))));
+    }
+
+    #[tokio::test]
+    async fn dropping_the_stream_ends_the_subscription() {
+        let (mut sink, stream) = event_queue(EventFilter::default());
+        drop(stream);
+        assert!(!sink.offer(&record(1)));
+    }
+}

@@ -1,0 +1,129 @@
+//! What runs a task: a future, or a ractor actor under a supervisor of its own.
+
+use std::fmt;
+
+use ractor::{Actor, ActorCell, ActorProcessingErr, ActorRef, SupervisionEvent};
+use tokio::sync::oneshot;
+
+use crate::cluster::BoxFuture;
+use crate::error::{Error, ErrorCode, Result};
+
+/// What runs a task until its end.
+pub struct TaskRun {
+    pub(super) kind: Kind,
+}
+
+pub(super) enum Kind {
+    Future(BoxFuture<'static, Result<()>>),
+    Actor { cell: ActorCell, ended: oneshot::Receiver<ActorEnd> },
+}
+
+/// How an actor ended.
+pub(super) enum ActorEnd {
+    Normal,
+    Killed,
+    Failed(String),
+}
+
+impl fmt::Debug for TaskRun {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("TaskRun").finish_non_exhaustive()
+    }
+}
+
+impl TaskRun {
+    /// A future; an error is the reason of the task's end.
+    pub fn future(future: impl Future<Output = Result<()>> + Send + 'static) -> Self {
+        Self { kind: Kind::Future(Box::pin(future)) }
+    }
+
+    /// Starts an actor under a supervisor of its own. The task ends with the actor; stopping the task kills it.
+    ///
+    /// # Errors
+    /// `class_error` if `pre_start` of the actor failed.
+    pub async fn actor<A: Actor>(actor: A, arguments: A::Arguments) -> Result<(ActorRef<A::Msg>, Self)> {
+        let (told, ended) = oneshot::channel();
+        let failed = |error| Error::new(ErrorCode::ClassError, format!("the task's actor did not start: {error}"));
+        let (supervisor, _) = Actor::spawn(None, Supervisor, told).await.map_err(failed)?;
+        match Actor::spawn_linked(None, actor, arguments, supervisor.get_cell()).await {
+            Ok((actor, _)) => {
+                let cell = actor.get_cell();
+                Ok((actor, Self { kind: Kind::Actor { cell, ended } }))
+            }
+            Err(error) => {
+                supervisor.stop(None);
+                Err(failed(error))
+            }
+        }
+    }
+}
+
+/// Tells how its one child ended, and ends with it.
+struct Supervisor;
+
+impl Actor for Supervisor {
+    type Msg = ();
+    type State = Option<oneshot::Sender<ActorEnd>>;
+    type Arguments = oneshot::Sender<ActorEnd>;
+
+    async fn pre_start(&self, _: ActorRef<()>, told: Self::Arguments) -> Result<Self::State, ActorProcessingErr> {
+        Ok(Some(told))
+    }
+
+    async fn handle_supervisor_evt(&self, myself: ActorRef<()>, event: SupervisionEvent, state: &mut Self::State) -> Result<(), ActorProcessingErr> {
+        let end = match event {
+            SupervisionEvent::ActorTerminated(_, _, Some(reason)) if reason == "killed" => ActorEnd::Killed,
+            SupervisionEvent::ActorTerminated(..) => ActorEnd::Normal,
+            SupervisionEvent::ActorFailed(_, error) => ActorEnd::Failed(error.to_string()),
+            _ => return Ok(()),
+        };
+        if let Some(told) = state.take() {
+            // The executor may have gone already, at the end of the process.
+            let _ = told.send(end);
+        }
+        myself.stop(None);
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    struct Fails;
+
+    impl Actor for Fails {
+        type Msg = bool;
+        type State = ();
+        type Arguments = ();
+
+        async fn pre_start(&self, _: ActorRef<bool>, (): ()) -> Result<(), ActorProcessingErr> {
+            Ok(())
+        }
+
+        async fn handle(&self, myself: ActorRef<bool>, fail: bool, (): &mut ()) -> Result<(), ActorProcessingErr> {
+            if fail {
+                return Err("as told".into());
+            }
+            myself.stop(None);
+            Ok(())
+        }
+    }
+
+    async fn end_of(act: impl FnOnce(&ActorRef<bool>)) -> ActorEnd {
+        let (actor, run) = TaskRun::actor(Fails, ()).await.expect("starts");
+        act(&actor);
+        match run.kind {
+            Kind::Actor { ended, .. } => ended.await.expect("the supervisor tells the end"),
+            Kind::Future(_) => unreachable!("it is an actor"),
+        }
+    }
+
+    #[tokio::test]
+    async fn the_end_of_an_actor_has_its_reason() {
+        let failed = end_of(|actor| actor.cast(true).expect("alive")).await;
+        assert!(matches!(failed, ActorEnd::Failed(reason) if reason.contains("as told")));
+        assert!(matches!(end_of(|actor| actor.cast(false).expect("alive")).await, ActorEnd::Normal));
+        assert!(matches!(end_of(|actor| actor.kill()).await, ActorEnd::Killed));
+    }
+}

@@ -108,8 +108,7 @@ mod tests {
         for value in [5, 1, 3, 11] {
             latency.record(ms(value));
         }
-        let summary =
-            LatencySummary { samples: 4, mean: ms(5), min: ms(1), p50: ms(3), p99: ms(11), max: ms(11) };
+        let summary = LatencySummary { samples: 4, mean: ms(5), min: ms(1), p50: ms(3), p99: ms(11), max: ms(11) };
         assert_eq!(latency.summary(), Some(summary));
     }
 

@@ -29,9 +29,7 @@ impl fmt::Display for CallIdentity {
 
 /// Claim of a control node to a worker. The higher one wins: first the size of the view, then the
 /// hash, so that of two nodes with equal views always the same one gives way.
-#[derive(
-    Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize,
-)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct Rank {
     /// Number of control nodes that the owner sees, itself included.
     pub view: u32,

@@ -148,12 +148,7 @@ impl Adoption {
     }
 
     /// Judges a request. `fresh_ticket` becomes the holder's ticket if the request is granted.
-    pub fn adopt(
-        &mut self,
-        request: AdoptRequest,
-        fresh_ticket: Ticket,
-        now: Instant,
-    ) -> AdoptAnswer {
+    pub fn adopt(&mut self, request: AdoptRequest, fresh_ticket: Ticket, now: Instant) -> AdoptAnswer {
         if let Some(reason) = self.objection(&request, now) {
             let holder = self.holder.as_ref().map(|holder| holder.owner.clone());
             return AdoptAnswer::Refused { term: self.term, holder, reason };
@@ -185,12 +180,8 @@ impl Adoption {
             return Some(RefusedReason::OtherTerm);
         }
         let holder = self.holder.as_ref()?;
-        let same_owner = holder.owner == request.owner
-            && holder.owner_incarnation == request.owner_incarnation;
-        let granted = self.silent(now)
-            || same_owner
-            || request.ticket == Some(holder.ticket)
-            || request.rank > holder.rank;
+        let same_owner = holder.owner == request.owner && holder.owner_incarnation == request.owner_incarnation;
+        let granted = self.silent(now) || same_owner || request.ticket == Some(holder.ticket) || request.rank > holder.rank;
         (!granted).then_some(RefusedReason::Held)
     }
 
@@ -217,10 +208,7 @@ impl Adoption {
     pub fn check(&self, channel: ChannelKey) -> Standing {
         match &self.holder {
             Some(holder) if holder.channel == channel => Standing::Current,
-            holder => Standing::Fenced {
-                term: self.term,
-                holder: holder.as_ref().map(|holder| holder.owner.clone()),
-            },
+            holder => Standing::Fenced { term: self.term, holder: holder.as_ref().map(|holder| holder.owner.clone()) },
         }
     }
 
@@ -241,9 +229,7 @@ impl Adoption {
 
     /// `true` if no holder has been heard for 2 × `ping_time`, or there is none.
     pub fn silent(&self, now: Instant) -> bool {
-        self.holder.as_ref().is_none_or(|holder| {
-            now.saturating_duration_since(holder.heard) >= self.silence_max
-        })
+        self.holder.as_ref().is_none_or(|holder| now.saturating_duration_since(holder.heard) >= self.silence_max)
     }
 
     /// When [`handle_timeout`](Self::handle_timeout) has something to say: `None` while nobody

@@ -197,7 +197,7 @@ impl Journal {
     fn drop_one(&mut self) -> bool {
         let heaviest = self.classes.values_mut().max_by_key(|log| log.ordinary_bytes);
         if let Some(log) = heaviest
-            && let Some(seq) = log.ordinary.pop_first()
+            && let Some(seq) = log.ordinary.first().copied()
         {
             self.bytes -= log.replace_by_gap(seq);
             return true;

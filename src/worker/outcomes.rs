@@ -257,15 +257,7 @@ impl Outcomes {
 
 impl Edge {
     fn new(doubtful_until: Option<Instant>, remembered_until: Instant) -> Self {
-        Self {
-            calls: BTreeMap::new(),
-            running: 0,
-            numbers: BTreeMap::new(),
-            floor: 0,
-            doubtful_until,
-            last_used: 0,
-            remembered_until,
-        }
+        Self { calls: BTreeMap::new(), running: 0, numbers: BTreeMap::new(), floor: 0, doubtful_until, last_used: 0, remembered_until }
     }
 
     fn look_up(&self, number: u64, retry: bool, now: Instant) -> Begin {

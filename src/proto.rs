@@ -3,6 +3,7 @@
 //! | module | holds |
 //! |---|---|
 //! | [`auth`] | keys, transcript, the four messages of the handshake and their two machines |
+//! | [`entry`] | what an entry of a worker's journal is about |
 //! | [`frame`] | frame header, kinds, incremental decoder, faults |
 //! | [`head`] | fixed headers of the hot kinds: call, reply, event, ping |
 //! | [`identity`] | the identity of a call, kept over retries |
@@ -13,6 +14,7 @@
 //! Layout, limits and versions are written down in the chapter [protocol](crate::docs::protocol).
 
 pub mod auth;
+pub mod entry;
 pub mod frame;
 pub mod head;
 pub mod identity;

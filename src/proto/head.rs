@@ -7,6 +7,7 @@ use bytes::{Buf, BufMut, Bytes, BytesMut};
 
 use super::frame::{Fault, Kind};
 use super::identity::CallIdentity;
+pub use super::identity::Rank;
 use crate::error::{Error, ErrorCode};
 use crate::types::{ClassName, Incarnation, NodeId, TaskId};
 
@@ -220,15 +221,6 @@ pub fn take_event(body: &mut Bytes) -> Result<EventHead, Fault> {
     };
     let class = reader.name(ClassName::new)?.ok_or(Fault::malformed(kind, "it has no class"))?;
     Ok(EventHead { seq, time_ms, kind: event_kind, class })
-}
-
-/// How strong the claim of an owner is; compared in this order.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord, serde::Serialize, serde::Deserialize)]
-pub struct Rank {
-    /// Control nodes that the owner sees, itself included.
-    pub view: u32,
-    /// Hash of owner and partition.
-    pub hash: u64,
 }
 
 /// Body of a ping.

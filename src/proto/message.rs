@@ -5,7 +5,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use super::frame::{BODY_BYTES_MAX, Fault, Kind};
-use super::head::Rank;
+use super::identity::{Rank, Ticket};
 use crate::error::Error;
 use crate::types::{ClassName, Incarnation, Meta, NodeId, NodeStats, NodeStatus, NodeUri, TaskId};
 
@@ -13,9 +13,6 @@ use crate::types::{ClassName, Incarnation, Meta, NodeId, NodeStats, NodeStatus, 
 const DEPTH_MAX: usize = 32;
 /// Tasks that one [`Resync`] names; the rest follows in further ones.
 pub const RESYNC_TASKS_MAX: usize = 256;
-
-/// A ticket: what only the present holder of a worker and its successor know.
-pub type Ticket = [u8; 16];
 
 /// A worker describes itself, in its first trusted frame and whenever asked.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -74,7 +71,7 @@ pub struct Adopt {
     /// How strong its claim is.
     pub rank: Rank,
     /// Passed on by the present holder in a hand-over.
-    #[serde(default, with = "serde_bytes")]
+    #[serde(default)]
     pub ticket: Option<Ticket>,
 }
 
@@ -87,7 +84,6 @@ pub enum Adopted {
         /// The new term.
         term: u64,
         /// Lets a hand-over name its successor.
-        #[serde(with = "serde_bytes")]
         ticket: Ticket,
     },
     /// Another holder stays.
@@ -281,7 +277,7 @@ mod tests {
             owner: NodeId::new("c1").expect("valid"),
             owner_incarnation: Incarnation::from_bytes([5; 16]),
             rank: Rank { view: 1, hash: 2 },
-            ticket: Some([6; 16]),
+            ticket: Some(Ticket::from_bytes([6; 16])),
         }
     }
 
@@ -289,7 +285,7 @@ mod tests {
     fn messages_return_from_their_bytes() {
         let messages = [
             Message::Adopt(adopt()),
-            Message::Adopted(Adopted::Granted { term: 5, ticket: [7; 16] }),
+            Message::Adopted(Adopted::Granted { term: 5, ticket: Ticket::from_bytes([7; 16]) }),
             Message::GoAway(GoAway { reason: Error::new(ErrorCode::ShuttingDown, "bye"), reconnect_after_ms: Some(50) }),
             Message::EventAck(EventAck { class: ClassName::new("core").expect("valid"), seq: 9 }),
         ];

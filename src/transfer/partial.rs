@@ -194,17 +194,29 @@ fn open_locked(place: &Place, name: &str) -> Result<File> {
             }
             Err(errno) => return Err(failed(errno)),
         }
-        let found = file.metadata().map_err(|error| writing(error, &place.shown))?;
-        match found.nlink() {
-            1 if found.is_file() => return Ok(file),
-            // The earlier attempt put it in place, or removed it, before we had the lock.
-            0 => {}
-            _ => remove(place.directory.as_fd(), name).map_err(failed)?,
+        // Without the lock the earlier attempt may have put it in place, or removed it: then it is not ours to write to.
+        if !still_named(place.directory.as_fd(), name, &file).map_err(failed)? {
+            continue;
         }
-        // The name may now belong to another file: only a locked file that still has it is ours.
+        let found = file.metadata().map_err(|error| writing(error, &place.shown))?;
+        if found.is_file() && found.nlink() == 1 {
+            return Ok(file);
+        }
+        // Another name of the same file, or a pipe, that somebody put there.
+        remove(place.directory.as_fd(), name).map_err(failed)?;
     }
     let text = format!("cannot write {:?}: its temporary changes all the time", place.shown);
     Err(Error::new(ErrorCode::Busy, text))
+}
+
+/// Whether the name leads to this very file.
+fn still_named(directory: BorrowedFd<'_>, name: &str, file: impl AsFd) -> Result<bool, Errno> {
+    let here = rustix::fs::fstat(file)?;
+    match rustix::fs::statat(directory, name, AtFlags::SYMLINK_NOFOLLOW) {
+        Ok(named) => Ok((named.st_dev, named.st_ino) == (here.st_dev, here.st_ino)),
+        Err(Errno::NOENT) => Ok(false),
+        Err(errno) => Err(errno),
+    }
 }
 
 fn remove(directory: BorrowedFd<'_>, name: &str) -> Result<(), Errno> {
@@ -236,6 +248,9 @@ fn remove_if_stale(directory: BorrowedFd<'_>, name: &str, now: SystemTime) -> Re
     let file = rustix::fs::openat(directory, name, flags, Mode::empty())?;
     // Under the lock, since an attempt may just be about to resume it.
     rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive)?;
+    if !still_named(directory, name, &file)? {
+        return Ok(false);
+    }
     let seconds = rustix::fs::fstat(&file)?.st_mtime;
     let modified = u64::try_from(seconds).map_or(UNIX_EPOCH, |s| UNIX_EPOCH + Duration::from_secs(s));
     // A time in the future is a clock that was set back; it must not live for ever either.
@@ -245,4 +260,92 @@ fn remove_if_stale(directory: BorrowedFd<'_>, name: &str, now: SystemTime) -> Re
     }
     remove(directory, name)?;
     Ok(true)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::os::unix::fs::symlink;
+    use std::path::{Path, PathBuf};
+
+    use tempfile::TempDir;
+
+    use super::*;
+
+    const ID: TransferId = TransferId(1);
+
+    fn place(directory: &Path) -> Place {
+        Place::local(&directory.join("file")).expect("a place")
+    }
+
+    fn temporary(directory: &Path) -> PathBuf {
+        directory.join(partial_name(&place(directory), ID))
+    }
+
+    fn open(directory: &Path) -> Result<Partial> {
+        Partial::open(place(directory), ID).map_err(|(_, error)| error)
+    }
+
+    #[test]
+    fn file_that_lost_its_name_before_the_lock_is_not_written_to() {
+        let dir = TempDir::new().expect("a directory");
+        let place = place(dir.path());
+        let name = partial_name(&place, ID);
+        fs::write(temporary(dir.path()), "whole").expect("written");
+        let earlier = File::open(temporary(dir.path())).expect("open");
+        let named = || still_named(place.directory.as_fd(), &name, &earlier).expect("known");
+        assert!(named());
+
+        fs::rename(temporary(dir.path()), dir.path().join("file")).expect("renamed");
+        assert!(!named());
+        fs::write(temporary(dir.path()), "new").expect("written");
+        assert!(!named());
+    }
+
+    #[test]
+    fn links_and_other_things_under_the_temporary_name_are_replaced() {
+        let dir = TempDir::new().expect("a directory");
+        let victim = dir.path().join("victim");
+        fs::write(&victim, "victim").expect("written");
+        let name = temporary(dir.path());
+        let traps: [&dyn Fn(); 3] =
+            [&|| symlink("victim", &name).expect("linked"), &|| fs::hard_link(&victim, &name).expect("linked"), &|| {
+                fs::create_dir(&name).expect("made")
+            }];
+        for trap in traps {
+            trap();
+            let mut partial = open(dir.path()).expect("opened");
+            partial.prefix(100).expect("read");
+            assert_eq!(partial.offset(), 0);
+            partial.begin_at(0).expect("empty");
+            partial.write(b"mine").expect("written");
+            assert_eq!(fs::read(&name).expect("there"), b"mine");
+            partial.discard();
+            assert!(!name.exists());
+        }
+        assert_eq!(fs::read(&victim).expect("there"), b"victim");
+    }
+
+    #[test]
+    fn one_holder_at_a_time() {
+        let dir = TempDir::new().expect("a directory");
+        let first = open(dir.path()).expect("opened");
+        let Err(error) = open(dir.path()) else { panic!("opened twice") };
+        assert_eq!(error.code(), &ErrorCode::Busy);
+        drop(first);
+        open(dir.path()).expect("opened");
+    }
+
+    #[test]
+    fn content_that_is_longer_than_the_file_is_not_resumed() {
+        let dir = TempDir::new().expect("a directory");
+        fs::write(temporary(dir.path()), "0123456789").expect("written");
+        let mut partial = open(dir.path()).expect("opened");
+        partial.prefix(9).expect("read");
+        assert_eq!((partial.offset(), partial.checksum()), (0, Checksum::of(b"")));
+        partial.prefix(10).expect("read");
+        assert_eq!((partial.offset(), partial.checksum()), (10, Checksum::of(b"0123456789")));
+        partial.begin_at(0).expect("empty");
+        assert_eq!(fs::read(temporary(dir.path())).expect("there"), b"");
+    }
 }

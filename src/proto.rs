@@ -1,1 +1,3 @@
 //! See the chapter in `src/docs`.
+
+pub mod auth;

@@ -53,6 +53,8 @@ codes! {
     AlreadyStarted = "already_started",
     /// The peer or the node has no room for another call now; nothing was done, try again.
     Busy = "busy",
+    /// An address to listen on cannot be had.
+    CannotBind = "cannot_bind",
     /// The content that arrived is not the content that was sent.
     ChecksumMismatch = "checksum_mismatch",
     /// A job class refused, without a name of its own.

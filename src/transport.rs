@@ -1,1 +1,113 @@
-//! See the chapter in `src/docs`.
+//! Byte streams between nodes, whatever carries them.
+//!
+//! A [`Wire`] is an open stream with the facts that the handshake and the log need: which transport, who is at the other end, the exporter of its TLS
+//! connection. [`resolve`] turns a URL into the addresses behind it, [`connect`] opens one of them, [`Listener`] hands out what arrives. No part of this
+//! layer looks into messages or decides about trust.
+//!
+//! | module | carries links over |
+//! |---|---|
+//! | `tcp` | plain TCP |
+//! | `tls` | TLS 1.3 (or 1.2 with extended master secret) over TCP; [`certificate`] has the files |
+//! | [`memory`] | a simulated network within the process, whose links can be cut, frozen and delayed |
+//!
+//! A listener never waits for a peer: [`Listener::accept`] returns as soon as TCP has a connection, and the TLS handshake happens in
+//! [`Incoming::into_wire`], in the task of that connection and under its limit of time.
+
+pub mod certificate;
+mod listener;
+pub mod memory;
+mod target;
+mod tcp;
+#[cfg(test)]
+mod tests;
+mod tls;
+mod verify;
+mod wire;
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use crate::error::{Error, ErrorCode};
+use crate::types::{Secret, TlsVerify, TlsVersion, Transport, UriOptions};
+
+pub use listener::{Incoming, Listener};
+pub use memory::{MemoryNet, MemoryNode};
+pub use target::{Target, connect, dial, resolve};
+pub use wire::{CertificateCheck, ReadHalf, Stream, Wire, WireFacts, WriteHalf};
+
+/// Time to open a connection, unless the configuration says otherwise.
+pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// What a dialler brings along beside the URL.
+#[derive(Clone, Debug)]
+pub struct DialOptions {
+    /// Most time for DNS and for each connection; `connect_timeout` of the URL has precedence.
+    pub connect_timeout: Duration,
+    /// TLS as configured for the node; the options of the URL have precedence.
+    pub tls: TlsOptions,
+    /// The simulated network and the own name in it, if there is one.
+    pub memory: Option<MemoryNode>,
+}
+
+impl Default for DialOptions {
+    fn default() -> Self {
+        Self { connect_timeout: CONNECT_TIMEOUT, tls: TlsOptions::default(), memory: None }
+    }
+}
+
+/// What a listener brings along beside the URL.
+#[derive(Clone, Debug, Default)]
+pub struct ListenOptions {
+    /// TLS as configured for the node; the options of the URL have precedence.
+    pub tls: TlsOptions,
+    /// Where the node keeps its own certificate; without it, and without `tls_certfile`, each start makes a new one.
+    pub state_dir: Option<PathBuf>,
+    /// The simulated network, if there is one.
+    pub memory: Option<MemoryNet>,
+}
+
+/// The `tls_*` options.
+#[derive(Clone, Debug, Default)]
+pub struct TlsOptions {
+    /// `tls_certfile`: own certificate chain, PEM. A listener without it uses its own self-signed one, a dialler shows none.
+    pub certfile: Option<PathBuf>,
+    /// `tls_keyfile`: own private key, PEM; if missing, it is looked for in `certfile`.
+    pub keyfile: Option<PathBuf>,
+    /// `tls_password`: of an encrypted private key (PKCS#8).
+    pub password: Option<Secret>,
+    /// `tls_cacertfile`: the certificates that we trust, PEM.
+    pub cacertfile: Option<PathBuf>,
+    /// `tls_verify`: how the certificate of the other side is checked. A listener that verifies asks for client certificates.
+    pub verify: TlsVerify,
+    /// `tls_depth`: most intermediate certificates; no limit of ours if `None`.
+    pub depth: Option<u8>,
+    /// `tls_versions`: empty means both 1.3 and 1.2.
+    pub versions: Vec<TlsVersion>,
+}
+
+impl TlsOptions {
+    /// These options with those of a URL in front.
+    #[must_use]
+    pub fn for_uri(&self, uri: &UriOptions) -> Self {
+        // Certificate, key and password belong together: a URL that names its own certificate does not get the node's key.
+        let own = uri.tls_certfile.is_some();
+        let or_node = |own_value: &Option<PathBuf>, value: &Option<PathBuf>| match own_value {
+            Some(path) => Some(path.clone()),
+            None if own => None,
+            None => value.clone(),
+        };
+        Self {
+            certfile: or_node(&uri.tls_certfile, &self.certfile),
+            keyfile: or_node(&uri.tls_keyfile, &self.keyfile),
+            password: uri.tls_password.clone().or_else(|| self.password.clone()),
+            cacertfile: uri.tls_cacertfile.clone().or_else(|| self.cacertfile.clone()),
+            verify: uri.tls_verify.unwrap_or(self.verify),
+            depth: uri.tls_depth.or(self.depth),
+            versions: uri.tls_versions.clone().unwrap_or_else(|| self.versions.clone()),
+        }
+    }
+}
+
+fn unsupported(transport: Transport) -> Error {
+    Error::new(ErrorCode::UnsupportedTransport, format!("transport {transport} is not available in this version; use tcp or tls"))
+}

@@ -1,0 +1,152 @@
+//! From a URL to an open wire.
+
+use std::fmt;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::time::Duration;
+
+use rand::seq::SliceRandom;
+use tokio::time::timeout;
+
+use crate::error::{Error, ErrorCode, Result};
+use crate::transport::memory::memory_name;
+use crate::transport::{DialOptions, Wire, tcp, tls, unsupported};
+use crate::types::{Host, NodeUri, Transport};
+
+/// Most addresses of one name that are tried.
+const ADDRESSES_MAX: usize = 32;
+
+/// One address behind a URL.
+#[derive(Clone, Debug)]
+pub struct Target {
+    /// The URL that led here.
+    pub uri: NodeUri,
+    /// Its transport.
+    pub transport: Transport,
+    address: Address,
+}
+
+#[derive(Clone, Debug)]
+enum Address {
+    Socket(SocketAddr),
+    Memory(String),
+}
+
+impl fmt::Display for Target {
+    /// As a link over it would be shown: `tcp:127.0.0.1:15004`.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.address {
+            Address::Socket(addr) => write!(f, "{}:{addr}", self.transport),
+            Address::Memory(name) => write!(f, "{}:{name}", self.transport),
+        }
+    }
+}
+
+/// The addresses of a URL, in the order in which to try them: those of a name are shuffled within each family.
+///
+/// # Errors
+/// `unsupported_transport`; `invalid_uri` for hosts that are for listeners only; `no_connections` if the name cannot be resolved in time.
+pub async fn resolve(uri: &NodeUri, options: &DialOptions) -> Result<Vec<Target>> {
+    let transport = uri.effective_transport();
+    let target = |address| Target { uri: uri.clone(), transport, address };
+    match transport {
+        Transport::Tcp | Transport::Tls => {}
+        Transport::Memory => return Ok(vec![target(Address::Memory(memory_name(uri)))]),
+        Transport::Sctp | Transport::Ws | Transport::Wss | Transport::Quic => return Err(unsupported(transport)),
+    }
+    let port = uri.effective_port();
+    let socket = |ip: IpAddr| target(Address::Socket(SocketAddr::new(ip, port)));
+    let name = match uri.host() {
+        Host::Ip(ip) => return Ok(vec![socket(*ip)]),
+        Host::Localhost => return Ok(vec![socket(Ipv4Addr::LOCALHOST.into()), socket(Ipv6Addr::LOCALHOST.into())]),
+        Host::All | Host::All6 => {
+            return Err(Error::new(ErrorCode::InvalidUri, format!("{uri}: host `{}` is for listeners, name a node", uri.host())));
+        }
+        Host::Node => machine_name(),
+        Host::Name(name) => name.clone(),
+    };
+    let addrs = lookup(&name, port, uri.options().connect_timeout.unwrap_or(options.connect_timeout)).await?;
+    Ok(addrs.into_iter().map(|addr| socket(addr.ip())).collect())
+}
+
+/// Opens a wire to one address, TLS included.
+///
+/// # Errors
+/// `no_connections` if nobody answers in time or the address cannot be tried as configured, `tls_error` if TLS fails, `invalid_config` if a file of the
+/// `tls_*` options cannot be used.
+pub async fn connect(target: &Target, options: &DialOptions) -> Result<Wire> {
+    let limit = target.uri.options().connect_timeout.unwrap_or(options.connect_timeout);
+    let addr = match &target.address {
+        Address::Memory(name) => {
+            let node = options.memory.as_ref().ok_or_else(|| Error::new(ErrorCode::NoConnections, "there is no memory network here"))?;
+            return node.dial(name);
+        }
+        Address::Socket(addr) => *addr,
+    };
+    // Configuration first: a missing file must not cost the peer a connection.
+    let dialler = match target.transport {
+        Transport::Tls => Some(tls::Dialler::new(&target.uri, addr, options.tls.for_uri(target.uri.options())).await?),
+        _ => None,
+    };
+    let stream = match timeout(limit, tcp::connect(addr)).await {
+        Ok(Ok(stream)) => stream,
+        Ok(Err(error)) => return Err(Error::new(ErrorCode::NoConnections, error.to_string())),
+        Err(_) => return Err(no_answer(limit)),
+    };
+    match dialler {
+        None => {
+            let facts = tcp::facts(target.transport, &stream, addr);
+            Ok(Wire::tcp(stream, facts))
+        }
+        Some(dialler) => timeout(limit.min(tls::HANDSHAKE_MAX), dialler.connect(stream))
+            .await
+            .unwrap_or_else(|_| Err(Error::new(ErrorCode::TlsError, "no answer to the TLS handshake"))),
+    }
+}
+
+/// Opens a wire to the first address of a URL that answers.
+///
+/// # Errors
+/// Those of [`resolve`], else `no_connections` with the reason of each address, or the error itself where there is only one address.
+pub async fn dial(uri: &NodeUri, options: &DialOptions) -> Result<Wire> {
+    let targets = resolve(uri, options).await?;
+    let mut reasons = Vec::new();
+    for target in &targets {
+        match connect(target, options).await {
+            Ok(wire) => return Ok(wire),
+            Err(error) if targets.len() == 1 => return Err(error.context(target)),
+            Err(error) => reasons.push(format!("{target}: {error}")),
+        }
+    }
+    Err(Error::new(ErrorCode::NoConnections, reasons.join("; ")))
+}
+
+/// Addresses of a name, bounded in number and time. Both families are asked; the system decides which comes first.
+pub(super) async fn lookup(name: &str, port: u16, limit: Duration) -> Result<Vec<SocketAddr>> {
+    let failed = |reason: String| Error::new(ErrorCode::NoConnections, format!("cannot resolve {name}: {reason}"));
+    let found = match timeout(limit, tokio::net::lookup_host((name, port))).await {
+        Ok(Ok(found)) => found,
+        Ok(Err(error)) => return Err(failed(error.to_string())),
+        Err(_) => return Err(failed(format!("no answer in {limit:?}"))),
+    };
+    let mut addrs: Vec<SocketAddr> = Vec::new();
+    for addr in found.take(ADDRESSES_MAX) {
+        if !addrs.contains(&addr) {
+            addrs.push(addr);
+        }
+    }
+    let Some(first) = addrs.first().copied() else {
+        return Err(failed("it has no address".to_owned()));
+    };
+    addrs.shuffle(&mut rand::rng());
+    addrs.sort_by_key(|addr| addr.is_ipv4() != first.is_ipv4());
+    Ok(addrs)
+}
+
+/// The name of this machine, for host `node`.
+pub(super) fn machine_name() -> String {
+    rustix::system::uname().nodename().to_string_lossy().into_owned()
+}
+
+fn no_answer(limit: Duration) -> Error {
+    Error::new(ErrorCode::NoConnections, format!("no answer in {limit:?}"))
+}

@@ -1,0 +1,202 @@
+//! TLS over TCP, with aws-lc-rs whatever the default of the process is.
+//!
+//! TLS 1.3, and 1.2 only with extended master secret, without which its exporter would not be unique. No resumption and so no early data: a handshake
+//! costs a signature, and nothing can be replayed.
+
+use std::fmt;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use rustls::client::{Resumption, WebPkiServerVerifier};
+use rustls::crypto::{CryptoProvider, aws_lc_rs};
+use rustls::pki_types::{CertificateDer, ServerName};
+use rustls::server::{NoServerSessionStorage, WebPkiClientVerifier};
+use rustls::{ClientConfig, ConnectionCommon, RootCertStore, ServerConfig, SupportedProtocolVersion};
+use tokio::net::TcpStream;
+use tokio_rustls::{TlsAcceptor, TlsConnector, TlsStream};
+
+use crate::error::{Error, ErrorCode, Result};
+use crate::transport::target::machine_name;
+use crate::transport::verify::{Demand, ServerCheck};
+use crate::transport::{CertificateCheck, TlsOptions, Wire, certificate, tcp};
+use crate::types::{Host, NodeUri, TlsVerify, TlsVersion, Transport};
+
+/// Most time of a dialler for the TLS handshake.
+pub(super) const HANDSHAKE_MAX: Duration = Duration::from_secs(5);
+/// Label of the exporter (RFC 9266 §2).
+const EXPORTER_LABEL: &[u8] = b"EXPORTER-Channel-Binding";
+
+/// TLS of one address that is to be dialled.
+pub(super) struct Dialler {
+    connector: TlsConnector,
+    name: ServerName<'static>,
+    check: CertificateCheck,
+    addr: SocketAddr,
+}
+
+impl Dialler {
+    pub(super) async fn new(uri: &NodeUri, addr: SocketAddr, options: TlsOptions) -> Result<Self> {
+        let check = match options.verify {
+            TlsVerify::False => CertificateCheck::Unchecked,
+            TlsVerify::True | TlsVerify::Host => CertificateCheck::Verified,
+        };
+        let name = server_name(uri, addr, options.verify)?;
+        let config = blocking(move || client_config(&options)).await?;
+        Ok(Self { connector: TlsConnector::from(Arc::new(config)), name, check, addr })
+    }
+
+    pub(super) async fn connect(self, stream: TcpStream) -> Result<Wire> {
+        let mut facts = tcp::facts(Transport::Tls, &stream, self.addr);
+        let stream = self.connector.connect(self.name, stream).await.map_err(|error| tls_error(&error))?;
+        facts.binding = Some(exporter(stream.get_ref().1)?);
+        facts.certificate = self.check;
+        Ok(Wire::tls(TlsStream::Client(stream), facts))
+    }
+}
+
+/// TLS of one listener.
+pub(super) struct Acceptor {
+    acceptor: TlsAcceptor,
+    check: CertificateCheck,
+}
+
+impl fmt::Debug for Acceptor {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Acceptor").field("check", &self.check).finish_non_exhaustive()
+    }
+}
+
+impl Acceptor {
+    pub(super) async fn new(options: TlsOptions, state_dir: Option<PathBuf>) -> Result<Self> {
+        let check = match options.verify {
+            TlsVerify::False => CertificateCheck::Unchecked,
+            TlsVerify::True | TlsVerify::Host => CertificateCheck::Verified,
+        };
+        let config = blocking(move || server_config(&options, state_dir)).await?;
+        Ok(Self { acceptor: TlsAcceptor::from(Arc::new(config)), check })
+    }
+
+    pub(super) async fn accept(&self, stream: TcpStream, addr: SocketAddr) -> Result<Wire> {
+        let mut facts = tcp::facts(Transport::Tls, &stream, addr);
+        let stream = self.acceptor.accept(stream).await.map_err(|error| tls_error(&error))?;
+        facts.binding = Some(exporter(stream.get_ref().1)?);
+        facts.certificate = self.check;
+        Ok(Wire::tls(TlsStream::Server(stream), facts))
+    }
+}
+
+fn client_config(options: &TlsOptions) -> Result<ClientConfig> {
+    let provider = provider();
+    let demand = match options.verify {
+        TlsVerify::False => Demand::Any,
+        TlsVerify::True => Demand::Chain(Arc::new(trusted(options, ErrorCode::NoConnections)?)),
+        TlsVerify::Host => {
+            let roots = Arc::new(trusted(options, ErrorCode::NoConnections)?);
+            let verifier = WebPkiServerVerifier::builder_with_provider(roots, provider.clone()).build();
+            Demand::Host(verifier.map_err(|error| invalid(format!("tls_cacertfile: {error}")))?)
+        }
+    };
+    let check = ServerCheck::new(provider.clone(), demand, options.depth);
+    let builder = ClientConfig::builder_with_provider(provider)
+        .with_protocol_versions(&versions(&options.versions))
+        .map_err(|error| invalid(format!("tls_versions: {error}")))?
+        .dangerous()
+        .with_custom_certificate_verifier(Arc::new(check));
+    let mut config = match certificate::configured(options)? {
+        None => builder.with_no_client_auth(),
+        Some(own) => {
+            let file = own.origin;
+            builder.with_client_auth_cert(own.chain, own.key).map_err(|error| invalid(format!("{file}: {error}")))?
+        }
+    };
+    config.require_ems = true;
+    config.resumption = Resumption::disabled();
+    Ok(config)
+}
+
+fn server_config(options: &TlsOptions, state_dir: Option<PathBuf>) -> Result<ServerConfig> {
+    let provider = provider();
+    let own = match certificate::configured(options)? {
+        Some(own) => own,
+        None => certificate::own(state_dir.as_deref())?,
+    };
+    let builder = ServerConfig::builder_with_provider(provider.clone())
+        .with_protocol_versions(&versions(&options.versions))
+        .map_err(|error| invalid(format!("tls_versions: {error}")))?;
+    let builder = match options.verify {
+        TlsVerify::False => builder.with_no_client_auth(),
+        TlsVerify::True | TlsVerify::Host => {
+            let roots = Arc::new(trusted(options, ErrorCode::InvalidConfig)?);
+            let verifier = WebPkiClientVerifier::builder_with_provider(roots, provider).build();
+            builder.with_client_cert_verifier(verifier.map_err(|error| invalid(format!("tls_cacertfile: {error}")))?)
+        }
+    };
+    let file = own.origin;
+    let mut config = builder.with_single_cert(own.chain, own.key).map_err(|error| invalid(format!("{file}: {error}")))?;
+    config.require_ems = true;
+    config.session_storage = Arc::new(NoServerSessionStorage {});
+    config.send_tls13_tickets = 0;
+    Ok(config)
+}
+
+/// The certificates that we trust; asking for verification without naming any is an error, not a silent default.
+fn trusted(options: &TlsOptions, missing: ErrorCode) -> Result<RootCertStore> {
+    let Some(path) = &options.cacertfile else {
+        let verify = options.verify;
+        return Err(Error::new(missing, format!("tls_verify = {verify} needs tls_cacertfile, the certificates to trust")));
+    };
+    let certificates: Vec<CertificateDer<'static>> = certificate::read_chain("tls_cacertfile", path)?;
+    let mut roots = RootCertStore::empty();
+    for certificate in certificates {
+        roots.add(certificate).map_err(|error| invalid(format!("tls_cacertfile {}: {error}", path.display())))?;
+    }
+    Ok(roots)
+}
+
+fn provider() -> Arc<CryptoProvider> {
+    Arc::new(aws_lc_rs::default_provider())
+}
+
+fn versions(wanted: &[TlsVersion]) -> Vec<&'static SupportedProtocolVersion> {
+    let all = [(TlsVersion::V1_3, &rustls::version::TLS13), (TlsVersion::V1_2, &rustls::version::TLS12)];
+    all.into_iter().filter(|(version, _)| wanted.is_empty() || wanted.contains(version)).map(|(_, version)| version).collect()
+}
+
+fn server_name(uri: &NodeUri, addr: SocketAddr, verify: TlsVerify) -> Result<ServerName<'static>> {
+    let text = match (&uri.options().host, uri.host()) {
+        (Some(host), _) => host.clone(),
+        (None, Host::Ip(ip)) => return Ok(ServerName::IpAddress((*ip).into())),
+        (None, Host::Node) => machine_name(),
+        (None, host) => host.to_string(),
+    };
+    match ServerName::try_from(text) {
+        Ok(name) => Ok(name),
+        // A name that no certificate can have (such as one with `_`) is only a problem if it is compared.
+        Err(_) if verify != TlsVerify::Host => Ok(ServerName::IpAddress(addr.ip().into())),
+        Err(_) => Err(invalid(format!("{uri}: tls_verify = host needs the name of a host"))),
+    }
+}
+
+fn exporter<Side>(connection: &ConnectionCommon<Side>) -> Result<[u8; 32]> {
+    // RFC 9266 §2 asks for a context of no bytes, which TLS 1.2 distinguishes from no context.
+    connection
+        .export_keying_material([0; 32], EXPORTER_LABEL, Some(&[]))
+        .map_err(|error| Error::new(ErrorCode::TlsError, format!("no channel binding: {error}")))
+}
+
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {
+    match tokio::task::spawn_blocking(work).await {
+        Ok(result) => result,
+        Err(error) => Err(Error::new(ErrorCode::Internal, format!("preparing TLS failed: {error}"))),
+    }
+}
+
+fn tls_error(error: &std::io::Error) -> Error {
+    Error::new(ErrorCode::TlsError, error.to_string())
+}
+
+fn invalid(message: String) -> Error {
+    Error::new(ErrorCode::InvalidConfig, message)
+}

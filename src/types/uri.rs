@@ -209,6 +209,11 @@ fn read_address(scanner: &mut Scanner<'_>) -> Result<NodeUri> {
         let scheme = text::excerpt(scheme, 32);
         return Err(Error::new(ErrorCode::InvalidScheme, format!("scheme {scheme:?} is unknown, expected `nkcluster`")));
     }
+    let authority = scanner.rest().split(['/', ';', ',', '<', '>', '"']).next().unwrap_or_default();
+    if authority.contains('@') {
+        // What stands in front of it looks like a password and is not repeated.
+        return Err(invalid("there is no user in a URL of the cluster"));
+    }
     let host = host::read(scanner)?;
     let port = match scanner.eat(":") {
         true => Some(read_port(scanner)?),

@@ -76,8 +76,6 @@ pub(super) fn read(scanner: &mut Scanner<'_>) -> Result<Host> {
         "localhost" => Ok(Host::Localhost),
         "node" => Ok(Host::Node),
         name if is_name(name) => Ok(Host::Name(name.to_owned())),
-        // A part that looks like a password in front of `@` is not repeated.
-        name if name.contains('@') => Err(invalid("there is no user in a URL of the cluster")),
         _ => {
             let host = text::excerpt(host, 64);
             Err(invalid(format_args!("{host:?} is not a host")))

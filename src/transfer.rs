@@ -20,7 +20,7 @@
 //! At any moment either side may say `Failed{error}`, and one that hashes or syncs for long says `Wait`. The frames are described
 //! in `transfer/wire.rs`.
 //!
-//! What becomes of the temporary: it stays only if the stream breaks or the future is dropped, at most 24 hours (the
+//! What becomes of the temporary (`.nkcluster-partial-…`, mode 0600): it stays only if the stream breaks or the future is dropped, at most 24 hours (the
 //! next transfer into the directory removes it); every other failure removes it. Two attempts of one transfer
 //! exclude each other by a lock; the later waits two seconds for the earlier to notice its broken stream, then it is `busy`.
 //!

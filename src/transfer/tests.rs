@@ -107,42 +107,42 @@ fn code<T: std::fmt::Debug>(result: &Result<T>) -> &ErrorCode {
 }
 #[tokio::test]
 async fn files_of_every_size_arrive_in_a_directory_that_is_made() {
-    let place = Site::new();
+    let site = Site::new();
     for size in [0, 1, 500, 4096, 512 * 1024, 2 * 1024 * 1024, 20 * 1024 * 1024 + 3] {
         let bytes = content(size);
-        let local = place.local_file(&bytes);
+        let local = site.local_file(&bytes);
         let remote = format!("made/for/{size}/copy");
         let expected = Transferred { bytes: size as u64, xxh3: Checksum::of(&bytes), resumed_from: 0 };
 
-        let (sent, received) = place.send(&local, &remote).await;
+        let (sent, received) = site.send(&local, &remote).await;
         assert_eq!(sent.expect("sent"), expected);
         assert_eq!(received.expect("received"), Outcome::Received { path: rel(&remote), file: expected });
         // The copy, not the source (checklist A14-15).
-        assert!(fs::read(place.remote(&remote)).expect("there") == bytes, "{size}");
-        assert_eq!(names(&place.remote(&format!("made/for/{size}"))), ["copy"]);
+        assert!(fs::read(site.remote(&remote)).expect("there") == bytes, "{size}");
+        assert_eq!(names(&site.remote(&format!("made/for/{size}"))), ["copy"]);
 
-        let back = place.local("back");
-        let (fetched, served) = place.fetch(&remote, &back).await;
+        let back = site.local("back");
+        let (fetched, served) = site.fetch(&remote, &back).await;
         assert_eq!(fetched.expect("fetched"), expected);
         assert_eq!(served.expect("served"), Outcome::Served { path: rel(&remote), file: expected });
         assert!(fs::read(back).expect("there") == bytes, "{size}");
-        assert_eq!(names(&place.dir.path().join("local")), ["back", "file"]);
+        assert_eq!(names(&site.dir.path().join("local")), ["back", "file"]);
     }
 }
 
 #[tokio::test]
 async fn mode_and_time_are_carried() {
-    let place = Site::new();
-    let local = place.local_file(b"#!/bin/sh\n");
+    let site = Site::new();
+    let local = site.local_file(b"#!/bin/sh\n");
     fs::set_permissions(&local, fs::Permissions::from_mode(0o4751)).expect("set");
     let time = SystemTime::UNIX_EPOCH + Duration::new(1_234_567_890, 123_456_789);
     fs::File::options().append(true).open(&local).and_then(|file| file.set_modified(time)).expect("set");
 
-    place.send(&local, "copy").await.0.expect("sent");
-    let back = place.local("back");
-    place.fetch("copy", &back).await.0.expect("fetched");
+    site.send(&local, "copy").await.0.expect("sent");
+    let back = site.local("back");
+    site.fetch("copy", &back).await.0.expect("fetched");
 
-    for path in [place.remote("copy"), back] {
+    for path in [site.remote("copy"), back] {
         let found = fs::metadata(path).expect("there");
         assert_eq!(found.mode() & 0o7777, 0o751);
         assert_eq!(found.modified().expect("known"), time);
@@ -151,9 +151,9 @@ async fn mode_and_time_are_carried() {
 
 #[tokio::test]
 async fn progress_grows_from_the_start_to_the_total() {
-    let place = Site::new();
+    let site = Site::new();
     let total = 3 * 1024 * 1024 + 1;
-    let local = place.local_file(&content(total as usize));
+    let local = site.local_file(&content(total as usize));
     let last = Cell::new(None);
     let watch = |now: Progress| {
         assert_eq!(now.total, total);
@@ -162,20 +162,20 @@ async fn progress_grows_from_the_start_to_the_total() {
     };
 
     let (near, far) = duplex(PIPE_BYTES);
-    let (sent, _) = both(send_file(near, &local, &rel("copy"), ID, watch), handle(far, &place.root)).await;
+    let (sent, _) = both(send_file(near, &local, &rel("copy"), ID, watch), handle(far, &site.root)).await;
     sent.expect("sent");
     assert_eq!(last.take(), Some(total));
 
     let (near, far) = duplex(PIPE_BYTES);
-    let back = place.local("back");
-    let (fetched, _) = both(fetch_file(near, &rel("copy"), &back, ID, watch), handle(far, &place.root)).await;
+    let back = site.local("back");
+    let (fetched, _) = both(fetch_file(near, &rel("copy"), &back, ID, watch), handle(far, &site.root)).await;
     fetched.expect("fetched");
     assert_eq!(last.take(), Some(total));
 }
 
 #[tokio::test]
 async fn another_version_is_refused_by_name() {
-    let place = Site::new();
+    let site = Site::new();
     let (near, far) = duplex(PIPE_BYTES);
     let mut wire = Wire::new(near);
     let client = async {
@@ -184,7 +184,7 @@ async fn another_version_is_refused_by_name() {
         drop(wire);
         told
     };
-    let (told, outcome) = tokio::join!(client, handle(far, &place.root));
+    let (told, outcome) = tokio::join!(client, handle(far, &site.root));
     assert_eq!(code(&told.map_err(Failure::into_error)), &ErrorCode::UnsupportedVersion);
     assert_eq!(code(&outcome), &ErrorCode::UnsupportedVersion);
 }
@@ -205,6 +205,25 @@ async fn long_work_is_announced_every_five_seconds() {
     near.write_all(&bytes).await.expect("written");
     let frame = Wire::new(far).reader.frame(&mut Vec::new()).await.expect("a frame");
     assert!(matches!(frame, Frame::Message(Message::Start { offset: 0 })));
+}
+
+#[tokio::test]
+async fn futures_can_be_spawned() {
+    let site = Site::new();
+    let local = site.local_file(b"x");
+    let root = site.root.clone();
+    let (near, far) = duplex(PIPE_BYTES);
+    let worker = tokio::spawn(async move { handle(far, &root).await });
+    let client = tokio::spawn(async move { send_file(near, &local, &rel("copy"), ID, |_| ()).await });
+    client.await.expect("ran").expect("sent");
+    worker.await.expect("ran").expect("received");
+
+    let (near, far) = duplex(PIPE_BYTES);
+    let (root, back) = (site.root.clone(), site.local("back"));
+    let worker = tokio::spawn(async move { handle(far, &root).await });
+    let client = tokio::spawn(async move { fetch_file(near, &rel("copy"), &back, ID, |_| ()).await });
+    client.await.expect("ran").expect("fetched");
+    worker.await.expect("ran").expect("served");
 }
 
 #[test]
@@ -236,7 +255,7 @@ fn hostile_frames() -> impl Strategy<Value = Vec<u8>> {
 fn run_handle(opening: Option<&Message>, junk: &[u8]) -> (Result<Outcome>, Vec<String>) {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().start_paused(true).build().expect("a runtime");
     runtime.block_on(async {
-        let place = Site::new();
+        let site = Site::new();
         let (near, far) = duplex(PIPE_BYTES);
         let client = async {
             let (mut reader, mut writer) = tokio::io::split(near);
@@ -254,8 +273,8 @@ fn run_handle(opening: Option<&Message>, junk: &[u8]) -> (Result<Outcome>, Vec<S
             let mut heard = Vec::new();
             let _ = tokio::join!(write, reader.read_to_end(&mut heard));
         };
-        let (outcome, ()) = tokio::join!(handle(far, &place.root), client);
-        (outcome, names(place.root.path()))
+        let (outcome, ()) = tokio::join!(handle(far, &site.root), client);
+        (outcome, names(site.root.path()))
     })
 }
 

@@ -4,78 +4,78 @@ use super::*;
 
 #[tokio::test]
 async fn only_regular_files_are_transferred() {
-    let place = Site::new();
-    let file = place.local_file(b"x");
+    let site = Site::new();
+    let file = site.local_file(b"x");
     let fifo = |path: &Path| {
         assert!(std::process::Command::new("mkfifo").arg(path).status().expect("mkfifo").success());
     };
-    fs::create_dir(place.local("dir")).expect("made");
-    fs::create_dir(place.remote("dir")).expect("made");
-    fs::write(place.remote("dir/inner"), "x").expect("written");
-    fs::create_dir(place.remote("empty")).expect("made");
-    fifo(&place.local("fifo"));
-    fifo(&place.remote("fifo"));
-    fs::write(place.remote("file"), "x").expect("written");
-    symlink("file", place.remote("link")).expect("linked");
+    fs::create_dir(site.local("dir")).expect("made");
+    fs::create_dir(site.remote("dir")).expect("made");
+    fs::write(site.remote("dir/inner"), "x").expect("written");
+    fs::create_dir(site.remote("empty")).expect("made");
+    fifo(&site.local("fifo"));
+    fifo(&site.remote("fifo"));
+    fs::write(site.remote("file"), "x").expect("written");
+    symlink("file", site.remote("link")).expect("linked");
 
     for local in ["dir", "fifo", "missing"] {
-        assert_eq!(code(&place.send(&place.local(local), "copy").await.0), &ErrorCode::InvalidFile, "{local}");
+        assert_eq!(code(&site.send(&site.local(local), "copy").await.0), &ErrorCode::InvalidFile, "{local}");
     }
     for remote in ["dir", "empty", "fifo", "link"] {
-        let (sent, received) = place.send(&file, remote).await;
+        let (sent, received) = site.send(&file, remote).await;
         assert_eq!(code(&sent), &ErrorCode::InvalidFile, "{remote}");
         assert_eq!(code(&received), &ErrorCode::InvalidFile, "{remote}");
     }
     for remote in ["dir", "fifo", "missing", "dir/missing", "missing/file", "file/below"] {
-        let (fetched, served) = place.fetch(remote, &place.local("back")).await;
+        let (fetched, served) = site.fetch(remote, &site.local("back")).await;
         assert_eq!(code(&fetched), &ErrorCode::InvalidFile, "{remote}");
         assert_eq!(code(&served), &ErrorCode::InvalidFile, "{remote}");
     }
     for local in ["dir", "fifo", ".."] {
-        assert_eq!(code(&place.fetch("file", &place.local(local)).await.0), &ErrorCode::InvalidFile, "{local}");
+        assert_eq!(code(&site.fetch("file", &site.local(local)).await.0), &ErrorCode::InvalidFile, "{local}");
     }
-    assert_eq!(names(place.root.path()), ["dir", "empty", "fifo", "file", "link"]);
-    assert_eq!(names(&place.dir.path().join("local")), ["dir", "fifo", "file"]);
+    assert_eq!(names(site.root.path()), ["dir", "empty", "fifo", "file", "link"]);
+    assert_eq!(names(&site.dir.path().join("local")), ["dir", "fifo", "file"]);
 }
 
 #[tokio::test]
 async fn file_where_a_directory_is_needed_is_a_write_error() {
-    let place = Site::new();
-    let local = place.local_file(b"x");
-    fs::write(place.remote("file"), "x").expect("written");
+    let site = Site::new();
+    let local = site.local_file(b"x");
+    fs::write(site.remote("file"), "x").expect("written");
 
     for remote in ["file/copy", "file/deeper/copy"] {
-        let (sent, received) = place.send(&local, remote).await;
+        let (sent, received) = site.send(&local, remote).await;
         let error = sent.expect_err("must fail");
         assert_eq!(error.code(), &ErrorCode::WriteError);
         assert!(error.message().contains("is not a directory"), "{error}");
         assert_eq!(code(&received), &ErrorCode::WriteError);
     }
-    for path in [place.local("file/back"), place.local("missing/back")] {
-        assert_eq!(code(&place.fetch("file", &path).await.0), &ErrorCode::WriteError);
+    for path in [site.local("file/back"), site.local("missing/back")] {
+        assert_eq!(code(&site.fetch("file", &path).await.0), &ErrorCode::WriteError);
     }
 }
 
 #[tokio::test]
 async fn nothing_outside_of_the_root_can_be_named() {
-    let place = Site::new();
-    let local = place.local_file(b"new");
-    let outside = place.dir.path().join("outside");
+    let site = Site::new();
+    let local = site.local_file(b"new");
+    let outside = site.dir.path().join("outside");
     fs::create_dir(&outside).expect("made");
     fs::write(outside.join("secret"), "secret").expect("written");
-    symlink(&outside, place.remote("absolute")).expect("linked");
-    symlink("../outside", place.remote("relative")).expect("linked");
-    symlink("../outside/secret", place.remote("leaf")).expect("linked");
-    symlink("../outside/missing", place.remote("dangling")).expect("linked");
-    symlink("/proc/self/root", place.remote("magic")).expect("linked");
-    symlink("loop", place.remote("loop")).expect("linked");
+    symlink(&outside, site.remote("absolute")).expect("linked");
+    symlink("../outside", site.remote("relative")).expect("linked");
+    symlink("../outside/secret", site.remote("leaf")).expect("linked");
+    symlink("../outside/missing", site.remote("dangling")).expect("linked");
+    symlink("/proc/self/root", site.remote("magic")).expect("linked");
+    symlink("loop", site.remote("loop")).expect("linked");
 
     let inside = ["absolute/secret", "relative/secret", "relative/new/secret", "leaf", "dangling", "magic/etc/passwd", "loop"];
     for remote in inside {
-        let (sent, received) = place.send(&local, remote).await;
+        let (sent, received) = site.send(&local, remote).await;
         assert_eq!(code(&sent), &ErrorCode::InvalidPath, "{remote}");
         assert_eq!(code(&received), &ErrorCode::InvalidPath, "{remote}");
-        let (fetched, served) = place.fetch(remote, &place.local("back")).await;
+        let (fetched, served) = site.fetch(remote, &site.local("back")).await;
         assert_eq!(code(&fetched), &ErrorCode::InvalidPath, "{remote}");
         assert_eq!(code(&served), &ErrorCode::InvalidPath, "{remote}");
     }
@@ -95,37 +95,37 @@ async fn nothing_outside_of_the_root_can_be_named() {
                 drop(wire);
                 told
             };
-            let (told, outcome) = tokio::join!(client, handle(far, &place.root));
+            let (told, outcome) = tokio::join!(client, handle(far, &site.root));
             assert_eq!(code(&told.map_err(Failure::into_error)), &ErrorCode::InvalidPath, "{path:?}");
             assert_eq!(code(&outcome), &ErrorCode::InvalidPath, "{path:?}");
         }
     }
     assert_eq!(names(&outside), ["secret"]);
     assert_eq!(fs::read(outside.join("secret")).expect("there"), b"secret");
-    assert!(!place.local("back").exists());
+    assert!(!site.local("back").exists());
 }
 
 #[tokio::test]
 async fn links_that_stay_inside_are_followed() {
-    let place = Site::new();
-    let local = place.local_file(b"new");
-    fs::create_dir_all(place.remote("a/real")).expect("made");
-    fs::create_dir(place.remote("b")).expect("made");
-    symlink("../a/real", place.remote("b/link")).expect("linked");
-    symlink("a/real/copy", place.remote("leaf")).expect("linked");
+    let site = Site::new();
+    let local = site.local_file(b"new");
+    fs::create_dir_all(site.remote("a/real")).expect("made");
+    fs::create_dir(site.remote("b")).expect("made");
+    symlink("../a/real", site.remote("b/link")).expect("linked");
+    symlink("a/real/copy", site.remote("leaf")).expect("linked");
 
-    place.send(&local, "b/link/copy").await.0.expect("sent");
-    place.send(&local, "b/link/made/copy").await.0.expect("sent");
-    assert_eq!(fs::read(place.remote("a/real/made/copy")).expect("there"), b"new");
-    let back = place.local("back");
-    place.fetch("leaf", &back).await.0.expect("fetched");
+    site.send(&local, "b/link/copy").await.0.expect("sent");
+    site.send(&local, "b/link/made/copy").await.0.expect("sent");
+    assert_eq!(fs::read(site.remote("a/real/made/copy")).expect("there"), b"new");
+    let back = site.local("back");
+    site.fetch("leaf", &back).await.0.expect("fetched");
     assert_eq!(fs::read(&back).expect("there"), b"new");
 
     // A local link leads to its target, as everywhere on that machine.
-    let target = place.local("target");
+    let target = site.local("target");
     fs::write(&target, "old").expect("written");
-    symlink("target", place.local("link")).expect("linked");
-    place.fetch("leaf", &place.local("link")).await.0.expect("fetched");
+    symlink("target", site.local("link")).expect("linked");
+    site.fetch("leaf", &site.local("link")).await.0.expect("fetched");
     assert_eq!(fs::read(&target).expect("there"), b"new");
 }
 

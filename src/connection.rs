@@ -1,1 +1,4 @@
 //! See the chapter in `src/docs`.
+
+pub mod admission;
+pub mod establish;

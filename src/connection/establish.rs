@@ -3,7 +3,7 @@
 //! Until the peer has proved itself, a frame has at most 4 KiB, everything together takes at most [`HANDSHAKE_TIMEOUT`], and a wrong proof is answered
 //! after [`WRONG_PROOF_DELAY`], which only its own connection waits for. A refused peer is told why, in words that give nothing away.
 //!
-//! [`accept`] is the listening side, one task per connection. [`dial`] proves ourselves over one wire; [`dial_any`] goes through a list of URLs and all
+//! [`accept`] is the listening side, one task per connection. [`dial`] proves ourselves over one wire; [`dial_and_establish`] goes through a list of URLs and all
 //! addresses behind them until one accepts us.
 
 mod dialling;
@@ -26,7 +26,7 @@ use crate::proto::auth::{
 use crate::transport::{Incoming, Wire};
 use crate::types::{Binding, NodeUri, Secret};
 
-pub use dialling::{Attempt, DialError, Expect, Order, dial, dial_any};
+pub use dialling::{Attempt, DialError, Expect, Order, dial, dial_and_establish};
 use frames::{ReadFault, read_frame, refuse, write_frame};
 
 /// Most time from the first byte of TLS to trust.

@@ -97,7 +97,7 @@ impl From<DialError> for Error {
 ///
 /// # Errors
 /// What happened at every address.
-pub async fn dial_any(
+pub async fn dial_and_establish(
     uris: &[NodeUri],
     party: &Party,
     expect: &Expect,

@@ -79,6 +79,11 @@ impl Party {
         Self { identity: Arc::new(identity), keyring, uri_keys: Arc::default() }
     }
 
+    /// The same keys under another identity of this process: a control node is also a worker.
+    pub fn with_identity(&self, identity: Identity) -> Self {
+        Self { identity: Arc::new(identity), keyring: Arc::clone(&self.keyring), uri_keys: Arc::default() }
+    }
+
     /// Who we are.
     pub fn identity(&self) -> &Identity {
         &self.identity

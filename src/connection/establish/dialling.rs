@@ -11,7 +11,7 @@ use crate::connection::establish::frames::{ReadFault, read_frame, write_frame};
 use crate::connection::establish::{Established, HANDSHAKE_TIMEOUT, Party};
 use crate::error::{Error, ErrorCode};
 use crate::proto::auth::{AuthError, AuthFrame, Dialler, DiallerChannel, DiallerSetup, DiallerStep, Keyring, Role};
-use crate::transport::{self, CertificateCheck, DialOptions, Target, Wire};
+use crate::transport::{self, CertificateCheck, Target, Wire};
 use crate::types::{Binding, NodeId, NodeUri};
 
 /// Whom a dialler wants.
@@ -97,20 +97,14 @@ impl From<DialError> for Error {
 ///
 /// # Errors
 /// What happened at every address.
-pub async fn dial_and_establish(
-    uris: &[NodeUri],
-    party: &Party,
-    expect: &Expect,
-    order: Order,
-    options: &DialOptions,
-) -> Result<Established, DialError> {
+pub async fn dial_and_establish(uris: &[NodeUri], party: &Party, expect: &Expect, order: Order) -> Result<Established, DialError> {
     let mut uris: Vec<&NodeUri> = uris.iter().collect();
     if order == Order::Shuffled {
         uris.shuffle(&mut rand::rng());
     }
     let mut attempts = Vec::new();
     for uri in uris {
-        let targets = match transport::resolve(uri, options).await {
+        let targets = match transport::resolve(uri, &party.dial).await {
             Ok(targets) => targets,
             Err(error) => {
                 attempts.push(Attempt { address: uri.to_string(), error, was_answered: false, retry_after: None });
@@ -118,7 +112,7 @@ pub async fn dial_and_establish(
             }
         };
         for target in targets {
-            match dial_target(&target, party, expect, options).await {
+            match dial_target(&target, party, expect).await {
                 Ok(established) => return Ok(established),
                 Err(fault) => attempts.push(fault.at(&target)),
             }
@@ -133,17 +127,29 @@ pub async fn dial_and_establish(
 /// What went wrong; a refusal of the listener with its code.
 pub async fn dial(wire: Wire, party: &Party, expect: &Expect) -> Result<Established, Error> {
     let channel = channel(&wire, Binding::Required)?;
-    prove(wire, party, party.keyring.clone(), expect, channel).await.map_err(Fault::into_error)
+    let setup = setup(party, party.keyring.clone(), expect, channel);
+    prove(wire, setup).await.map_err(Fault::into_error)
 }
 
-async fn dial_target(target: &Target, party: &Party, expect: &Expect, options: &DialOptions) -> Result<Established, Fault> {
+async fn dial_target(target: &Target, party: &Party, expect: &Expect) -> Result<Established, Fault> {
     // Keys first: the listener must not wait for them.
     let keyring = party.keyring_for(&target.uri, expect.role).await?;
-    let wire = transport::connect(target, options).await?;
+    let wire = transport::connect(target, &party.dial).await?;
     let channel = channel(&wire, target.uri.options().binding.unwrap_or_default())?;
-    let mut established = prove(wire, party, keyring, expect, channel).await?;
+    let mut established = prove(wire, setup(party, keyring, expect, channel)).await?;
     established.uri = Some(target.uri.clone());
     Ok(established)
+}
+
+fn setup(party: &Party, keyring: Arc<Keyring>, expect: &Expect, channel: DiallerChannel) -> DiallerSetup {
+    DiallerSetup {
+        identity: party.identity.clone(),
+        keyring,
+        expect_role: expect.role,
+        expect_id: expect.id.clone(),
+        nonce: rand::random(),
+        channel,
+    }
 }
 
 /// Leaving the binding off is a decision of our own configuration, and only where a verified certificate takes its place.
@@ -159,28 +165,14 @@ fn channel(wire: &Wire, binding: Binding) -> Result<DiallerChannel, Error> {
     }
 }
 
-async fn prove(wire: Wire, party: &Party, keyring: Arc<Keyring>, expect: &Expect, channel: DiallerChannel) -> Result<Established, Fault> {
-    match timeout(HANDSHAKE_TIMEOUT, exchange(wire, party, keyring, expect, channel)).await {
+async fn prove(wire: Wire, setup: DiallerSetup) -> Result<Established, Fault> {
+    match timeout(HANDSHAKE_TIMEOUT, exchange(wire, setup)).await {
         Ok(result) => result,
         Err(_) => Err(Error::new(ErrorCode::Timeout, "no answer to the handshake").into()),
     }
 }
 
-async fn exchange(
-    mut wire: Wire,
-    party: &Party,
-    keyring: Arc<Keyring>,
-    expect: &Expect,
-    channel: DiallerChannel,
-) -> Result<Established, Fault> {
-    let setup = DiallerSetup {
-        identity: party.identity.clone(),
-        keyring,
-        expect_role: expect.role,
-        expect_id: expect.id.clone(),
-        nonce: rand::random(),
-        channel,
-    };
+async fn exchange(mut wire: Wire, setup: DiallerSetup) -> Result<Established, Fault> {
     let (mut machine, mut frame) = Dialler::start(setup);
     loop {
         let answer = ask(&mut wire, &frame).await?;

@@ -1,6 +1,7 @@
 //! Everything secret that one process needs for its links, computed once.
 
 use std::fmt;
+use std::num::NonZeroU32;
 use std::sync::Arc;
 
 use crate::error::{Error, ErrorCode, Result};
@@ -45,7 +46,7 @@ impl KeyringInput {
 
 /// The keys of one process for each kind of link. Holds no password, is wiped when dropped, shows nothing.
 pub struct Keyring {
-    iterations: u32,
+    iterations: NonZeroU32,
     worker: WorkerKeys,
     admin: Option<LinkKeys>,
     control: Option<LinkKeys>,
@@ -73,21 +74,15 @@ impl Keyring {
     /// `invalid_config` if there is no secret for the own role, no iteration, a malformed `node_token`, or the `control_key` of another secret.
     pub fn derive(role: Role, input: &KeyringInput) -> Result<Self> {
         let invalid = |message: String| Err(Error::new(ErrorCode::InvalidConfig, message));
-        if input.iterations == 0 {
+        let Some(iterations) = NonZeroU32::new(input.iterations) else {
             return invalid("pbkdf2_iters must be at least 1".to_owned());
-        }
+        };
         let salted = |secret_role: Role| {
             let password = input.secret(secret_role)?;
-            Some(SaltedPassword::derive(password, &input.cluster, secret_role, input.iterations))
+            Some(SaltedPassword::derive(password, &input.cluster, secret_role, iterations))
         };
-        let mut keyring = Self {
-            iterations: input.iterations,
-            worker: WorkerKeys::None,
-            admin: None,
-            control: None,
-            signing: None,
-            required_key: input.control_key,
-        };
+        let mut keyring =
+            Self { iterations, worker: WorkerKeys::None, admin: None, control: None, signing: None, required_key: input.control_key };
         match role {
             Role::Worker => {
                 keyring.worker = match &input.node_token {
@@ -147,7 +142,7 @@ impl Keyring {
 
     /// Iterations that went into the keys.
     pub fn iterations(&self) -> u32 {
-        self.iterations
+        self.iterations.get()
     }
 
     /// The keys of a link whose weaker role is `link_role`; `worker` is the id of its worker end, which matters only where workers have tokens.

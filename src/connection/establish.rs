@@ -23,7 +23,7 @@ use crate::error::{Error, ErrorCode, Result};
 use crate::proto::auth::{
     Identity, KIND_CLIENT_PROOF, Keyring, KeyringInput, Listener, ListenerChannel, ListenerSetup, ListenerStep, Peer, Role,
 };
-use crate::transport::{DialOptions, Incoming, Wire};
+use crate::transport::{Incoming, Wire};
 use crate::types::{Binding, NodeUri, Secret};
 
 pub use dialling::{Attempt, DialError, Expect, Order, dial, dial_and_establish};
@@ -47,12 +47,11 @@ pub struct Established {
     pub uri: Option<NodeUri>,
 }
 
-/// This process in handshakes: who it is, what it can prove, how it reaches others. Clones are cheap and share their keys.
+/// This process in handshakes: who it is and what it can prove. Clones are cheap and share their keys.
 #[derive(Clone, Debug)]
 pub struct Party {
     identity: Arc<Identity>,
     keyring: Arc<Keyring>,
-    dial: Arc<DialOptions>,
     /// Keys of passwords that stand in URLs. The lock is held while one is computed, so that there is only one such computation at a time.
     uri_keys: Arc<Mutex<Vec<UriKeys>>>,
 }
@@ -69,15 +68,20 @@ impl Party {
     ///
     /// # Errors
     /// Those of [`Keyring::derive`].
-    pub async fn prepare(identity: Identity, input: KeyringInput, dial: DialOptions) -> Result<Self> {
+    pub async fn prepare(identity: Identity, input: KeyringInput) -> Result<Self> {
         let role = identity.role;
         let keyring = blocking(move || Keyring::derive(role, &input)).await??;
-        Ok(Self::new(identity, Arc::new(keyring), dial))
+        Ok(Self::new(identity, Arc::new(keyring)))
     }
 
     /// A party whose keys are there already.
-    pub fn new(identity: Identity, keyring: Arc<Keyring>, dial: DialOptions) -> Self {
-        Self { identity: Arc::new(identity), keyring, dial: Arc::new(dial), uri_keys: Arc::default() }
+    pub fn new(identity: Identity, keyring: Arc<Keyring>) -> Self {
+        Self { identity: Arc::new(identity), keyring, uri_keys: Arc::default() }
+    }
+
+    /// The same keys under another identity of this process: a control node is also a worker.
+    pub fn with_identity(&self, identity: Identity) -> Self {
+        Self { identity: Arc::new(identity), keyring: Arc::clone(&self.keyring), uri_keys: Arc::default() }
     }
 
     /// Who we are.

@@ -11,7 +11,7 @@ use crate::connection::establish::frames::{ReadFault, read_frame, write_frame};
 use crate::connection::establish::{Established, HANDSHAKE_TIMEOUT, Party};
 use crate::error::{Error, ErrorCode};
 use crate::proto::auth::{AuthError, AuthFrame, Dialler, DiallerChannel, DiallerSetup, DiallerStep, Keyring, Role};
-use crate::transport::{self, CertificateCheck, Target, Wire};
+use crate::transport::{self, CertificateCheck, DialOptions, Target, Wire};
 use crate::types::{Binding, NodeId, NodeUri};
 
 /// Whom a dialler wants.
@@ -97,14 +97,20 @@ impl From<DialError> for Error {
 ///
 /// # Errors
 /// What happened at every address.
-pub async fn dial_and_establish(uris: &[NodeUri], party: &Party, expect: &Expect, order: Order) -> Result<Established, DialError> {
+pub async fn dial_and_establish(
+    uris: &[NodeUri],
+    party: &Party,
+    expect: &Expect,
+    order: Order,
+    options: &DialOptions,
+) -> Result<Established, DialError> {
     let mut uris: Vec<&NodeUri> = uris.iter().collect();
     if order == Order::Shuffled {
         uris.shuffle(&mut rand::rng());
     }
     let mut attempts = Vec::new();
     for uri in uris {
-        let targets = match transport::resolve(uri, &party.dial).await {
+        let targets = match transport::resolve(uri, options).await {
             Ok(targets) => targets,
             Err(error) => {
                 attempts.push(Attempt { address: uri.to_string(), error, was_answered: false, retry_after: None });
@@ -112,7 +118,7 @@ pub async fn dial_and_establish(uris: &[NodeUri], party: &Party, expect: &Expect
             }
         };
         for target in targets {
-            match dial_target(&target, party, expect).await {
+            match dial_target(&target, party, expect, options).await {
                 Ok(established) => return Ok(established),
                 Err(fault) => attempts.push(fault.at(&target)),
             }
@@ -127,29 +133,17 @@ pub async fn dial_and_establish(uris: &[NodeUri], party: &Party, expect: &Expect
 /// What went wrong; a refusal of the listener with its code.
 pub async fn dial(wire: Wire, party: &Party, expect: &Expect) -> Result<Established, Error> {
     let channel = channel(&wire, Binding::Required)?;
-    let setup = setup(party, party.keyring.clone(), expect, channel);
-    prove(wire, setup).await.map_err(Fault::into_error)
+    prove(wire, party, party.keyring.clone(), expect, channel).await.map_err(Fault::into_error)
 }
 
-async fn dial_target(target: &Target, party: &Party, expect: &Expect) -> Result<Established, Fault> {
+async fn dial_target(target: &Target, party: &Party, expect: &Expect, options: &DialOptions) -> Result<Established, Fault> {
     // Keys first: the listener must not wait for them.
     let keyring = party.keyring_for(&target.uri, expect.role).await?;
-    let wire = transport::connect(target, &party.dial).await?;
+    let wire = transport::connect(target, options).await?;
     let channel = channel(&wire, target.uri.options().binding.unwrap_or_default())?;
-    let mut established = prove(wire, setup(party, keyring, expect, channel)).await?;
+    let mut established = prove(wire, party, keyring, expect, channel).await?;
     established.uri = Some(target.uri.clone());
     Ok(established)
-}
-
-fn setup(party: &Party, keyring: Arc<Keyring>, expect: &Expect, channel: DiallerChannel) -> DiallerSetup {
-    DiallerSetup {
-        identity: party.identity.clone(),
-        keyring,
-        expect_role: expect.role,
-        expect_id: expect.id.clone(),
-        nonce: rand::random(),
-        channel,
-    }
 }
 
 /// Leaving the binding off is a decision of our own configuration, and only where a verified certificate takes its place.
@@ -165,14 +159,28 @@ fn channel(wire: &Wire, binding: Binding) -> Result<DiallerChannel, Error> {
     }
 }
 
-async fn prove(wire: Wire, setup: DiallerSetup) -> Result<Established, Fault> {
-    match timeout(HANDSHAKE_TIMEOUT, exchange(wire, setup)).await {
+async fn prove(wire: Wire, party: &Party, keyring: Arc<Keyring>, expect: &Expect, channel: DiallerChannel) -> Result<Established, Fault> {
+    match timeout(HANDSHAKE_TIMEOUT, exchange(wire, party, keyring, expect, channel)).await {
         Ok(result) => result,
         Err(_) => Err(Error::new(ErrorCode::Timeout, "no answer to the handshake").into()),
     }
 }
 
-async fn exchange(mut wire: Wire, setup: DiallerSetup) -> Result<Established, Fault> {
+async fn exchange(
+    mut wire: Wire,
+    party: &Party,
+    keyring: Arc<Keyring>,
+    expect: &Expect,
+    channel: DiallerChannel,
+) -> Result<Established, Fault> {
+    let setup = DiallerSetup {
+        identity: party.identity.clone(),
+        keyring,
+        expect_role: expect.role,
+        expect_id: expect.id.clone(),
+        nonce: rand::random(),
+        channel,
+    };
     let (mut machine, mut frame) = Dialler::start(setup);
     loop {
         let answer = ask(&mut wire, &frame).await?;

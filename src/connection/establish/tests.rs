@@ -25,7 +25,7 @@ async fn party_with(role: Role, name: &str, change: impl FnOnce(&mut KeyringInpu
     let mut input = KeyringInput { cluster: "c".to_owned(), iterations: 2, password: Some("s3cret".into()), ..KeyringInput::default() };
     change(&mut input);
     let identity = Identity { cluster: input.cluster.clone(), ..identity(role, name) };
-    Party::prepare(identity, input, DialOptions::default()).await.expect("derives")
+    Party::prepare(identity, input).await.expect("derives")
 }
 
 async fn worker() -> Party {
@@ -82,7 +82,7 @@ impl Drop for Server {
 }
 
 async fn connect(uris: &[NodeUri], party: &Party, expect: &Expect) -> Result<Established, DialError> {
-    dial_and_establish(uris, party, expect, Order::AsGiven).await
+    dial_and_establish(uris, party, expect, Order::AsGiven, &DialOptions::default()).await
 }
 
 async fn raw(server: &Server) -> Wire {
@@ -193,7 +193,7 @@ async fn code_of_the_whole_is_that_of_those_who_answered() {
 
     let mut other = identity(Role::Worker, "w1");
     other.versions = vec![99];
-    let other = Party::new(other, wrong.keyring.clone(), DialOptions::default());
+    let other = Party::new(other, wrong.keyring.clone());
     let error = connect(&both, &other, &control(None)).await.expect_err("refused");
     assert_eq!(error.code(), ErrorCode::UnsupportedVersion);
 }
@@ -309,8 +309,7 @@ async fn binding_is_left_off_only_where_the_certificate_was_verified_and_both_ag
     let party = worker().await;
     let attempt = async |server: &Server, options: &DialOptions| {
         let uri = uri(&format!("{};binding=off", server.uri));
-        let party = Party::new(party.identity().clone(), party.keyring.clone(), options.clone());
-        connect(&[uri], &party, &control(None)).await
+        dial_and_establish(&[uri], &party, &control(None), Order::AsGiven, options).await
     };
     attempt(&lenient, &trusting).await.expect("verified, and both say so");
     let error = attempt(&lenient, &DialOptions::default()).await.expect_err("not verified");
@@ -362,8 +361,7 @@ async fn silent_listener_is_left_after_the_limit() {
     let _listener = net.listen("c1").expect("listens");
     let options = DialOptions { memory: Some(net.node("w1")), ..DialOptions::default() };
     let uris = [uri("nkcluster://c1;transport=memory")];
-    let party = Party::new(identity(Role::Worker, "w1"), worker().await.keyring.clone(), options);
-    let error = dial_and_establish(&uris, &party, &control(None), Order::Shuffled).await.expect_err("silent");
+    let error = dial_and_establish(&uris, &worker().await, &control(None), Order::Shuffled, &options).await.expect_err("silent");
     assert_eq!(error.attempts[0].error.code(), &ErrorCode::Timeout);
     assert_eq!(error.code(), ErrorCode::NoConnections);
 }

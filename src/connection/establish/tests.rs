@@ -160,6 +160,19 @@ async fn password_of_the_url_has_precedence() {
 }
 
 #[tokio::test]
+async fn password_of_a_listener_stands_in_the_place_of_the_common_one() {
+    let separate = party_with(Role::Control, "c1", |input| input.admin_password = Some("admins".into())).await;
+    let server = Server::of(&format!("{TCP};password=other"), ListenOptions::default(), separate, Limits::default()).await;
+    assert!(server.uri.options().password.is_none(), "what is published has no secret");
+    let attempt = async |role: Role, password: &str| {
+        let party = party_with(role, "x", |input| input.password = Some(password.into())).await;
+        connect(std::slice::from_ref(&server.uri), &party, &control(None)).await.is_ok()
+    };
+    assert!(attempt(Role::Worker, "other").await && attempt(Role::Control, "other").await && attempt(Role::Admin, "admins").await);
+    assert!(!attempt(Role::Worker, "s3cret").await && !attempt(Role::Control, "s3cret").await && !attempt(Role::Admin, "other").await);
+}
+
+#[tokio::test]
 async fn wrong_password_and_wrong_cluster_look_the_same() {
     let mut server = Server::start(TLS, ListenOptions::default()).await;
     let wrong = party_with(Role::Worker, "w1", |input| input.password = Some("wrong".into())).await;

@@ -171,9 +171,9 @@ impl Outcomes {
         self.expiry.insert((forget_at, identity));
         self.bytes += bytes;
         while self.bytes > self.bytes_max
-            && let Some((_, oldest)) = self.finished.first_key_value()
+            && let Some((_, oldest)) = self.finished.pop_first()
         {
-            self.forget(*oldest, Gone::Evicted);
+            self.forget(oldest, Gone::Evicted);
         }
     }
 
@@ -194,10 +194,10 @@ impl Outcomes {
 
     /// Forgets the outcomes whose time is over.
     pub fn expire(&mut self, now: Instant) {
-        while let Some((forget_at, identity)) = self.expiry.first()
-            && *forget_at <= now
+        while self.expiry.first().is_some_and(|(forget_at, _)| *forget_at <= now)
+            && let Some((_, identity)) = self.expiry.pop_first()
         {
-            self.forget(*identity, Gone::Settled);
+            self.forget(identity, Gone::Settled);
         }
     }
 

@@ -130,7 +130,6 @@ impl Outcomes {
     /// Whoever has no room for the call must refuse it before, or [`abandon`](Self::abandon) it. The number of running
     /// calls is bounded by the executor.
     pub fn begin(&mut self, identity: CallIdentity, retry: bool, deadline: Instant, now: Instant) -> Begin {
-        self.expire(now);
         let forget_at = deadline.checked_add(REMEMBER_AFTER_DEADLINE).unwrap_or(deadline);
         if !self.edges.contains_key(&identity.edge) {
             let doubtful_until = self.edges_forgotten_until.filter(|until| now < *until);

@@ -52,11 +52,11 @@ impl Layers {
         let origin = Origin::File(path.to_owned());
         let failed = |reason: String| ConfigError::new(origin.clone(), None, Problem::new(reason));
         let text = fs::read_to_string(path).map_err(|error| failed(format!("cannot read the file: {error}")))?;
-        // The error's own text would repeat the line, which may hold a password.
+        // Its `Display` would repeat the line, which may hold a password; its message does not.
         let table: toml::Table = text.parse().map_err(|error: toml::de::Error| {
             let before = error.span().and_then(|span| text.get(..span.start)).unwrap_or_default();
             let line = before.matches('\n').count() + 1;
-            failed(format!("line {line} is not TOML"))
+            failed(format!("line {line}: {}", error.message().replace('\n', ", ")))
         })?;
         for (name, value) in table {
             let key = Key::find(&name).ok_or_else(|| unknown(origin.clone(), &name))?;

@@ -193,3 +193,73 @@ impl<'de> Deserialize<'de> for Incarnation {
         if deserializer.is_human_readable() { deserializer.deserialize_str(Bits) } else { deserializer.deserialize_bytes(Bits) }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn names_within_the_limits_are_taken() {
+        for name in ["a", "dev1", "A.b_c:d-9", "0", &"x".repeat(64)] {
+            assert_eq!(NodeId::new(name).expect("is valid").as_str(), name);
+        }
+        assert!(TaskId::new("x".repeat(128)).is_ok());
+    }
+
+    #[test]
+    fn other_names_are_invalid() {
+        for name in ["", " ", "a b", "a/b", "a,b", "ä", "a\n", "*", &"x".repeat(65)] {
+            let error = NodeId::new(name).expect_err("is invalid");
+            assert_eq!(error.code(), &ErrorCode::InvalidName, "{name:?}");
+            assert!(rmp_serde::from_slice::<ClassName>(&rmp_serde::to_vec(name).expect("encodes")).is_err());
+        }
+        assert!(TaskId::new("x".repeat(129)).is_err());
+    }
+
+    #[test]
+    fn name_is_found_in_a_map_by_its_text() {
+        let map = std::collections::BTreeMap::from([(NodeId::new("a").expect("is valid"), 1)]);
+        assert_eq!(map.get("a"), Some(&1));
+    }
+
+    #[test]
+    fn incarnation_is_bytes_in_binary_and_hex_for_people() {
+        let incarnation = Incarnation::from_bytes(*b"\x00\x01abcdefghijklmn");
+        let binary = rmp_serde::to_vec(&incarnation).expect("encodes");
+        assert_eq!(binary.len(), 2 + 16);
+        assert_eq!(rmp_serde::from_slice::<Incarnation>(&binary).expect("decodes"), incarnation);
+        let json = serde_json::to_string(&incarnation).expect("encodes");
+        assert_eq!(json, format!("\"{incarnation}\""));
+        assert_eq!(serde_json::from_str::<Incarnation>(&json).expect("decodes"), incarnation);
+        let as_text = rmp_serde::to_vec(&incarnation.to_string()).expect("encodes");
+        assert_eq!(rmp_serde::from_slice::<Incarnation>(&as_text).expect("decodes"), incarnation);
+    }
+
+    #[test]
+    fn incarnation_of_another_length_is_refused() {
+        for text in ["", "00", &"0".repeat(33), &"x".repeat(32), &format!("+{}", "0".repeat(31))] {
+            assert!(text.parse::<Incarnation>().is_err(), "{text}");
+        }
+        let bytes = rmp_serde::to_vec(serde_bytes::Bytes::new(&[0xff; 17])).expect("encodes");
+        assert!(rmp_serde::from_slice::<Incarnation>(&bytes).is_err());
+        assert!(Incarnation::default().is_none());
+    }
+
+    proptest! {
+        #[test]
+        fn incarnation_returns_from_its_text(bytes: [u8; 16]) {
+            let incarnation = Incarnation::from_bytes(bytes);
+            prop_assert_eq!(incarnation.to_string().parse::<Incarnation>(), Ok(incarnation));
+            prop_assert_eq!(incarnation.to_string().len(), 32);
+        }
+
+        #[test]
+        fn name_returns_from_the_wire(name in "[A-Za-z0-9._:-]{1,64}") {
+            let id = NodeId::new(&name).expect("is valid");
+            let bytes = rmp_serde::to_vec(&id).expect("encodes");
+            prop_assert_eq!(rmp_serde::from_slice::<NodeId>(&bytes).expect("decodes"), id);
+        }
+    }
+}

@@ -340,3 +340,6 @@ impl<'de> Deserialize<'de> for Values {
         deserializer.deserialize_map(Pairs)
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -9,6 +9,7 @@
 mod json;
 
 use std::fmt;
+use std::io::ErrorKind;
 
 use bytes::Bytes;
 use serde::de::{self, DeserializeOwned, IgnoredAny, Visitor};
@@ -43,7 +44,7 @@ impl Payload {
         let mut decoder = rmp_serde::Deserializer::from_read_ref(&self.0[..]);
         decoder.set_max_depth(Self::DEPTH_MAX);
         let value = T::deserialize(&mut decoder).map_err(invalid)?;
-        self.all_read(&decoder)?;
+        end(decoder)?;
         Ok(value)
     }
 
@@ -63,7 +64,7 @@ impl Payload {
         let mut decoder = rmp_serde::Deserializer::from_read_ref(&self.0[..]);
         decoder.set_max_depth(Self::DEPTH_MAX);
         let value = json::read(&mut decoder, Self::JSON_VALUES_MAX).map_err(invalid)?;
-        self.all_read(&decoder)?;
+        end(decoder)?;
         Ok(value)
     }
 
@@ -110,17 +111,18 @@ impl Payload {
         let (len, max) = (self.len(), Self::BYTES_MAX);
         Err(Error::new(ErrorCode::PayloadTooLarge, format!("a payload of {len} bytes, allowed are {max}; send a stream")))
     }
-
-    fn all_read<'de>(&self, decoder: &Decoder<'de>) -> Result<()> {
-        let left = decoder.get_ref().len();
-        if left == 0 {
-            return Ok(());
-        }
-        Err(invalid(format!("{left} bytes follow the value")))
-    }
 }
 
 type Decoder<'de> = rmp_serde::Deserializer<rmp_serde::decode::ReadRefReader<'de, [u8]>>;
+
+/// Refuses bytes behind the value. The decoder does not tell its position, but asked for one byte more it says that there is none.
+fn end(mut decoder: Decoder<'_>) -> Result<()> {
+    use rmp_serde::decode::Error::InvalidMarkerRead;
+    match bool::deserialize(&mut decoder) {
+        Err(InvalidMarkerRead(error)) if error.kind() == ErrorKind::UnexpectedEof => Ok(()),
+        _ => Err(invalid("bytes follow the value")),
+    }
+}
 
 impl Default for Payload {
     fn default() -> Self {
@@ -179,3 +181,6 @@ impl<'de> Deserialize<'de> for Payload {
 fn invalid(reason: impl fmt::Display) -> Error {
     Error::new(ErrorCode::InvalidPayload, reason.to_string())
 }
+
+#[cfg(test)]
+mod tests;

@@ -53,3 +53,18 @@ impl From<&str> for Secret {
         Self::new(text)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn secret_is_compared_by_its_text_and_never_printed() {
+        let secret = Secret::new("hunter2");
+        assert_eq!(secret, Secret::from("hunter2".to_owned()));
+        assert_ne!(secret, Secret::from("hunter3"));
+        assert_ne!(secret, Secret::from("hunter"));
+        assert_eq!(format!("{secret:?} {:?}", Some(&secret)), "*** Some(***)");
+        assert_eq!(secret.expose(), "hunter2");
+    }
+}

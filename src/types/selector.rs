@@ -284,3 +284,6 @@ impl<'de> Deserialize<'de> for Selector {
         text::parse(deserializer, "a selector")
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -41,3 +41,16 @@ pub struct DiskStats {
     /// Share in use, 0 to 100.
     pub used_percent: f64,
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn stats_of_older_and_newer_peers_are_read() {
+        let json = r#"{"cpus":2,"disks":[{"path":"/","colour":"red"}],"planets":9}"#;
+        let stats: NodeStats = serde_json::from_str(json).expect("decodes");
+        assert_eq!((stats.cpus, stats.tasks), (2, 0));
+        assert_eq!(stats.disks[0].path, "/");
+    }
+}

@@ -177,3 +177,71 @@ fn unknown(name: &str, expected: &str) -> Error {
     let name = text::excerpt(name, 64);
     Error::new(ErrorCode::SyntaxError, format!("unknown status {name:?}, expected one of {expected}"))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::NodeStatus::*;
+    use super::*;
+
+    #[test]
+    fn transitions_are_those_of_the_original() {
+        let to = Transition::To;
+        let rows = [
+            (Ready, WantedStatus::Ready, Transition::Unchanged),
+            (Standby, WantedStatus::Ready, to(Ready)),
+            (Stopping, WantedStatus::Ready, to(Ready)),
+            (Stopped, WantedStatus::Ready, to(Ready)),
+            (Ready, WantedStatus::Standby, to(Standby)),
+            (Standby, WantedStatus::Standby, Transition::Unchanged),
+            (Stopping, WantedStatus::Standby, to(Standby)),
+            (Stopped, WantedStatus::Standby, to(Standby)),
+            (Ready, WantedStatus::Stopped, to(Stopping)),
+            (Standby, WantedStatus::Stopped, to(Stopping)),
+            (Stopping, WantedStatus::Stopped, Transition::Unchanged),
+            (Stopped, WantedStatus::Stopped, Transition::Unchanged),
+        ];
+        for (from, wanted, expected) in rows {
+            assert_eq!(from.transition(wanted, 1), Ok(expected), "{from} to {wanted}");
+        }
+    }
+
+    #[test]
+    fn states_of_the_control_side_cannot_be_left_by_request() {
+        for from in [Launching, Connecting, NotConnected] {
+            for wanted in [WantedStatus::Ready, WantedStatus::Standby, WantedStatus::Stopped] {
+                let error = from.transition(wanted, 0).expect_err("is refused");
+                assert_eq!(error.code(), &ErrorCode::NotAllowed);
+            }
+        }
+    }
+
+    #[test]
+    fn stopping_becomes_stopped_when_the_last_task_has_ended() {
+        assert_eq!(Ready.transition(WantedStatus::Stopped, 0), Ok(Transition::To(Stopping)));
+        assert_eq!(Stopping.drained(), Transition::To(Stopped));
+        assert_eq!(Stopping.transition(WantedStatus::Stopped, 0), Ok(Transition::To(Stopped)));
+        for other in NodeStatus::ALL.into_iter().filter(|status| *status != Stopping) {
+            assert_eq!(other.drained(), Transition::Unchanged);
+        }
+    }
+
+    #[test]
+    fn only_ready_takes_tasks_and_only_connected_nodes_take_requests() {
+        let takes = NodeStatus::ALL.map(|status| (status.accepts_requests(), status.accepts_tasks()));
+        let (no, requests, both) = ((false, false), (true, false), (true, true));
+        assert_eq!(takes, [no, no, both, requests, requests, requests, no]);
+    }
+
+    #[test]
+    fn status_returns_from_its_name() {
+        for status in NodeStatus::ALL {
+            assert_eq!(status.name().parse(), Ok(status));
+            assert_eq!(serde_json::to_string(&status).expect("encodes"), format!("\"{status}\""));
+        }
+        for wanted in [WantedStatus::Ready, WantedStatus::Standby, WantedStatus::Stopped] {
+            assert_eq!(wanted.name().parse(), Ok(wanted));
+        }
+        assert!("stopping".parse::<WantedStatus>().is_err());
+        assert!("Ready".parse::<NodeStatus>().is_err());
+    }
+}

@@ -147,3 +147,40 @@ impl<'a> Scanner<'a> {
         Err(WordError::OpenQuote)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    struct Quoted<'a>(&'a str);
+
+    impl fmt::Display for Quoted<'_> {
+        fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            write_word(f, self.0, char::is_alphanumeric)
+        }
+    }
+
+    #[test]
+    fn word_stands_in_quotes_only_where_it_must() {
+        let shown = ["a1", "", "a b", "a\"b\\"].map(|word| Quoted(word).to_string());
+        assert_eq!(shown, ["a1", "\"\"", "\"a b\"", "\"a\\\"b\\\\\""]);
+    }
+
+    #[test]
+    fn word_is_read_up_to_its_end() {
+        let mut scanner = Scanner::new("\"a \\\" b\"c;");
+        assert_eq!(scanner.word(char::is_alphanumeric), Ok(Some("a \" b".to_owned())));
+        assert_eq!(scanner.word(char::is_alphanumeric), Ok(Some("c".to_owned())));
+        assert_eq!(scanner.word(char::is_alphanumeric), Ok(None));
+        assert_eq!(scanner.rest(), ";");
+    }
+
+    #[test]
+    fn broken_quotes_are_told() {
+        let read = |text| Scanner::new(text).word(char::is_alphanumeric);
+        assert_eq!(read("\"a"), Err(WordError::OpenQuote));
+        assert_eq!(read("\"a\\"), Err(WordError::OpenQuote));
+        assert_eq!(read("\"a\n\""), Err(WordError::Control));
+        assert_eq!(read("\"a\\\n\""), Err(WordError::Control));
+    }
+}

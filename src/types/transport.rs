@@ -92,3 +92,26 @@ impl<'de> Deserialize<'de> for Transport {
         text::parse(deserializer, "a transport")
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn default_ports_are_those_of_the_original() {
+        let ports = Transport::ALL.map(|transport| (transport.name(), transport.default_port()));
+        let expected = [("tcp", 1972), ("tls", 1973), ("sctp", 1972), ("ws", 1974), ("wss", 1975), ("quic", 1976), ("memory", 0)];
+        assert_eq!(ports, expected);
+    }
+
+    #[test]
+    fn transport_returns_from_its_name() {
+        for transport in Transport::ALL {
+            assert_eq!(transport.name().parse(), Ok(transport));
+            assert_eq!(transport.name().to_uppercase().parse(), Ok(transport));
+        }
+        let error = "udp".parse::<Transport>().expect_err("is unknown");
+        assert_eq!(error.code(), &ErrorCode::InvalidTransport);
+        assert!(error.message().contains("\"udp\""), "{error}");
+    }
+}

@@ -345,3 +345,6 @@ impl<'de> Deserialize<'de> for NodeUri {
         text::parse(deserializer, "a URL of the cluster")
     }
 }
+
+#[cfg(test)]
+mod tests;

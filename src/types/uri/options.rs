@@ -226,6 +226,10 @@ impl UriOptions {
             "proxy" => said.put(&mut self.proxy, Said::parsed),
             "exclusive" => said.put(&mut self.exclusive, Said::flag),
             "binding" => said.put(&mut self.binding, Said::binding),
+            // What looks like an option may be the end of a password.
+            _ if self.password.is_some() || self.tls_password.is_some() => {
+                Err(syntax("an option of a URL behind its password is unknown; a password with `;` stands in quotes"))
+            }
             _ => Err(invalid(text::excerpt(key, 32), "there is no such option")),
         }
     }

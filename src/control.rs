@@ -1,3 +1,104 @@
-//! See the chapter in `src/docs`.
+//! The control node: holds a proxy for each worker and serves whoever uses the cluster.
+//!
+//! ```text
+//!   acceptor ─► worker link ─► proxy (actor: state, adoption, pings, reconnects)
+//!            │                   │ publishes the current channel
+//!            └► admin link ─► serve ─► Backend ──► channel ──► worker        hot path: not through the actor's mailbox
+//!                                └───► operations: nodes, info, connect, forget, events
+//!   events of workers ─► dispatcher per worker and class ─► class `event`, live subscribers ─► acknowledgement
+//! ```
+//!
+//! Pure: [`latency`], `proxy::state`. The rest are shells. Workers and their side of the protocol are unknown here but for the wire.
 
+mod backend;
+mod directory;
+mod events;
 pub mod latency;
+mod proxy;
+mod serve;
+mod shared;
+mod workers;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+pub(crate) use self::shared::Shared;
+use crate::cluster::Cluster;
+use crate::connection::{Link, LinkHandler};
+use crate::error::{Error, ErrorCode};
+use crate::proto::auth::Role;
+use crate::proto::message::{GoAway, Message};
+use crate::types::NodeId;
+
+/// How long a link may take to send its last words.
+const FAREWELL: Duration = Duration::from_secs(1);
+
+/// A running control node.
+#[derive(Clone)]
+pub(crate) struct Control {
+    shared: Arc<Shared>,
+}
+
+impl Control {
+    pub(crate) fn new(shared: Arc<Shared>) -> Self {
+        Self { shared }
+    }
+
+    /// The handle of the cluster within this process.
+    pub(crate) fn cluster(&self) -> Cluster {
+        self.shared.cluster()
+    }
+
+    /// Starts a link whose peer has proved itself, whoever dialled.
+    ///
+    /// # Errors
+    /// `not_allowed` for a peer that has no business here.
+    pub(crate) fn welcome(&self, parts: crate::connection::LinkParts) -> Result<NodeId, Error> {
+        let options = self.shared.link_options();
+        let id = parts.established.peer.id.clone();
+        match parts.established.peer.role {
+            Role::Worker => {
+                Link::start(parts, options, |link| workers::handler(Arc::clone(&self.shared), link) as Arc<dyn LinkHandler>);
+            }
+            Role::Admin => {
+                Link::start(parts, options, |link| serve::handler(Arc::clone(&self.shared), link) as Arc<dyn LinkHandler>);
+            }
+            Role::Control => {
+                let what = format!("control node {id} wants to join, but this version runs with one control node only");
+                return Err(Error::new(ErrorCode::NotAllowed, what));
+            }
+        }
+        Ok(id)
+    }
+
+    /// Stops in order: tells everybody to go elsewhere, waits for the answers that callers wait for, cuts.
+    pub(crate) async fn stop(self, grace: Duration) {
+        let deadline = Instant::now() + grace;
+        let reason = Error::new(ErrorCode::ShuttingDown, format!("control node {} is stopping", self.shared.id));
+        let away = Message::GoAway(GoAway { reason: reason.clone(), reconnect_after_ms: None });
+        self.shared.begin_stop();
+        let admins = self.shared.admin_links();
+        for link in &admins {
+            link.channel_zero().message(&away);
+        }
+        while admins.iter().any(|link| !link.has_ended() && link.calls_being_answered() > 0) && Instant::now() < deadline {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        let proxies = self.shared.directory.all();
+        let workers: Vec<Link> = proxies.iter().filter_map(|proxy| proxy.current().map(|current| current.channel.link().clone())).collect();
+        for link in workers.iter().chain(&admins) {
+            if link.peer().role == Role::Worker {
+                link.channel_zero().message(&away);
+            }
+            link.close(reason.clone());
+        }
+        for link in workers.iter().chain(&admins) {
+            let _ = tokio::time::timeout(FAREWELL, link.ended()).await;
+        }
+        for proxy in proxies {
+            proxy.stop();
+        }
+    }
+}

@@ -61,6 +61,8 @@ codes! {
     ClassError = "class_error",
     /// The link ended before the answer came.
     ConnectionFailed = "connection_failed",
+    /// Another control node holds the worker under a newer term; nothing was done.
+    Fenced = "fenced",
     /// A handler of a job class panicked; the worker goes on.
     HandlerPanicked = "handler_panicked",
     /// A configuration value is wrong.

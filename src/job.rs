@@ -30,10 +30,11 @@ pub(crate) mod core;
 mod registry;
 mod typed;
 
+pub(crate) use self::actor::TaskEnd;
 pub use self::actor::TaskRun;
 pub use self::class::{JobClass, JobEvent, JobEventKind, NoRequests, Started, TaskClass};
 pub use self::context::{CommandContext, EventContext, RequestContext, TaskContext};
 pub(crate) use self::context::{LocalNode, RawTaskContext};
 pub use self::registry::Classes;
-pub(crate) use self::registry::{ErasedClass, RawEvent, RawEventKind, RawStarted, TaskHandle};
+pub(crate) use self::registry::{ErasedClass, Function, RawEvent, RawEventKind, RawStarted, TaskHandle};
 pub use self::typed::{TypedCalls, TypedTask};

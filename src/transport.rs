@@ -27,6 +27,7 @@ mod wire;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use crate::config::Config;
 use crate::error::{Error, ErrorCode};
 use crate::types::{Secret, TlsVerify, TlsVersion, Transport, UriOptions};
 
@@ -66,6 +67,18 @@ pub struct ListenOptions {
     pub memory: Option<MemoryNet>,
 }
 
+impl From<&Config> for DialOptions {
+    fn from(config: &Config) -> Self {
+        Self { connect_timeout: config.connect_timeout, tls: config.into(), memory: None }
+    }
+}
+
+impl From<&Config> for ListenOptions {
+    fn from(config: &Config) -> Self {
+        Self { tls: config.into(), state_dir: Some(config.state_dir.clone()), memory: None }
+    }
+}
+
 /// The `tls_*` options.
 #[derive(Clone, Debug, Default)]
 pub struct TlsOptions {
@@ -83,6 +96,20 @@ pub struct TlsOptions {
     pub depth: Option<u8>,
     /// `tls_versions`: empty means both 1.3 and 1.2.
     pub versions: Vec<TlsVersion>,
+}
+
+impl From<&Config> for TlsOptions {
+    fn from(config: &Config) -> Self {
+        Self {
+            certfile: config.tls_certfile.clone(),
+            keyfile: config.tls_keyfile.clone(),
+            password: config.tls_password.clone(),
+            cacertfile: config.tls_cacertfile.clone(),
+            verify: config.tls_verify,
+            depth: Some(config.tls_depth),
+            versions: config.tls_versions.clone(),
+        }
+    }
 }
 
 impl TlsOptions {

@@ -1,7 +1,122 @@
-//! See the chapter in `src/docs`.
+//! The worker: what runs the jobs.
+//!
+//! ```text
+//!   agent ── dials, watches ──► Link ──► handler ─┬─ calls ──► executor ──► classes, tasks
+//!   listener (if any) ────────►                   ├─ adopt, ack, ping ──► adoption (term), journal
+//!                                                 └─ news ◄── status, labels, statistics
+//! ```
+//!
+//! The worker arbitrates who controls it ([`adoption`]): exactly one channel is current. Tasks, their events and the outcomes of calls belong to the worker and
+//! outlive every link. Pure machines: [`adoption`], [`backoff`], [`journal`], [`outcomes`], [`tasks`]; the other files are shells around them.
 
 pub mod adoption;
+mod agent;
 pub mod backoff;
+mod executor;
+mod handler;
 pub mod journal;
+mod local;
 pub mod outcomes;
+mod running;
+mod shared;
+mod stats;
 pub mod tasks;
+#[cfg(test)]
+mod tests;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::task::JoinSet;
+
+pub(crate) use self::agent::{Connector, Dialled};
+use self::shared::Shared;
+use crate::config::Config;
+use crate::connection::{Link, LinkHandler};
+use crate::error::{Error, ErrorCode};
+use crate::job::Classes;
+use crate::proto::message::{GoAway, Message};
+use crate::types::{Incarnation, NodeId, NodeUri, WantedStatus};
+
+/// How long the last events may take to be acknowledged when a worker stops.
+const SETTLE: Duration = Duration::from_secs(2);
+
+/// A running worker.
+pub(crate) struct Worker {
+    shared: Arc<Shared>,
+    tasks: JoinSet<()>,
+}
+
+impl Worker {
+    /// Starts a worker. `connector` dials for it; without one it waits to be dialled.
+    pub(crate) fn start(
+        config: Arc<Config>,
+        id: NodeId,
+        incarnation: Incarnation,
+        classes: Classes,
+        listen: Vec<NodeUri>,
+        connector: Option<Arc<dyn Connector>>,
+    ) -> Self {
+        let shared = Shared::new(config, id, incarnation, classes, listen);
+        let mut tasks = JoinSet::new();
+        tasks.spawn(stats::run(Arc::clone(&shared)));
+        tasks.spawn(shared::expire_outcomes(Arc::clone(&shared)));
+        if let Some(connector) = connector {
+            tasks.spawn(agent::run(Arc::clone(&shared), connector));
+        }
+        Self { shared, tasks }
+    }
+
+    /// What handles the links of this worker, whoever dialled them. Call [`Worker::introduce`] when the link runs.
+    pub(crate) fn handler(&self, link: &Link) -> Arc<dyn LinkHandler> {
+        handler::new(Arc::clone(&self.shared), link)
+    }
+
+    /// Describes the worker to the peer of a new link.
+    pub(crate) fn introduce(&self, link: &Link) {
+        self.shared.introduce(link);
+    }
+
+    /// A cloneable door for the acceptor.
+    pub(crate) fn door(&self) -> Door {
+        Door { shared: Arc::clone(&self.shared) }
+    }
+
+    /// Drains: no more tasks, those that run are told and get `grace` to end, the last events leave, the links close.
+    pub(crate) async fn stop(mut self, grace: Duration) {
+        // Refused only in a state that has no tasks.
+        if let Err(error) = self.shared.set_status(WantedStatus::Stopped) {
+            tracing::debug!(%error, "the worker was not draining");
+        }
+        if tokio::time::timeout(grace, self.shared.no_tasks()).await.is_err() {
+            let killed = self.shared.kill_all_tasks();
+            tracing::warn!(killed, ?grace, "tasks did not end in time and were killed");
+            // Killing is immediate; their last events follow at once.
+            let _ = tokio::time::timeout(SETTLE, self.shared.no_tasks()).await;
+        }
+        let _ = tokio::time::timeout(SETTLE, self.shared.settled()).await;
+        self.tasks.abort_all();
+        let reason = Error::new(ErrorCode::ShuttingDown, format!("worker {} is stopping", self.shared.id));
+        for link in self.shared.links() {
+            link.channel_zero().message(&Message::GoAway(GoAway { reason: reason.clone(), reconnect_after_ms: None }));
+            link.close(reason.clone());
+            let _ = tokio::time::timeout(SETTLE, link.ended()).await;
+        }
+    }
+}
+
+/// Lets an acceptor hand links to a worker.
+#[derive(Clone)]
+pub(crate) struct Door {
+    shared: Arc<Shared>,
+}
+
+impl Door {
+    pub(crate) fn handler(&self, link: &Link) -> Arc<dyn LinkHandler> {
+        handler::new(Arc::clone(&self.shared), link)
+    }
+
+    pub(crate) fn introduce(&self, link: &Link) {
+        self.shared.introduce(link);
+    }
+}

@@ -8,10 +8,11 @@ use std::task::Waker;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use bytes::{Bytes, BytesMut};
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::io::{AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::sync::{Notify, oneshot, watch};
 use tokio::time::Instant;
 
+use super::establish::Established;
 use super::stream::ByteStream;
 use crate::error::{Error, ErrorCode};
 use crate::proto::auth::Peer;
@@ -19,6 +20,7 @@ use crate::proto::frame::{self, LINK_CHANNEL};
 use crate::proto::head::{CallHead, EventHead, Outcome, Ping, Pong, Rank};
 use crate::proto::message::Message;
 use crate::proto::session::{ClosedChannel, Incoming, Outbox, Session, Side, StreamKey};
+use crate::transport::{ReadHalf, WriteHalf};
 use crate::types::Transport;
 
 /// Bytes that one turn of the writer takes from the lanes. Small, so that an urgent frame waits for little.
@@ -52,21 +54,12 @@ pub trait LinkHandler: Send + Sync + 'static {
 }
 
 /// What a link is made of, once both sides trust each other.
+#[derive(Debug)]
 pub struct LinkParts {
-    /// Bytes from the peer.
-    pub reader: Box<dyn AsyncRead + Send + Unpin>,
-    /// Bytes to the peer.
-    pub writer: Box<dyn AsyncWrite + Send + Unpin>,
-    /// Bytes that were read together with the end of the handshake.
-    pub received: BytesMut,
-    /// Who proved what.
-    pub peer: Peer,
+    /// Bytes both ways, and who proved what.
+    pub established: Established,
     /// Which end this is.
     pub side: Side,
-    /// Kind of transport.
-    pub transport: Transport,
-    /// The peer's address as text, `tcp:127.0.0.1:15004`.
-    pub remote: String,
 }
 
 /// Times of a link.
@@ -127,8 +120,11 @@ impl PartialEq for Link {
 impl Link {
     /// Starts the two tasks of a link. `handler` is made first, so that it sees every frame.
     pub fn start(parts: LinkParts, options: LinkOptions, handler: impl FnOnce(&Link) -> Arc<dyn LinkHandler>) -> Link {
+        let Established { wire, peer, .. } = parts.established;
+        let (transport, remote) = (wire.facts().transport, wire.facts().remote.clone());
+        let (reader, writer) = wire.into_split();
         let state = State {
-            session: Session::new(parts.side, parts.peer.role),
+            session: Session::new(parts.side, peer.role),
             readers: HashMap::new(),
             writers: HashMap::new(),
             pings: HashMap::new(),
@@ -137,9 +133,9 @@ impl Link {
             ended: None,
         };
         let inner = Inner {
-            peer: parts.peer,
-            transport: parts.transport,
-            remote: parts.remote,
+            peer,
+            transport,
+            remote,
             state: Mutex::new(state),
             output: Notify::new(),
             closing: watch::Sender::new(None),
@@ -147,8 +143,8 @@ impl Link {
         };
         let link = Link { inner: Arc::new(inner) };
         let handler = handler(&link);
-        let writer = tokio::spawn(write_loop(link.clone(), parts.writer));
-        let reader = ReadLoop { link: link.clone(), reader: parts.reader, buffer: parts.received, handler: Arc::clone(&handler), options };
+        let writer = tokio::spawn(write_loop(link.clone(), writer));
+        let reader = ReadLoop { link: link.clone(), reader, buffer: BytesMut::new(), handler: Arc::clone(&handler), options };
         let driven = link.clone();
         tokio::spawn(async move {
             let reason = reader.run().await;
@@ -521,7 +517,7 @@ impl Drop for IncomingCall {
 
 struct ReadLoop {
     link: Link,
-    reader: Box<dyn AsyncRead + Send + Unpin>,
+    reader: ReadHalf,
     buffer: BytesMut,
     handler: Arc<dyn LinkHandler>,
     options: LinkOptions,
@@ -639,7 +635,7 @@ impl ReadLoop {
     }
 }
 
-async fn write_loop(link: Link, mut writer: Box<dyn AsyncWrite + Send + Unpin>) {
+async fn write_loop(link: Link, mut writer: WriteHalf) {
     let mut closing = link.inner.closing.subscribe();
     let mut outbox = Outbox::default();
     let mut writable = Vec::new();

@@ -15,11 +15,11 @@ pub struct TaskRun {
 
 pub(super) enum Kind {
     Future(BoxFuture<'static, Result<()>>),
-    Actor { cell: ActorCell, ended: oneshot::Receiver<ActorEnd> },
+    Actor { cell: ActorCell, ended: oneshot::Receiver<TaskEnd> },
 }
 
-/// How an actor ended.
-pub(super) enum ActorEnd {
+/// How a task ended.
+pub(crate) enum TaskEnd {
     Normal,
     Killed,
     Failed(String),
@@ -35,6 +35,35 @@ impl TaskRun {
     /// A future; an error is the reason of the task's end.
     pub fn future(future: impl Future<Output = Result<()>> + Send + 'static) -> Self {
         Self { kind: Kind::Future(Box::pin(future)) }
+    }
+
+    /// Runs to the end, or until `killed`.
+    pub(crate) async fn until_end(self, killed: oneshot::Receiver<()>) -> TaskEnd {
+        // A sender that is gone without a word is the end of the executor, not a kill.
+        let killed = async {
+            if killed.await.is_err() {
+                std::future::pending::<()>().await;
+            }
+        };
+        match self.kind {
+            Kind::Future(future) => tokio::select! {
+                ended = future => match ended {
+                    Ok(()) => TaskEnd::Normal,
+                    Err(error) => TaskEnd::Failed(format!("{}: {}", error.code(), error.message())),
+                },
+                () = killed => TaskEnd::Killed,
+            },
+            Kind::Actor { cell, mut ended } => {
+                let end = tokio::select! {
+                    end = &mut ended => end,
+                    () = killed => {
+                        cell.kill();
+                        ended.await
+                    }
+                };
+                end.unwrap_or_else(|_| TaskEnd::Failed("the supervisor of the task has gone".into()))
+            }
+        }
     }
 
     /// Starts an actor under a supervisor of its own. The task ends with the actor; stopping the task kills it.
@@ -63,8 +92,8 @@ struct Supervisor;
 
 impl Actor for Supervisor {
     type Msg = ();
-    type State = Option<oneshot::Sender<ActorEnd>>;
-    type Arguments = oneshot::Sender<ActorEnd>;
+    type State = Option<oneshot::Sender<TaskEnd>>;
+    type Arguments = oneshot::Sender<TaskEnd>;
 
     async fn pre_start(&self, _: ActorRef<()>, told: Self::Arguments) -> Result<Self::State, ActorProcessingErr> {
         Ok(Some(told))
@@ -72,9 +101,9 @@ impl Actor for Supervisor {
 
     async fn handle_supervisor_evt(&self, myself: ActorRef<()>, event: SupervisionEvent, state: &mut Self::State) -> Result<(), ActorProcessingErr> {
         let end = match event {
-            SupervisionEvent::ActorTerminated(_, _, Some(reason)) if reason == "killed" => ActorEnd::Killed,
-            SupervisionEvent::ActorTerminated(..) => ActorEnd::Normal,
-            SupervisionEvent::ActorFailed(_, error) => ActorEnd::Failed(error.to_string()),
+            SupervisionEvent::ActorTerminated(_, _, Some(reason)) if reason == "killed" => TaskEnd::Killed,
+            SupervisionEvent::ActorTerminated(..) => TaskEnd::Normal,
+            SupervisionEvent::ActorFailed(_, error) => TaskEnd::Failed(error.to_string()),
             _ => return Ok(()),
         };
         if let Some(told) = state.take() {
@@ -110,7 +139,7 @@ mod tests {
         }
     }
 
-    async fn end_of(act: impl FnOnce(&ActorRef<bool>)) -> ActorEnd {
+    async fn end_of(act: impl FnOnce(&ActorRef<bool>)) -> TaskEnd {
         let (actor, run) = TaskRun::actor(Fails, ()).await.expect("starts");
         act(&actor);
         match run.kind {
@@ -122,8 +151,8 @@ mod tests {
     #[tokio::test]
     async fn the_end_of_an_actor_has_its_reason() {
         let failed = end_of(|actor| actor.cast(true).expect("alive")).await;
-        assert!(matches!(failed, ActorEnd::Failed(reason) if reason.contains("as told")));
-        assert!(matches!(end_of(|actor| actor.cast(false).expect("alive")).await, ActorEnd::Normal));
-        assert!(matches!(end_of(|actor| actor.kill()).await, ActorEnd::Killed));
+        assert!(matches!(failed, TaskEnd::Failed(reason) if reason.contains("as told")));
+        assert!(matches!(end_of(|actor| actor.cast(false).expect("alive")).await, TaskEnd::Normal));
+        assert!(matches!(end_of(|actor| actor.kill()).await, TaskEnd::Killed));
     }
 }

@@ -50,7 +50,9 @@ impl JobClass for Core {
             CoreRequest::File(FileRequest::Transfer) => {
                 let root = transfer::FileRoot::open(ctx.file_root())?;
                 let stream = ctx.open_stream().ok_or_else(|| Error::new(ErrorCode::NotAllowed, "a transfer needs a call with a stream"))?;
-                let bytes = transfer::serve(stream, &root).await?;
+                let bytes = match transfer::handle(stream, &root).await? {
+                    transfer::Outcome::Received { file, .. } | transfer::Outcome::Served { file, .. } => file.bytes,
+                };
                 CoreReply::File { bytes }
             }
         })

@@ -11,7 +11,7 @@ use crate::error::{Error, ErrorCode, Result};
 use crate::transport::memory::{MemoryListener, memory_name};
 use crate::transport::target::{lookup, machine_name};
 use crate::transport::{CONNECT_TIMEOUT, ListenOptions, Wire, tcp, tls, unsupported};
-use crate::types::{Host, NodeUri, Transport};
+use crate::types::{Binding, Host, NodeUri, Transport};
 
 /// Pause of the accept loop when the system has no more sockets.
 const EXHAUSTED_PAUSE: Duration = Duration::from_millis(100);
@@ -21,6 +21,7 @@ const EXHAUSTED_PAUSE: Duration = Duration::from_millis(100);
 pub struct Listener {
     transport: Transport,
     uri: NodeUri,
+    binding: Binding,
     socket: Socket,
 }
 
@@ -51,7 +52,7 @@ impl Listener {
                 if let Some(port) = uri.port() {
                     real = real.with_port(port);
                 }
-                Ok(Self { transport, uri: real, socket: Socket::Memory(listener) })
+                Ok(Self { transport, uri: real, binding: uri.options().binding.unwrap_or_default(), socket: Socket::Memory(listener) })
             }
             Transport::Sctp | Transport::Ws | Transport::Wss | Transport::Quic => Err(unsupported(transport)),
         }
@@ -69,8 +70,9 @@ impl Listener {
         for addr in addrs {
             match tcp::listen(addr).and_then(|listener| Ok((listener.local_addr()?, listener))) {
                 Ok((local, listener)) => {
-                    let uri = NodeUri::socket_uri(transport, tcp::reachable(local));
-                    return Ok(Self { transport, uri, socket: Socket::Tcp { listener, tls } });
+                    let real = NodeUri::socket_uri(transport, tcp::reachable(local));
+                    let binding = uri.options().binding.unwrap_or_default();
+                    return Ok(Self { transport, uri: real, binding, socket: Socket::Tcp { listener, tls } });
                 }
                 Err(error) => reason = error,
             }
@@ -92,13 +94,14 @@ impl Listener {
     /// The next connection, before anything was read from it. Never fails: what is wrong with one connection concerns that one only, and when the
     /// system runs out of sockets it waits a moment. Dropping the future loses nothing.
     pub async fn accept(&self) -> Incoming {
+        let binding = self.binding;
         loop {
             match &self.socket {
-                Socket::Memory(listener) => return Incoming { remote: None, kind: Kind::Memory(listener.accept().await) },
+                Socket::Memory(listener) => return Incoming { remote: None, binding, kind: Kind::Memory(listener.accept().await) },
                 Socket::Tcp { listener, tls } => match listener.accept().await {
                     Ok((stream, addr)) => {
                         let kind = Kind::Tcp { stream, addr, tls: tls.clone() };
-                        return Incoming { remote: Some(addr), kind };
+                        return Incoming { remote: Some(addr), binding, kind };
                     }
                     Err(error) => self.pause(error).await,
                 },
@@ -120,6 +123,7 @@ impl Listener {
 #[derive(Debug)]
 pub struct Incoming {
     remote: Option<SocketAddr>,
+    binding: Binding,
     kind: Kind,
 }
 
@@ -133,6 +137,19 @@ impl Incoming {
     /// Address of the peer, if the transport has any.
     pub fn peer_addr(&self) -> Option<SocketAddr> {
         self.remote
+    }
+
+    /// The peer, as shown to people: `tcp:127.0.0.1:15004`.
+    pub fn remote(&self) -> String {
+        match &self.kind {
+            Kind::Tcp { addr, tls, .. } => tcp::shown(if tls.is_some() { Transport::Tls } else { Transport::Tcp }, *addr),
+            Kind::Memory(wire) => wire.facts().remote.clone(),
+        }
+    }
+
+    /// What the URL of the listener says about channel binding: `binding=off` where TLS ends at a balancer in front of it.
+    pub fn binding(&self) -> Binding {
+        self.binding
     }
 
     /// Makes it a wire, by the TLS handshake where the listener is one of TLS. The caller bounds the time.

@@ -55,12 +55,16 @@ pub(super) fn reachable(addr: SocketAddr) -> SocketAddr {
     SocketAddr::new(route().unwrap_or(loopback), addr.port())
 }
 
+/// The identity of a connection (checklist N3.16).
+pub(super) fn shown(transport: Transport, addr: SocketAddr) -> String {
+    format!("{transport}:{}", SocketAddr::new(addr.ip().to_canonical(), addr.port()))
+}
+
 pub(super) fn facts(transport: Transport, stream: &TcpStream, peer_addr: SocketAddr) -> WireFacts {
-    let shown = |addr: SocketAddr| format!("{transport}:{}", SocketAddr::new(addr.ip().to_canonical(), addr.port()));
     WireFacts {
         transport,
-        remote: shown(peer_addr),
-        local: stream.local_addr().map_or_else(|_| transport.to_string(), shown),
+        remote: shown(transport, peer_addr),
+        local: stream.local_addr().map_or_else(|_| transport.to_string(), |addr| shown(transport, addr)),
         peer_addr: Some(peer_addr),
         binding: None,
         certificate: CertificateCheck::Unchecked,

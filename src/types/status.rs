@@ -1,15 +1,15 @@
 //! The seven states of a node and the legal moves between them (checklist A6).
 //!
 //! ```text
-//!             ready ◄──────► standby          somebody asks for ready, standby or stopped;
-//!               ▲ │           │ ▲             stopping becomes stopped by itself when
-//!               │ └► stopping ◄┘ │            no task is left
-//!               │    │  │   └────┤
-//!               │◄───┘  ▼        │
-//!               └─── stopped ────┘
-//!
-//!   launching, connecting, not_connected: a node as its control node sees it; it cannot be asked to change
+//!      ready ◄────► standby           asked for: `ready` and `standby` can be had in each of these four states
+//!        │             │
+//!        └► stopping ◄─┘              asked for `stopped`
+//!              │
+//!              ▼
+//!           stopped                   by itself, when no task is left
 //! ```
+//!
+//! `launching`, `connecting` and `not_connected` say what a control node sees of a node; they are not asked for, and not left by asking.
 
 use std::fmt;
 use std::str::FromStr;

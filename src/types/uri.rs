@@ -202,8 +202,9 @@ fn read_uri(scanner: &mut Scanner<'_>) -> Result<NodeUri> {
 fn read_address(scanner: &mut Scanner<'_>) -> Result<NodeUri> {
     let scheme = scanner.take_while(|c| c.is_ascii_alphanumeric() || matches!(c, '+' | '-' | '.'));
     if scheme.is_empty() || !scanner.eat("://") {
-        let found = text::excerpt(scanner.rest(), 32);
-        return Err(invalid(format_args!("`nkcluster://` expected, found {:?}", format!("{scheme}{found}"))));
+        // Nothing is repeated from here on: it may be a password, written without the rest.
+        let at = scanner.position();
+        return Err(invalid(format_args!("`nkcluster://` expected before byte {at}")));
     }
     if !scheme.eq_ignore_ascii_case(NodeUri::SCHEME) {
         let scheme = text::excerpt(scheme, 32);
@@ -234,10 +235,7 @@ fn read_port(scanner: &mut Scanner<'_>) -> Result<u16> {
     let is_number = digits.bytes().all(|b| b.is_ascii_digit());
     match digits.parse() {
         Ok(port) if is_number => Ok(port),
-        _ => {
-            let digits = text::excerpt(digits, 16);
-            Err(invalid(format_args!("port {digits:?} is not a number up to 65535")))
-        }
+        _ => Err(invalid("the port is not a number up to 65535")),
     }
 }
 

@@ -1,10 +1,11 @@
 //! Everything secret that one process needs for its links, computed once.
 
 use std::fmt;
+use std::sync::Arc;
 
 use crate::error::{Error, ErrorCode, Result};
 use crate::proto::auth::control_key::{self, ControlKey};
-use crate::proto::auth::keys::{LinkKeys, NodeToken, SaltedPassword, parse_hex, to_hex};
+use crate::proto::auth::keys::{LinkKeys, NodeToken, SaltedPassword, to_hex};
 use crate::proto::auth::{Direction, Role};
 use crate::types::{NodeId, Secret};
 
@@ -23,8 +24,8 @@ pub struct KeyringInput {
     pub admin_password: Option<Secret>,
     /// `control_password`.
     pub control_password: Option<Secret>,
-    /// `control_key`: the public half that peers of role `control` must sign with, as 64 hex digits.
-    pub control_key: Option<String>,
+    /// `control_key`: the public half that peers of role `control` must sign with.
+    pub control_key: Option<[u8; 32]>,
     /// `node_token` of a worker, instead of the worker password.
     pub node_token: Option<Secret>,
     /// `node_tokens` of a control node: workers prove their own token.
@@ -48,7 +49,7 @@ pub struct Keyring {
     worker: WorkerKeys,
     admin: Option<LinkKeys>,
     control: Option<LinkKeys>,
-    signing: Option<ControlKey>,
+    signing: Option<Arc<ControlKey>>,
     required_key: Option<[u8; 32]>,
 }
 
@@ -69,7 +70,7 @@ impl Keyring {
     /// Blocks for as long as PBKDF2 takes, up to three times: call it on a blocking thread.
     ///
     /// # Errors
-    /// `invalid_config` if there is no secret for the own role, no iteration, or a malformed or foreign `control_key` or `node_token`.
+    /// `invalid_config` if there is no secret for the own role, no iteration, a malformed `node_token`, or the `control_key` of another secret.
     pub fn derive(role: Role, input: &KeyringInput) -> Result<Self> {
         let invalid = |message: String| Err(Error::new(ErrorCode::InvalidConfig, message));
         if input.iterations == 0 {
@@ -79,15 +80,14 @@ impl Keyring {
             let password = input.secret(secret_role)?;
             Some(SaltedPassword::derive(password, &input.cluster, secret_role, input.iterations))
         };
-        let required_key = match &input.control_key {
-            None => None,
-            Some(text) => match parse_hex(text.trim()) {
-                Some(key) => Some(key),
-                None => return invalid("control_key must be 64 hexadecimal digits".to_owned()),
-            },
+        let mut keyring = Self {
+            iterations: input.iterations,
+            worker: WorkerKeys::None,
+            admin: None,
+            control: None,
+            signing: None,
+            required_key: input.control_key,
         };
-        let mut keyring =
-            Self { iterations: input.iterations, worker: WorkerKeys::None, admin: None, control: None, signing: None, required_key };
         match role {
             Role::Worker => {
                 keyring.worker = match &input.node_token {
@@ -105,7 +105,7 @@ impl Keyring {
                 keyring.admin = salted(Role::Admin).map(|salted| salted.link_keys());
                 if let Some(salted) = salted(Role::Control) {
                     keyring.control = Some(salted.link_keys());
-                    keyring.signing = Some(ControlKey::derive(&salted));
+                    keyring.signing = Some(Arc::new(ControlKey::derive(&salted)));
                 }
             }
         }
@@ -123,6 +123,26 @@ impl Keyring {
             return invalid(format!("control_key is not the public half of this node's control secret, which is {}", to_hex(&own)));
         }
         Ok(keyring)
+    }
+
+    /// The keys for links of `link_role` to an address that has its own password, and for no others. Blocks for one PBKDF2.
+    #[must_use]
+    pub fn with_password(&self, cluster: &str, link_role: Role, password: &Secret) -> Self {
+        let keys = SaltedPassword::derive(password, cluster, link_role, self.iterations).link_keys();
+        let mut keyring = Self {
+            iterations: self.iterations,
+            worker: WorkerKeys::None,
+            admin: None,
+            control: None,
+            signing: self.signing.clone(),
+            required_key: self.required_key,
+        };
+        match link_role {
+            Role::Worker => keyring.worker = WorkerKeys::One(keys),
+            Role::Admin => keyring.admin = Some(keys),
+            Role::Control => keyring.control = Some(keys),
+        }
+        keyring
     }
 
     /// Iterations that went into the keys.
@@ -153,7 +173,7 @@ impl Keyring {
 
     /// The public half of the control key, for `control_key` of workers and admins; `None` unless this is a control node.
     pub fn control_public(&self) -> Option<[u8; 32]> {
-        self.signing.as_ref().map(ControlKey::public)
+        self.signing.as_deref().map(ControlKey::public)
     }
 
     /// Signs, if this is a control node.

@@ -173,6 +173,9 @@ fn errors_show_no_password() {
     for text in [
         "nkcluster://me:hunter2@a",
         "nkcluster://hunter2@a",
+        "nkcluster://me:hunter2/x@a",
+        "a;password=hunter2",
+        "me:hunter2@a",
         "nkcluster://a;password=x;hunter2",
         "nkcluster://a;password=\"hunter2",
         "nkcluster://a;password=a hunter2",

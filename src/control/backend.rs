@@ -1,0 +1,152 @@
+//! The cluster as a control node sees it: proxies by name, and the operations that it answers itself.
+
+use std::sync::{Arc, Weak};
+use std::time::Duration;
+
+use bytes::Bytes;
+
+use super::proxy::{Current, Msg};
+use super::shared::Shared;
+use crate::cluster::{
+    Backend, BoxFuture, EventFilter, EventStream, NodeCall, NodeInfo, NodesReply, Operation, OperationReply, StreamedCall,
+};
+use crate::connection::establish::{Expect, Order, dial_any};
+use crate::connection::{Link, LinkParts};
+use crate::error::{Error, ErrorCode, Result};
+use crate::proto::auth::Role;
+use crate::proto::session::Side;
+use crate::types::{NodeId, NodeStatus, Selector, SelectorInput};
+
+/// How long a worker that was attached by hand may take until it is known.
+const INTRODUCTION: Duration = Duration::from_secs(5);
+
+/// The backend of a control node's own handle, and of the links of its clients.
+pub(super) struct Local {
+    shared: Weak<Shared>,
+}
+
+impl Local {
+    pub(super) fn new(shared: &Arc<Shared>) -> Self {
+        Self { shared: Arc::downgrade(shared) }
+    }
+
+    fn shared(&self) -> Result<Arc<Shared>> {
+        self.shared.upgrade().ok_or_else(|| Error::new(ErrorCode::ShuttingDown, "the control node has stopped"))
+    }
+
+    /// Where a call goes, with its header made ready.
+    fn route(&self, call: &mut NodeCall) -> Result<Arc<Current>> {
+        let shared = self.shared()?;
+        let node = call.head.node.take().ok_or_else(|| Error::new(ErrorCode::NotFound, "the call names no node"))?;
+        let proxy = shared.directory.find(&node).ok_or_else(|| unknown(&node))?;
+        let current = proxy.current().ok_or_else(|| {
+            let what = format!("{node} is not connected now; nothing was done. Try again when it is back (see `nodes`)");
+            Error::new(ErrorCode::NotConnected, what)
+        })?;
+        if call.head.incarnation.is_none() {
+            call.head.incarnation = current.incarnation;
+        } else if call.head.incarnation != current.incarnation {
+            let what = format!("{node} was restarted since the call was first sent; nobody knows whether it was done");
+            return Err(Error::new(ErrorCode::ConnectionFailed, what).after_sending());
+        }
+        Ok(current)
+    }
+}
+
+fn unknown(node: &NodeId) -> Error {
+    Error::new(ErrorCode::NotFound, format!("no node {node} is known; see `nodes`"))
+}
+
+/// What the caller is told of a failure on the way.
+fn told(error: Error, current: &Current) -> Error {
+    match error.code() {
+        ErrorCode::Fenced => Error::new(ErrorCode::NotConnected, error.message().to_owned()),
+        _ => error.addressed_to(current.incarnation),
+    }
+}
+
+impl Backend for Local {
+    fn call(&self, mut call: NodeCall) -> BoxFuture<'_, Result<Bytes>> {
+        Box::pin(async move {
+            let current = self.route(&mut call)?;
+            let payload = call.payload.into_bytes();
+            current.channel.call(&call.head, &payload, call.timeout).await.map_err(|error| told(error, &current))
+        })
+    }
+
+    fn call_with_stream(&self, mut call: NodeCall) -> BoxFuture<'_, Result<StreamedCall>> {
+        Box::pin(async move {
+            let current = self.route(&mut call)?;
+            let (answer, stream) = current.channel.call_with_stream(&call.head, &call.payload.into_bytes())?;
+            let answer = async move { answer.wait(call.timeout).await.map_err(|error| told(error, &current)) };
+            Ok(StreamedCall { answer: Box::pin(answer), stream })
+        })
+    }
+
+    fn operate(&self, operation: Operation, timeout: Duration) -> BoxFuture<'_, Result<OperationReply>> {
+        Box::pin(async move {
+            let shared = self.shared()?;
+            let done = operate(shared, operation);
+            let late = |_| Error::new(ErrorCode::Timeout, format!("the control node did not finish within {timeout:?}")).after_sending();
+            tokio::time::timeout(timeout, done).await.map_err(late)?
+        })
+    }
+
+    fn subscribe(&self, filter: EventFilter) -> BoxFuture<'_, Result<EventStream>> {
+        Box::pin(async move { Ok(self.shared()?.hub.subscribe(filter)) })
+    }
+}
+
+async fn operate(shared: Arc<Shared>, operation: Operation) -> Result<OperationReply> {
+    match operation {
+        Operation::Nodes { select } => {
+            let select: Option<Selector> = select.map(|text| text.parse()).transpose()?;
+            let nodes = shared.directory.all().into_iter().map(|proxy| NodeInfo { proxies: Vec::new(), ..proxy.info() });
+            let nodes = nodes.filter(|info| select.as_ref().is_none_or(|select| matches(select, info)));
+            Ok(OperationReply::Nodes(NodesReply { nodes: nodes.collect(), silent: Vec::new() }))
+        }
+        Operation::Info { node } => {
+            let proxy = shared.directory.find(&node).ok_or_else(|| unknown(&node))?;
+            Ok(OperationReply::Info(Box::new(proxy.info())))
+        }
+        Operation::Connect { uri } => {
+            let uri = uri.parse()?;
+            let expect = Expect { role: Role::Worker, id: None };
+            let established = dial_any(&[uri], Order::AsGiven, &shared.party, expect, &shared.dial).await.map_err(Error::from)?;
+            let node = established.peer.id.clone();
+            let parts = LinkParts { established, side: Side::Dialler };
+            let link = Link::start(parts, shared.link_options(), |link| super::workers::handler(Arc::clone(&shared), link));
+            // Known when it has introduced itself and obeys.
+            let ready = async {
+                loop {
+                    if shared.directory.find(&node).is_some_and(|proxy| proxy.info().status != NodeStatus::NotConnected) {
+                        return Ok(());
+                    }
+                    tokio::select! {
+                        reason = link.ended() => return Err(reason),
+                        () = tokio::time::sleep(Duration::from_millis(5)) => {}
+                    }
+                }
+            };
+            let late = |_| Error::new(ErrorCode::Timeout, format!("{node} answered, but did not let itself be adopted"));
+            tokio::time::timeout(INTRODUCTION, ready).await.map_err(late)??;
+            Ok(OperationReply::Connected { node })
+        }
+        Operation::Forget { node } => {
+            let proxy = shared.directory.remove(&node).ok_or_else(|| unknown(&node))?;
+            proxy.cast(Msg::Forget);
+            Ok(OperationReply::Done)
+        }
+        Operation::Subscribe(_) => Err(Error::new(ErrorCode::NotAllowed, "a subscription needs a call with a stream")),
+    }
+}
+
+fn matches(select: &Selector, info: &NodeInfo) -> bool {
+    select.matches(&SelectorInput {
+        id: &info.id,
+        status: info.status,
+        meta: &info.meta,
+        owner: info.owner.as_ref(),
+        classes: &info.classes,
+    })
+}

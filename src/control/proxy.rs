@@ -1,0 +1,398 @@
+//! The proxy of one worker: an actor that owns its state, and a handle that lets calls pass beside it.
+
+pub(super) mod state;
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use arc_swap::ArcSwapOption;
+use ractor::concurrency::JoinHandle as ActorJoin;
+use ractor::{Actor, ActorProcessingErr, ActorRef};
+use rand::Rng as _;
+use tokio::task::JoinHandle;
+use tokio::time::Instant;
+
+use self::state::{Action, LinkKey, Setup, State};
+use super::events::{Dispatcher, Took};
+use super::latency::Latency;
+use super::shared::Shared;
+use crate::cluster::{LatencyInfo, NodeInfo, ProxyInfo};
+use crate::connection::establish::{Expect, Order, dial_any};
+use crate::connection::{Channel, Link, LinkParts, unix_time_ms};
+use crate::error::{Error, ErrorCode};
+use crate::proto::auth::Role;
+use crate::proto::head::EventHead;
+use crate::proto::message::{Adopted, Describe, Fenced, Message, Preferred, Resync, Update};
+use crate::proto::session::Side;
+use crate::types::{Incarnation, NodeId, NodeStats, NodeStatus, NodeUri};
+
+/// Restart of the actor's loop after a panic would lose the state: instead its worker is met anew.
+pub(super) enum Msg {
+    LinkUp { key: LinkKey, link: Link, describe: Box<Describe> },
+    LinkDown { key: LinkKey },
+    Adopted { key: LinkKey, channel: u16, answer: Adopted },
+    Fenced { key: LinkKey, fenced: Fenced },
+    Updated { key: LinkKey, update: Box<Update> },
+    Ponged { key: LinkKey, round_trip: Duration, peer_time_ms: u64 },
+    PingLost { key: LinkKey },
+    DialFailed { error: Error },
+    Forget,
+    Deadline,
+}
+
+impl std::fmt::Debug for Msg {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Msg::LinkUp { .. } => "LinkUp",
+            Msg::LinkDown { .. } => "LinkDown",
+            Msg::Adopted { .. } => "Adopted",
+            Msg::Fenced { .. } => "Fenced",
+            Msg::Updated { .. } => "Updated",
+            Msg::Ponged { .. } => "Ponged",
+            Msg::PingLost { .. } => "PingLost",
+            Msg::DialFailed { .. } => "DialFailed",
+            Msg::Forget => "Forget",
+            Msg::Deadline => "Deadline",
+        })
+    }
+}
+
+impl ractor::Message for Msg {}
+
+/// Where calls for a worker go now.
+pub(super) struct Current {
+    pub(super) channel: Channel,
+    pub(super) key: LinkKey,
+    pub(super) incarnation: Incarnation,
+}
+
+/// The handle of a proxy.
+pub(super) struct Proxy {
+    pub(super) id: NodeId,
+    current: ArcSwapOption<Current>,
+    info: Mutex<NodeInfo>,
+    actor: Mutex<Option<ActorRef<Msg>>>,
+    pub(super) dispatcher: Dispatcher,
+}
+
+impl Proxy {
+    /// Starts the proxy of a worker.
+    pub(super) fn start(shared: &Arc<Shared>, id: NodeId) -> Arc<Self> {
+        let proxy = Arc::new(Self {
+            id: id.clone(),
+            current: ArcSwapOption::empty(),
+            info: Mutex::new(unknown_node(&id)),
+            actor: Mutex::new(None),
+            dispatcher: Dispatcher::new(shared, id.clone()),
+        });
+        let (actor, starting): (_, ActorJoin<_>) =
+            Actor::spawn_instant(None, ProxyActor { shared: Arc::clone(shared), proxy: Arc::clone(&proxy) }, ())
+                .expect("an unnamed actor without a failing start always spawns");
+        drop(starting);
+        *proxy.actor.lock().unwrap_or_else(PoisonError::into_inner) = Some(actor);
+        proxy
+    }
+
+    /// The channel for calls, if the worker obeys us.
+    pub(super) fn current(&self) -> Option<Arc<Current>> {
+        self.current.load_full()
+    }
+
+    /// Whether what comes on this channel comes from the worker that obeys us there.
+    pub(super) fn is_current(&self, key: LinkKey, channel: u16) -> bool {
+        self.current.load().as_ref().is_some_and(|current| current.key == key && current.channel.id() == channel)
+    }
+
+    /// What is known of the worker.
+    pub(super) fn info(&self) -> NodeInfo {
+        self.info.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    pub(super) fn cast(&self, message: Msg) {
+        let actor = self.actor.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(actor) = &*actor {
+            // An actor that has stopped belongs to a forgotten worker.
+            let _ = actor.cast(message);
+        }
+    }
+
+    /// An event came on the current channel; false if its queue is full.
+    pub(super) fn event(&self, channel: &Channel, incarnation: Incarnation, head: EventHead, payload: bytes::Bytes) -> Took {
+        self.dispatcher.event(channel, incarnation, head, payload)
+    }
+
+    pub(super) fn resync(&self, channel: &Channel, incarnation: Incarnation, resync: Resync) -> Took {
+        self.dispatcher.resync(channel, incarnation, resync)
+    }
+
+    /// Ends the actor, without a word to anybody.
+    pub(super) fn stop(&self) {
+        if let Some(actor) = self.actor.lock().unwrap_or_else(PoisonError::into_inner).take() {
+            actor.stop(None);
+        }
+    }
+}
+
+fn unknown_node(id: &NodeId) -> NodeInfo {
+    NodeInfo {
+        id: id.clone(),
+        status: NodeStatus::NotConnected,
+        owner: None,
+        remote: None,
+        listen: Vec::new(),
+        meta: Default::default(),
+        latency_ms: None,
+        tasks: 0,
+        version: String::new(),
+        classes: Vec::new(),
+        stats: None,
+        incarnation: None,
+        latency: None,
+        clock_skew_ms: None,
+        proxies: Vec::new(),
+    }
+}
+
+struct ProxyActor {
+    shared: Arc<Shared>,
+    proxy: Arc<Proxy>,
+}
+
+struct Own {
+    state: State,
+    links: BTreeMap<LinkKey, (Link, Option<Channel>)>,
+    latency: Latency,
+    skew_ms: Option<i64>,
+    stats: Option<NodeStats>,
+    tasks: u32,
+    timer: Option<JoinHandle<()>>,
+    dialling: Option<JoinHandle<()>>,
+}
+
+impl Actor for ProxyActor {
+    type Msg = Msg;
+    type State = Own;
+    type Arguments = ();
+
+    async fn pre_start(&self, _: ActorRef<Msg>, (): ()) -> Result<Own, ActorProcessingErr> {
+        let config = &self.shared.config;
+        let setup = Setup {
+            owner: self.shared.id.clone(),
+            owner_incarnation: self.shared.incarnation,
+            rank: self.shared.rank(),
+            ping_time: config.ping_time,
+            connect_retry: config.proxy_connect_retry,
+        };
+        Ok(Own {
+            state: State::new(setup),
+            links: BTreeMap::new(),
+            latency: Latency::new(),
+            skew_ms: None,
+            stats: None,
+            tasks: 0,
+            timer: None,
+            dialling: None,
+        })
+    }
+
+    async fn handle(&self, myself: ActorRef<Msg>, message: Msg, own: &mut Own) -> Result<(), ActorProcessingErr> {
+        let now = Instant::now().into_std();
+        let actions = match message {
+            Msg::LinkUp { key, link, describe } => {
+                let incarnation = link.peer().incarnation;
+                own.links.entry(key).or_insert((link, None));
+                own.state.link_up(key, incarnation, *describe, now)
+            }
+            Msg::LinkDown { key } => {
+                own.links.remove(&key);
+                own.state.link_down(key, now)
+            }
+            Msg::Adopted { key, channel, answer } => {
+                let asked = own.links.get(&key).and_then(|(_, channel)| channel.as_ref()).map(Channel::id);
+                if asked == Some(channel) { own.state.adopted(key, answer, now) } else { Vec::new() }
+            }
+            Msg::Fenced { key, fenced } => own.state.fenced(key, fenced.term, now),
+            Msg::Updated { key, update } => {
+                own.tasks = update.tasks;
+                own.stats = update.stats.clone().or(own.stats.take());
+                own.state.updated(key, *update);
+                Vec::new()
+            }
+            Msg::Ponged { key, round_trip, peer_time_ms } => {
+                own.latency.record(round_trip);
+                let here = unix_time_ms().saturating_sub(u64::try_from(round_trip.as_millis()).unwrap_or(0) / 2);
+                own.skew_ms = Some(peer_time_ms.cast_signed().wrapping_sub(here.cast_signed()));
+                own.state.ponged(key, now)
+            }
+            Msg::PingLost { key } => own.state.ping_lost(key, now),
+            Msg::DialFailed { error } => {
+                tracing::debug!(worker = %self.proxy.id, %error, "the worker cannot be reached");
+                own.dialling = None;
+                own.state.dial_failed(rand::rng().random(), now);
+                Vec::new()
+            }
+            Msg::Deadline => {
+                own.timer = None;
+                own.state.handle_timeout(now)
+            }
+            Msg::Forget => {
+                self.forget(own);
+                myself.stop(None);
+                return Ok(());
+            }
+        };
+        for action in actions {
+            self.perform(&myself, own, action);
+        }
+        self.publish_info(own);
+        Self::arm(&myself, own);
+        Ok(())
+    }
+
+    async fn post_stop(&self, _: ActorRef<Msg>, own: &mut Own) -> Result<(), ActorProcessingErr> {
+        self.proxy.current.store(None);
+        own.timer.take().inspect(JoinHandle::abort);
+        own.dialling.take().inspect(JoinHandle::abort);
+        Ok(())
+    }
+}
+
+impl ProxyActor {
+    fn perform(&self, myself: &ActorRef<Msg>, own: &mut Own, action: Action) {
+        let id = &self.proxy.id;
+        match action {
+            Action::Adopt { link: key, adopt } => {
+                let Some((link, channel)) = own.links.get_mut(&key) else { return };
+                // A link that has ended says so itself, in a message that is on its way.
+                let opened = match channel.take().filter(Channel::is_open) {
+                    Some(channel) => Ok(channel),
+                    None => link.open_channel(),
+                };
+                if let Ok(opened) = opened {
+                    opened.message(&Message::Adopt(*adopt));
+                    *channel = Some(opened);
+                }
+            }
+            Action::Publish { link: key } => {
+                let Some((link, Some(channel))) = own.links.get(&key) else { return };
+                let current = Current { channel: channel.clone(), key, incarnation: link.peer().incarnation };
+                let listen = self.shared.listen.get().cloned().unwrap_or_default();
+                channel.message(&Message::Preferred(Preferred { addresses: listen }));
+                self.proxy.current.store(Some(Arc::new(current)));
+                tracing::info!(worker = %id, remote = link.remote(), term = own.state.term, "worker ready");
+            }
+            Action::Unpublish => {
+                self.proxy.current.store(None);
+                own.latency.clear();
+            }
+            Action::Close { link: key, reason } => {
+                if let Some((link, _)) = own.links.remove(&key) {
+                    tracing::info!(worker = %id, remote = link.remote(), reason = reason.message(), "link closed");
+                    link.channel_zero().message(&Message::GoAway(crate::proto::message::GoAway { reason: reason.clone(), reconnect_after_ms: None }));
+                    link.close(reason);
+                }
+            }
+            Action::Ping { link: key, timeout } => {
+                let Some((link, channel)) = own.links.get(&key) else { return };
+                let channel = channel.clone().unwrap_or_else(|| link.channel_zero());
+                let (rank, proxy) = (self.shared.rank(), myself.clone());
+                tokio::spawn(async move {
+                    let message = match channel.ping(rank, timeout).await {
+                        Ok((round_trip, peer_time_ms)) => Msg::Ponged { key, round_trip, peer_time_ms },
+                        Err(_) => Msg::PingLost { key },
+                    };
+                    let _ = proxy.cast(message);
+                });
+            }
+            Action::Dial(addresses) => own.dialling = Some(tokio::spawn(dial(Arc::clone(&self.shared), id.clone(), addresses, myself.clone()))),
+            Action::Tell(status) => {
+                if status == NodeStatus::NotConnected {
+                    tracing::warn!(worker = %id, "worker not connected");
+                }
+                self.proxy.dispatcher.tell(own.state.incarnation().unwrap_or_default(), status);
+            }
+            Action::NewIncarnation(incarnation) => self.proxy.dispatcher.new_incarnation(incarnation),
+            Action::Alarm { newcomer } => {
+                let remote = own.links.get(&newcomer).map(|(link, _)| link.remote().to_owned());
+                tracing::error!(worker = %id, ?remote, "two live nodes use one node_id; the newcomer was refused");
+            }
+        }
+    }
+
+    fn forget(&self, own: &mut Own) {
+        self.proxy.current.store(None);
+        let what = format!("worker {} was forgotten by an operator", self.proxy.id);
+        let reason = Error::new(ErrorCode::NotFound, what);
+        if own.state.is_held() {
+            self.proxy.dispatcher.tell(own.state.incarnation().unwrap_or_default(), NodeStatus::NotConnected);
+        }
+        for (link, _) in std::mem::take(&mut own.links).into_values() {
+            link.close(reason.clone());
+        }
+    }
+
+    fn publish_info(&self, own: &Own) {
+        let mut info = unknown_node(&self.proxy.id);
+        info.status = own.state.status();
+        info.owner = Some(self.shared.id.clone());
+        info.incarnation = own.state.incarnation();
+        if let Some(describe) = &own.state.describe {
+            info.listen = describe.listen.clone();
+            info.meta = describe.meta.clone();
+            info.version = describe.version.clone();
+            info.classes = describe.classes.clone();
+        }
+        let current = self.proxy.current();
+        info.remote = current.as_ref().map(|current| current.channel.link().remote().to_owned());
+        info.tasks = own.tasks;
+        info.stats = own.stats.clone();
+        info.clock_skew_ms = own.skew_ms;
+        info.latency = own.latency.summary().map(latency_info);
+        info.latency_ms = info.latency.map(|latency| latency.p50);
+        info.proxies = vec![ProxyInfo {
+            owner: self.shared.id.clone(),
+            incarnation: self.shared.incarnation,
+            term: own.state.term,
+            rank: self.shared.rank(),
+            active: own.state.is_held(),
+        }];
+        *self.proxy.info.lock().unwrap_or_else(PoisonError::into_inner) = info;
+    }
+
+    fn arm(myself: &ActorRef<Msg>, own: &mut Own) {
+        own.timer.take().inspect(JoinHandle::abort);
+        let Some(deadline) = own.state.next_deadline() else { return };
+        let proxy = myself.clone();
+        own.timer = Some(tokio::spawn(async move {
+            tokio::time::sleep_until(Instant::from_std(deadline)).await;
+            let _ = proxy.cast(Msg::Deadline);
+        }));
+    }
+}
+
+fn latency_info(summary: super::latency::LatencySummary) -> LatencyInfo {
+    let ms = |duration: Duration| (duration.as_secs_f64() * 1e6).round() / 1e3;
+    LatencyInfo {
+        count: u32::try_from(summary.count).unwrap_or(u32::MAX),
+        min: ms(summary.min),
+        mean: ms(summary.mean),
+        p50: ms(summary.p50),
+        p99: ms(summary.p99),
+        max: ms(summary.max),
+    }
+}
+
+/// Dials a worker that has gone away; it introduces itself on the new link.
+async fn dial(shared: Arc<Shared>, id: NodeId, addresses: Vec<NodeUri>, proxy: ActorRef<Msg>) {
+    let expect = Expect { role: Role::Worker, id: Some(id) };
+    match dial_any(&addresses, Order::AsGiven, &shared.party, expect, &shared.dial).await {
+        Ok(established) => {
+            let parts = LinkParts { established, side: Side::Dialler };
+            Link::start(parts, shared.link_options(), |link| super::workers::handler(Arc::clone(&shared), link));
+        }
+        Err(error) => {
+            let _ = proxy.cast(Msg::DialFailed { error: error.into() });
+        }
+    }
+}

@@ -1,0 +1,103 @@
+//! What a control node does with the frames of a client's link.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+
+use super::backend::Local;
+use super::shared::Shared;
+use crate::cluster::{Backend as _, NodeCall, Operation, write_events};
+use crate::connection::{ByteStream, Channel, IncomingCall, Link, LinkHandler};
+use crate::error::{Error, ErrorCode, Result};
+use crate::proto::head::{EventHead, Outcome, Rank, Verb};
+use crate::proto::message::Message;
+use crate::types::Payload;
+
+/// Buffer of a relayed stream, each way.
+const RELAY_BYTES: usize = 128 * 1024;
+
+pub(super) fn handler(shared: Arc<Shared>, link: &Link) -> Arc<dyn LinkHandler> {
+    let number = shared.add_admin(link);
+    Arc::new(Handler { backend: Arc::new(Local::new(&shared)), shared, number })
+}
+
+struct Handler {
+    shared: Arc<Shared>,
+    backend: Arc<Local>,
+    number: u64,
+}
+
+impl LinkHandler for Handler {
+    fn call(&self, call: IncomingCall) {
+        if self.shared.is_stopping() {
+            let what = format!("control node {} is stopping; ask another one", self.shared.id);
+            call.reply(&Err(Error::new(ErrorCode::ShuttingDown, what)));
+            return;
+        }
+        tokio::spawn(serve(Arc::clone(&self.backend), call));
+    }
+
+    fn event(&self, _: &Channel, _: EventHead, _: Bytes) {}
+
+    fn message(&self, _: &Channel, _: Message) {}
+
+    fn channel_opened(&self, _: &Channel) {}
+
+    fn channel_closed(&self, _: u16, _: &Error) {}
+
+    fn pinged(&self, _: u16, _: Rank) {}
+
+    fn closed(&self, _: &Error) {
+        self.shared.remove_admin(self.number);
+    }
+}
+
+async fn serve(backend: Arc<Local>, mut call: IncomingCall) {
+    let stream = call.stream.take();
+    let cancelled = call.cancelled();
+    let outcome = tokio::select! {
+        outcome = answer(&backend, &call, stream) => outcome,
+        // Nobody waits any more: the call is given up on the way to its worker too.
+        () = cancelled => Err(Error::new(ErrorCode::Timeout, "the caller no longer waits").after_sending()),
+    };
+    call.reply(&outcome);
+}
+
+async fn answer(backend: &Local, call: &IncomingCall, stream: Option<ByteStream>) -> Outcome {
+    let timeout = Duration::from_millis(u64::from(call.head.timeout_ms));
+    if call.head.verb == Verb::Cluster {
+        let operation: Operation = Payload::from_bytes(call.payload.clone()).decode()?;
+        return operate(backend, operation, stream, timeout).await;
+    }
+    let node_call = NodeCall { head: call.head.clone(), payload: Payload::from_bytes(call.payload.clone()), timeout };
+    match stream {
+        None => backend.call(node_call).await,
+        Some(mut client) => {
+            let mut streamed = backend.call_with_stream(node_call).await?;
+            // Ends when both directions have ended, or with the first error, which resets both.
+            tokio::spawn(async move {
+                let copied = tokio::io::copy_bidirectional_with_sizes(&mut client, &mut streamed.stream, RELAY_BYTES, RELAY_BYTES).await;
+                if let Err(error) = copied {
+                    tracing::debug!(%error, "a relayed stream was cut");
+                }
+            });
+            streamed.answer.await
+        }
+    }
+}
+
+async fn operate(backend: &Local, operation: Operation, stream: Option<ByteStream>, timeout: Duration) -> Result<Bytes> {
+    match (operation, stream) {
+        (Operation::Subscribe(filter), Some(stream)) => {
+            let events = backend.subscribe(filter).await?;
+            tokio::spawn(async move {
+                if let Err(error) = write_events(events, stream).await {
+                    tracing::debug!(%error, "a subscriber has gone");
+                }
+            });
+            Ok(Payload::nil().into_bytes())
+        }
+        (operation, _) => Ok(Payload::encode(&backend.operate(operation, timeout).await?)?.into_bytes()),
+    }
+}

@@ -1,0 +1,101 @@
+//! What the parts of a control node share.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
+
+use super::backend::Local;
+use super::directory::Directory;
+use super::events::Hub;
+use crate::cluster::Cluster;
+use crate::config::Config;
+use crate::connection::establish::Party;
+use crate::connection::{Link, LinkOptions};
+use crate::job::Classes;
+use crate::proto::identity::Rank;
+use crate::transport::DialOptions;
+use crate::types::{Incarnation, NodeId, NodeUri};
+
+pub(crate) struct Shared {
+    pub(super) id: NodeId,
+    pub(super) incarnation: Incarnation,
+    pub(super) config: Arc<Config>,
+    pub(super) classes: Classes,
+    pub(super) directory: Directory,
+    pub(super) hub: Hub,
+    /// How this node proves itself to workers that it dials.
+    pub(super) party: Party,
+    pub(super) dial: DialOptions,
+    pub(super) listen: OnceLock<Vec<NodeUri>>,
+    me: Weak<Shared>,
+    cluster: OnceLock<Cluster>,
+    admins: Mutex<BTreeMap<u64, Link>>,
+    next_admin: AtomicU64,
+    stopping: AtomicBool,
+}
+
+impl Shared {
+    pub(crate) fn new(config: Arc<Config>, id: NodeId, incarnation: Incarnation, classes: Classes, party: Party, dial: DialOptions) -> Arc<Self> {
+        Arc::new_cyclic(|me| Self {
+            id,
+            incarnation,
+            config,
+            classes,
+            directory: Directory::default(),
+            hub: Hub::default(),
+            party,
+            dial,
+            listen: OnceLock::new(),
+            me: me.clone(),
+            cluster: OnceLock::new(),
+            admins: Mutex::default(),
+            next_admin: AtomicU64::new(1),
+            stopping: AtomicBool::new(false),
+        })
+    }
+
+    /// The real addresses, once they are bound.
+    pub(crate) fn set_listen(&self, listen: Vec<NodeUri>) {
+        // Set once, by the node that binds them.
+        let _ = self.listen.set(listen);
+    }
+
+    pub(super) fn me(&self) -> Arc<Self> {
+        self.me.upgrade().expect("whoever calls this holds an Arc of it")
+    }
+
+    pub(super) fn cluster(&self) -> Cluster {
+        self.cluster.get_or_init(|| Cluster::new(Arc::new(Local::new(&self.me())))).clone()
+    }
+
+    /// How strong the claim of this node to its workers is: it sees one control node, itself.
+    pub(super) fn rank(&self) -> Rank {
+        Rank { view: 1, hash: 0 }
+    }
+
+    pub(super) fn link_options(&self) -> LinkOptions {
+        LinkOptions { keepalive: Some(self.config.ping_time) }
+    }
+
+    pub(super) fn add_admin(&self, link: &Link) -> u64 {
+        let number = self.next_admin.fetch_add(1, Ordering::Relaxed);
+        self.admins.lock().unwrap_or_else(PoisonError::into_inner).insert(number, link.clone());
+        number
+    }
+
+    pub(super) fn remove_admin(&self, number: u64) {
+        self.admins.lock().unwrap_or_else(PoisonError::into_inner).remove(&number);
+    }
+
+    pub(super) fn admin_links(&self) -> Vec<Link> {
+        self.admins.lock().unwrap_or_else(PoisonError::into_inner).values().cloned().collect()
+    }
+
+    pub(super) fn begin_stop(&self) {
+        self.stopping.store(true, Ordering::Release);
+    }
+
+    pub(super) fn is_stopping(&self) -> bool {
+        self.stopping.load(Ordering::Acquire)
+    }
+}

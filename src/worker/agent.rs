@@ -1,0 +1,130 @@
+//! The agent: finds a control node, and another one when that is gone.
+//!
+//! Addresses are those that the holder prefers, then `cluster_addr`, resolved afresh each time; one attempt at a time, with a jittered pause in between. A worker
+//! without addresses never dials. A holder that is silent for 2 × `ping_time` is taken for gone.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use rand::Rng as _;
+use tokio::time::Instant;
+
+use super::backoff::{Backoff, Trust};
+use super::shared::{Held, Shared};
+use super::handler;
+use crate::cluster::BoxFuture;
+use crate::connection::{Link, LinkOptions, LinkParts};
+use crate::error::Error;
+use crate::types::NodeUri;
+
+/// First and longest pause between attempts.
+const PAUSE_FIRST: Duration = Duration::from_millis(250);
+const PAUSE_MAX: Duration = Duration::from_secs(15);
+
+/// Dials a control node for the agent.
+pub(crate) trait Connector: Send + Sync + 'static {
+    /// Tries these addresses first, then those that it knows itself.
+    fn connect(&self, preferred: Vec<NodeUri>) -> BoxFuture<'_, Result<Dialled, Error>>;
+}
+
+/// A link that a [`Connector`] made.
+pub(crate) struct Dialled {
+    pub(crate) parts: LinkParts,
+    pub(crate) options: LinkOptions,
+}
+
+pub(super) async fn run(shared: Arc<Shared>, connector: Arc<dyn Connector>) {
+    let mut backoff = Backoff::new(PAUSE_FIRST, PAUSE_MAX);
+    let mut told = false;
+    loop {
+        lost(&shared).await;
+        let (preferred, wait) = {
+            let mut state = shared.lock();
+            (state.preferred.clone(), state.reconnect_after.take())
+        };
+        if let Some(wait) = wait {
+            backoff.reconnect_after(wait, Trust::Proved);
+            tokio::time::sleep(backoff.next_delay(rand::rng().random())).await;
+        }
+        match connector.connect(preferred).await {
+            Ok(dialled) => {
+                let link = Link::start(dialled.parts, dialled.options, |link| handler::new(Arc::clone(&shared), link));
+                tracing::info!(node = %shared.id, control = %link.peer().id, remote = link.remote(), "connected");
+                shared.introduce(&link);
+                if adopted(&shared, &link).await {
+                    backoff.reset();
+                    told = false;
+                    continue;
+                }
+                tracing::warn!(node = %shared.id, control = %link.peer().id, "the control node did not adopt us");
+                link.close(Error::new(crate::ErrorCode::Timeout, "not adopted in time"));
+            }
+            Err(error) if told => tracing::debug!(node = %shared.id, %error, "no control node reached"),
+            Err(error) => {
+                // Once at this level: it may last for days.
+                tracing::warn!(node = %shared.id, %error, "no control node reached; trying again for ever");
+                told = true;
+            }
+        }
+        let pause = backoff.next_delay(rand::rng().random());
+        tokio::select! {
+            () = tokio::time::sleep(pause) => {}
+            // Somebody else dialled us meanwhile.
+            () = held(&shared) => {}
+        }
+    }
+}
+
+/// Waits until nobody holds the worker, or the holder has been silent for too long.
+async fn lost(shared: &Shared) {
+    let mut changes = shared.held.subscribe();
+    loop {
+        if *changes.borrow_and_update() == Held::No {
+            return;
+        }
+        let deadline = shared.lock().adoption.next_deadline().map(Instant::from_std);
+        tokio::select! {
+            changed = changes.changed() => if changed.is_err() { return },
+            () = sleep_until(deadline) => {
+                if shared.lock().adoption.handle_timeout(Instant::now().into_std()) {
+                    tracing::warn!(node = %shared.id, "ping timeout: the holder is silent");
+                    return;
+                }
+            }
+        }
+    }
+}
+
+async fn sleep_until(deadline: Option<Instant>) {
+    match deadline {
+        Some(deadline) => tokio::time::sleep_until(deadline).await,
+        None => std::future::pending().await,
+    }
+}
+
+async fn held(shared: &Shared) {
+    let mut changes = shared.held.subscribe();
+    // The sender lives as long as the worker.
+    let _ = changes.wait_for(|held| *held != Held::No).await;
+}
+
+/// Whether the worker is adopted over `link` before it has been silent for too long.
+async fn adopted(shared: &Shared, link: &Link) -> bool {
+    let over_link = || {
+        let state = shared.lock();
+        state.current.as_ref().is_some_and(|channel| channel.link() == link)
+    };
+    let mut changes = shared.held.subscribe();
+    let granted = async {
+        loop {
+            if over_link() {
+                return true;
+            }
+            tokio::select! {
+                changed = changes.changed() => if changed.is_err() { return false },
+                _ = link.ended() => return false,
+            }
+        }
+    };
+    tokio::time::timeout(2 * shared.config.ping_time, granted).await.unwrap_or(false)
+}

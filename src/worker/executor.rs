@@ -1,0 +1,190 @@
+//! Carries out calls, each in a task of its own.
+//!
+//! A call is looked up by its identity first: what was done is answered again, what is being done is waited for, and only what was never seen is carried out.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use tokio::sync::OwnedSemaphorePermit;
+use tokio::time::Instant;
+
+use super::outcomes::Begin;
+use super::running::{CatchPanic, Running, panic_text, panicked};
+use super::shared::Shared;
+use crate::connection::{IncomingCall, unix_time_ms};
+use crate::error::{Error, ErrorCode, Result};
+use crate::job::{ErasedClass, LocalNode, RawStarted, RawTaskContext, RequestContext, TaskEnd};
+use crate::proto::entry::EndReason;
+use crate::proto::head::{Outcome, Verb};
+use crate::types::{ClassName, Payload, TaskId};
+
+/// Takes in a call that came on the current channel.
+pub(super) fn execute(shared: &Arc<Shared>, call: IncomingCall) {
+    if !call.head.incarnation.is_none() && call.head.incarnation != shared.incarnation {
+        let what = format!("worker {} was restarted since the call was first sent; nobody knows whether it was done", shared.id);
+        call.reply(&Err(Error::new(ErrorCode::ConnectionFailed, what).after_sending()));
+        return;
+    }
+    let identity = call.head.identity;
+    let begin = {
+        let mut state = shared.lock();
+        let begin = state.outcomes.begin(identity, call.head.retry, call.deadline().into_std(), Instant::now().into_std());
+        if begin == Begin::Running {
+            state.waiters.entry(identity).or_default().push(call);
+            return;
+        }
+        begin
+    };
+    match begin {
+        Begin::Done(outcome) => call.reply(&outcome),
+        Begin::Execute => start(shared, call),
+        Begin::Running | Begin::Unknown => {
+            let what = "the outcome of this call was evicted; look whether it was done before trying again";
+            call.reply(&Err(Error::new(ErrorCode::OutcomeUnknown, what).after_sending()));
+        }
+    }
+}
+
+fn start(shared: &Arc<Shared>, call: IncomingCall) {
+    let prepared = prepare(shared, &call);
+    let (class, name, permit) = match prepared {
+        Ok(prepared) => prepared,
+        Err(error) => {
+            // As if it had never come: a retry may find room or a class.
+            shared.lock().outcomes.abandon(call.head.identity);
+            call.reply(&Err(error));
+            return;
+        }
+    };
+    match call.head.verb {
+        Verb::Request => {
+            tokio::spawn(request(Arc::clone(shared), class, name, call, permit));
+        }
+        Verb::Task => start_task(shared, class, name, call, permit),
+        Verb::Command => command(shared, &name, call),
+        Verb::Cluster => {
+            let error = Error::new(ErrorCode::NotAllowed, "a worker answers no operations of the cluster; ask a control node");
+            finish(shared, call, Err(error));
+        }
+    }
+}
+
+type Prepared = (Arc<dyn ErasedClass>, ClassName, OwnedSemaphorePermit);
+
+fn prepare(shared: &Arc<Shared>, call: &IncomingCall) -> Result<Prepared> {
+    let name = call.head.class.clone().ok_or_else(|| Error::new(ErrorCode::UnknownClass, "the call names no class"))?;
+    let class = shared.classes.class(&name).filter(|_| shared.enables(&name)).ok_or_else(|| {
+        let enabled: Vec<String> = shared.enabled_classes().iter().map(ToString::to_string).collect();
+        let what = format!("worker {} has no class {name} or does not enable it (key `classes`); it runs: {}", shared.id, enabled.join(", "));
+        Error::new(ErrorCode::UnknownClass, what)
+    })?;
+    let permit = Arc::clone(&shared.calls).try_acquire_owned().map_err(|_| {
+        let what = format!("worker {} carries out {} calls already, the most it may; try again", shared.id, shared.config.max_calls);
+        Error::new(ErrorCode::Busy, what)
+    })?;
+    Ok((class, name, permit))
+}
+
+async fn request(shared: Arc<Shared>, class: Arc<dyn ErasedClass>, name: ClassName, mut call: IncomingCall, permit: OwnedSemaphorePermit) {
+    let cancelled = call.cancelled();
+    let ctx = RequestContext {
+        node: Arc::clone(&shared) as Arc<dyn LocalNode>,
+        class: name,
+        identity: call.head.identity,
+        deadline: call.deadline(),
+        stream: call.stream.take(),
+        cancelled: Box::pin(cancelled),
+    };
+    let payload = Payload::from_bytes(call.payload.clone());
+    let outcome = CatchPanic::new(class.request(ctx, payload)).await.unwrap_or_else(|panic| Err(panicked(&panic)));
+    drop(permit);
+    finish(&shared, call, outcome);
+}
+
+/// Remembers an outcome and tells everybody who waits for it.
+fn finish(shared: &Shared, call: IncomingCall, outcome: Outcome) {
+    let identity = call.head.identity;
+    let waiters = {
+        let mut state = shared.lock();
+        state.outcomes.finish(identity, outcome.clone(), Instant::now().into_std());
+        state.waiters.remove(&identity)
+    };
+    call.reply(&outcome);
+    for waiter in waiters.into_iter().flatten() {
+        waiter.reply(&outcome);
+    }
+}
+
+fn command(shared: &Arc<Shared>, class: &ClassName, call: IncomingCall) {
+    let Some(task) = call.head.task.clone() else {
+        finish(shared, call, Err(Error::new(ErrorCode::TaskNotFound, "the command names no task")));
+        return;
+    };
+    let key = (class.clone(), task);
+    let state = shared.lock();
+    let Some(running) = state.running.get(&key) else {
+        drop(state);
+        let what = format!("class {class} of worker {} has no task {}; see `task list`", shared.id, key.1);
+        finish(shared, call, Err(Error::new(ErrorCode::TaskNotFound, what)));
+        return;
+    };
+    let remembering = Arc::clone(shared);
+    let queued = running.command(call, Box::new(move |call, outcome| finish(&remembering, call, outcome)));
+    drop(state);
+    if let Err((call, error)) = queued {
+        shared.lock().outcomes.abandon(call.head.identity);
+        call.reply(&Err(error));
+    }
+}
+
+fn start_task(shared: &Arc<Shared>, class: Arc<dyn ErasedClass>, name: ClassName, call: IncomingCall, permit: OwnedSemaphorePermit) {
+    let Some(id) = call.head.task.clone() else {
+        finish(shared, call, Err(Error::new(ErrorCode::UnknownTask, "the call names no id for the task")));
+        return;
+    };
+    let taken = shared.lock().tasks.start(&name, &id, unix_time_ms());
+    if let Err(error) = taken {
+        finish(shared, call, Err(error));
+        return;
+    }
+    tokio::spawn(run_task(Arc::clone(shared), class, name, id, call, permit));
+}
+
+/// The whole life of a task, in one tokio task.
+async fn run_task(shared: Arc<Shared>, class: Arc<dyn ErasedClass>, name: ClassName, id: TaskId, call: IncomingCall, permit: OwnedSemaphorePermit) {
+    let ctx = RawTaskContext { node: Arc::clone(&shared) as Arc<dyn LocalNode>, class: name.clone(), id: id.clone() };
+    let spec = Payload::from_bytes(call.payload.clone());
+    let started = CatchPanic::new(Arc::clone(&class).task(ctx.clone(), spec)).await.unwrap_or_else(|panic| Err(panicked(&panic)));
+    drop(permit);
+    let RawStarted { handle, reply, run } = match started {
+        Ok(started) => started,
+        Err(error) => {
+            let mut state = shared.lock();
+            let actions = state.tasks.ended(&name, &id, EndReason::error(error.message()));
+            shared.perform(&mut state, actions);
+            drop(state);
+            finish(&shared, call, Err(error));
+            return;
+        }
+    };
+    let (running, killed) = Running::new(class, ctx, handle);
+    {
+        let mut state = shared.lock();
+        state.running.insert((name.clone(), id.clone()), running);
+        let actions = state.tasks.started(&name, &id);
+        shared.perform(&mut state, actions);
+    }
+    tracing::debug!(class = %name, task = %id, "task started");
+    finish(&shared, call, Ok::<Bytes, Error>(reply));
+    let reason = match CatchPanic::new(run.until_end(killed)).await {
+        Ok(TaskEnd::Normal) => EndReason::Normal,
+        Ok(TaskEnd::Killed) => EndReason::Killed,
+        Ok(TaskEnd::Failed(text)) => EndReason::error(text),
+        Err(panic) => EndReason::panicked(panic_text(&panic)),
+    };
+    tracing::debug!(class = %name, task = %id, %reason, "task ended");
+    let mut state = shared.lock();
+    state.running.remove(&(name.clone(), id.clone()));
+    let actions = state.tasks.ended(&name, &id, reason);
+    shared.perform(&mut state, actions);
+}

@@ -1,0 +1,145 @@
+//! What a worker does with the frames of one link.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use rand::Rng as _;
+use tokio::time::Instant;
+
+use super::adoption::{AdoptAnswer, AdoptRequest, Standing, Ticket};
+use super::executor;
+use super::shared::{Held, Shared, channel_key};
+use crate::connection::{Channel, IncomingCall, Link, LinkHandler};
+use crate::error::{Error, ErrorCode};
+use crate::proto::auth::Role;
+use crate::proto::head::{EventHead, Rank};
+use crate::proto::message::{Adopt, Adopted, EventAck, Fenced, Message};
+
+pub(super) fn new(shared: Arc<Shared>, link: &Link) -> Arc<dyn LinkHandler> {
+    let number = shared.add_link(link);
+    Arc::new(Handler { shared, number })
+}
+
+struct Handler {
+    shared: Arc<Shared>,
+    number: u64,
+}
+
+impl Handler {
+    fn standing(&self, channel: u16) -> Standing {
+        self.shared.lock().adoption.check(channel_key(self.number, channel))
+    }
+
+    fn adopt(&self, channel: &Channel, adopt: Adopt) {
+        let shared = &self.shared;
+        let request = AdoptRequest {
+            channel: channel_key(self.number, channel.id()),
+            worker_incarnation: adopt.worker_incarnation,
+            seen_term: adopt.seen_term,
+            owner: adopt.owner.clone(),
+            owner_incarnation: adopt.owner_incarnation,
+            rank: adopt.rank,
+            ticket: adopt.ticket,
+        };
+        let fresh_ticket = Ticket::from_bytes(rand::rng().random());
+        let mut state = shared.lock();
+        match state.adoption.adopt(request, fresh_ticket, Instant::now().into_std()) {
+            AdoptAnswer::Granted { term, ticket, .. } => {
+                tracing::info!(node = %shared.id, owner = %adopt.owner, term, remote = channel.link().remote(), "adopted");
+                state.current = Some(channel.clone());
+                channel.message(&Message::Adopted(Adopted::Granted { term, ticket }));
+                shared.resync(&mut state);
+                drop(state);
+                shared.held.send_replace(Held::By(adopt.owner));
+                shared.publish();
+            }
+            AdoptAnswer::Refused { term, holder, reason } => {
+                drop(state);
+                tracing::info!(node = %shared.id, owner = %adopt.owner, term, reason = reason.name(), "refused an adoption");
+                channel.message(&Message::Adopted(Adopted::Refused { term, holder, reason: reason.name().to_owned() }));
+            }
+        }
+    }
+
+    fn acknowledged(&self, channel: &Channel, ack: &EventAck) {
+        if let Standing::Fenced { term, holder } = self.standing(channel.id()) {
+            channel.message(&Message::Fenced(Fenced { term, holder }));
+            return;
+        }
+        let mut state = self.shared.lock();
+        if let Err(error) = state.journal.ack(&ack.class, ack.seq) {
+            tracing::warn!(node = %self.shared.id, %error, "the holder acknowledged what it was never sent");
+        }
+        state.pump();
+        drop(state);
+        self.shared.has_moved();
+    }
+}
+
+impl LinkHandler for Handler {
+    fn call(&self, call: IncomingCall) {
+        match self.standing(call.channel().id()) {
+            Standing::Current => executor::execute(&self.shared, call),
+            Standing::Fenced { term, holder } => {
+                let holder_name = holder.as_ref().map_or("nobody", |holder| holder.as_str());
+                let what = format!("worker {} is held by {holder_name} under term {term}; nothing was done", self.shared.id);
+                call.channel().message(&Message::Fenced(Fenced { term, holder: holder.clone() }));
+                call.reply(&Err(Error::new(ErrorCode::Fenced, what)));
+            }
+        }
+    }
+
+    fn event(&self, _: &Channel, _: EventHead, _: Bytes) {}
+
+    fn message(&self, channel: &Channel, message: Message) {
+        match message {
+            Message::Adopt(adopt) => self.adopt(channel, adopt),
+            Message::EventAck(ack) => self.acknowledged(channel, &ack),
+            Message::Preferred(preferred) => {
+                // Obeyed only on the holder's channel: nobody else may lead a worker away.
+                if self.standing(channel.id()) == Standing::Current {
+                    self.shared.lock().preferred = preferred.addresses;
+                }
+            }
+            Message::GoAway(away) if channel.link().peer().role == Role::Control => {
+                tracing::info!(node = %self.shared.id, reason = away.reason.message(), "the control node sends us away");
+                self.shared.lock().reconnect_after = away.reconnect_after_ms.map(std::time::Duration::from_millis);
+            }
+            _ => {}
+        }
+    }
+
+    fn channel_opened(&self, _: &Channel) {}
+
+    fn channel_closed(&self, channel: u16, reason: &Error) {
+        let key = channel_key(self.number, channel);
+        let mut state = self.shared.lock();
+        let was_current = state.adoption.check(key) == Standing::Current;
+        state.adoption.channel_closed(key);
+        if was_current {
+            state.current = None;
+            drop(state);
+            tracing::info!(node = %self.shared.id, reason = reason.message(), "the holder's channel was closed");
+            self.shared.held.send_replace(Held::No);
+            self.shared.has_moved();
+        }
+    }
+
+    fn pinged(&self, channel: u16, rank: Rank) {
+        self.shared.lock().adoption.heard(channel_key(self.number, channel), rank, Instant::now().into_std());
+    }
+
+    fn closed(&self, reason: &Error) {
+        let channels: Vec<u16> = {
+            let mut state = self.shared.lock();
+            state.links.remove(&self.number);
+            let current = state.current.as_ref();
+            current.filter(|channel| channel.link().has_ended()).map(Channel::id).into_iter().collect()
+        };
+        for channel in channels {
+            if self.standing(channel) == Standing::Current {
+                self.channel_closed(channel, reason);
+            }
+        }
+    }
+}

@@ -63,7 +63,11 @@ pub(crate) fn asks_for_json() -> Form {
 fn usage_line(rendered: &str) -> String {
     let rendered = rendered.strip_prefix("error: ").unwrap_or(rendered);
     let paragraphs = rendered.split("\n\n").map(output::one_line).filter(|text| !text.is_empty());
-    paragraphs.collect::<Vec<_>>().join("; ").replace("Usage: ", "usage: ").replace("For more information, try", "for more information, try")
+    paragraphs
+        .collect::<Vec<_>>()
+        .join("; ")
+        .replace("Usage: ", "usage: ")
+        .replace("For more information, try", "for more information, try")
 }
 
 #[cfg(test)]

@@ -94,7 +94,8 @@ Examples:
     #[command(after_help = "Example:\n  nkcluster connect 'nkcluster://10.0.0.7:1973;transport=tls'")]
     Connect {
         /// Where the worker listens.
-        uri: NodeUri,
+        #[arg(value_parser = uri)]
+        uri: Box<NodeUri>,
     },
     /// Drop a node for good. A worker that lives and knows our addresses announces itself again.
     #[command(after_help = "Example:\n  nkcluster forget dev4")]
@@ -154,11 +155,14 @@ Examples:
         json: String,
     },
     /// Start, list, command and stop tasks.
-    #[command(subcommand, after_help = "\
+    #[command(
+        subcommand,
+        after_help = "\
 Examples:
   nkcluster task start dev4 files '{\"hash\": {\"path\": \"models\"}}' --id nightly
   nkcluster task list dev4
-  nkcluster task stop dev4 files nightly")]
+  nkcluster task stop dev4 files nightly"
+    )]
     Task(TaskCommand),
     /// Call a function that a worker registered.
     #[command(after_help = "Example:\n  nkcluster call dev4 echo 1 '\"two\"' '{\"three\": 3}'")]
@@ -355,6 +359,10 @@ pub(crate) struct KeygenArgs {
     /// Write to a new file with mode 0600 instead of standard output.
     #[arg(long, value_name = "FILE")]
     pub(crate) out: Option<PathBuf>,
+}
+
+fn uri(text: &str) -> nkcluster::Result<Box<NodeUri>> {
+    text.parse().map(Box::new)
 }
 
 fn control_key(text: &str) -> Result<ControlKey, String> {

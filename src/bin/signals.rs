@@ -13,10 +13,7 @@ pub(crate) struct StopSignals {
 impl StopSignals {
     /// Takes the signals over; the process does not end by them any more.
     pub(crate) fn install() -> io::Result<Self> {
-        Ok(Self {
-            interrupt: signal(SignalKind::interrupt())?,
-            terminate: signal(SignalKind::terminate())?,
-        })
+        Ok(Self { interrupt: signal(SignalKind::interrupt())?, terminate: signal(SignalKind::terminate())? })
     }
 
     /// Waits for the next of them; returns its name.

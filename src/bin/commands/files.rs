@@ -9,10 +9,10 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use nkcluster::ErrorCode;
 use nkcluster::cluster::{CallOptions, CoreRequest, FileRequest, core_class};
 use nkcluster::transfer::{self, Progress, RelPath, TransferId, Transferred};
 use nkcluster::types::{NodeId, Payload};
-use nkcluster::ErrorCode;
 use serde_json::json;
 use tokio::time::Instant;
 
@@ -179,7 +179,13 @@ impl Job {
         }
     }
 
-    async fn attempt(&self, session: &Session, id: TransferId, silence: &Silence, progress: &impl Fn(Progress)) -> nkcluster::Result<Transferred> {
+    async fn attempt(
+        &self,
+        session: &Session,
+        id: TransferId,
+        silence: &Silence,
+        progress: &impl Fn(Progress),
+    ) -> nkcluster::Result<Transferred> {
         let request = Payload::encode(&CoreRequest::File(FileRequest::Transfer))?;
         let options = CallOptions::timeout(TRANSFER_TIMEOUT);
         let (answer, stream) = session.cluster.request_with_stream(&self.node, &core_class(), request, options).await?;

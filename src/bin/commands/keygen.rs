@@ -7,7 +7,7 @@ use std::path::Path;
 
 use nkcluster::proto::auth::{ControlKey, NodeToken, Role, SaltedPassword};
 use nkcluster::types::Secret;
-use rand::Rng as _;
+use rand::RngExt as _;
 use serde_json::{Map, Value};
 
 use super::password;
@@ -50,7 +50,8 @@ fn hex(bytes: &[u8]) -> String {
 }
 
 async fn salted(global: &Global, role: Role) -> Outcome<SaltedPassword> {
-    let wanted = || Failure::usage("invalid_usage", format!("the secret of the role {role} is needed: --password-file or NKCLUSTER_PASSWORD"));
+    let wanted =
+        || Failure::usage("invalid_usage", format!("the secret of the role {role} is needed: --password-file or NKCLUSTER_PASSWORD"));
     let password = password(global)?.ok_or_else(wanted)?;
     let (name, rounds) = (global.cluster_name.clone(), global.pbkdf2_iters);
     let derived = tokio::task::spawn_blocking(move || SaltedPassword::derive(&password, &name, role, rounds)).await;

@@ -7,7 +7,9 @@ use tracing_subscriber::EnvFilter;
 
 /// Reads a level or a filter.
 pub(super) fn filter(text: &str) -> Result<EnvFilter, String> {
-    EnvFilter::builder().parse(text).map_err(|error| format!("expected a level (error, warn, info, debug, trace, off) or a filter: {error}"))
+    EnvFilter::builder()
+        .parse(text)
+        .map_err(|error| format!("expected a level (error, warn, info, debug, trace, off) or a filter: {error}"))
 }
 
 /// Starts to log, once per process.

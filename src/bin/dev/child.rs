@@ -118,7 +118,8 @@ async fn ready(stdout: ChildStdout, child: &mut Child) -> Outcome<BufReader<Chil
     let read = (&mut stdout).take(READY_BYTES_MAX).read_line(&mut line).await;
     read.map_err(|error| Failure::io("cannot read the ready line", &error))?;
     if !line.is_empty() {
-        let ready: serde_json::Value = serde_json::from_str(&line).map_err(|_| Failure::new("protocol_error", format!("no ready line: {line}")))?;
+        let ready: serde_json::Value =
+            serde_json::from_str(&line).map_err(|_| Failure::new("protocol_error", format!("no ready line: {line}")))?;
         return match ready["ready"] == true {
             true => Ok(stdout),
             false => Err(Failure::new("protocol_error", format!("no ready line: {line}"))),

@@ -125,7 +125,9 @@ impl DevCluster {
             Ok(nodes) => Ok(nodes),
             Err(_) => {
                 let seen = match public.nodes().await {
-                    Ok(nodes) => nodes.iter().map(|node| format!("{} {}", field(node, "id"), field(node, "status"))).collect::<Vec<_>>().join(", "),
+                    Ok(nodes) => {
+                        nodes.iter().map(|node| format!("{} {}", field(node, "id"), field(node, "status"))).collect::<Vec<_>>().join(", ")
+                    }
                     Err(failure) => failure.to_string(),
                 };
                 Err(Failure::new("timeout", format!("not all nodes are ready within {} s: {seen}", ALL_READY_TIMEOUT.as_secs())))

@@ -2,7 +2,7 @@
 
 use std::net::{Ipv4Addr, TcpListener};
 
-use rand::Rng as _;
+use rand::RngExt as _;
 
 use crate::failure::{Failure, Outcome};
 
@@ -21,7 +21,10 @@ pub(super) fn base(base: u16, count: u16) -> Outcome<u16> {
         return free.ok_or_else(|| Failure::new("port_in_use", format!("no {count} ports in a row are free")));
     }
     if base.checked_add(count - 1).is_none() {
-        return Err(Failure::usage("invalid_usage", format!("--base-port {base}: {count} nodes need ports up to {}", u32::from(base) + u32::from(count) - 1)));
+        return Err(Failure::usage(
+            "invalid_usage",
+            format!("--base-port {base}: {count} nodes need ports up to {}", u32::from(base) + u32::from(count) - 1),
+        ));
     }
     match first_taken(base, count) {
         Some(port) => Err(in_use(port, u32::from(port - base) + 1)),

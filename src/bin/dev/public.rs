@@ -76,7 +76,10 @@ impl Public {
         let ran = self.run(&[&["--json"], arguments].concat()).await?;
         let named = arguments.join(" ");
         if ran.exit != Some(exit::DONE) {
-            return Err(Failure::new("unexpected", format!("`nkcluster {named}` should succeed, but ended with {}: {}", ran.code(), ran.errors)));
+            return Err(Failure::new(
+                "unexpected",
+                format!("`nkcluster {named}` should succeed, but ended with {}: {}", ran.code(), ran.errors),
+            ));
         }
         let parsed = serde_json::from_str(&ran.output);
         parsed.map_err(|_| Failure::new("unexpected", format!("`nkcluster {named}` should print JSON, but printed {:?}", ran.output)))
@@ -144,7 +147,9 @@ impl Following {
         let line = tokio::time::timeout(within, self.lines.next_line()).await;
         let line = line.map_err(|_| Failure::new("unexpected", format!("no event for {} s, expected {wanted}", within.as_secs())))?;
         match line.map_err(|error| Failure::io("cannot read events", &error))? {
-            Some(line) => serde_json::from_str(&line).map_err(|_| Failure::new("unexpected", format!("an event should be JSON, but is {line:?}"))),
+            Some(line) => {
+                serde_json::from_str(&line).map_err(|_| Failure::new("unexpected", format!("an event should be JSON, but is {line:?}")))
+            }
             None => Err(Failure::new("unexpected", format!("the events ended, expected {wanted}"))),
         }
     }

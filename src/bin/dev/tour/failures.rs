@@ -76,7 +76,10 @@ impl Tour<'_> {
         let asked = Instant::now();
         self.public.refused(&["request", victim.as_str(), "core", "\"ping\""], exit::FAILED, "not_connected").await?;
         if asked.elapsed() > AT_ONCE {
-            return Err(unexpected(format!("a request to a dead worker should fail at once, but took {:.1} s", asked.elapsed().as_secs_f64())));
+            return Err(unexpected(format!(
+                "a request to a dead worker should fail at once, but took {:.1} s",
+                asked.elapsed().as_secs_f64()
+            )));
         }
         self.cluster.start_again(&victim).await?;
         self.wait_status(&victim, "ready").await?;

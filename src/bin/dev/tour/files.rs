@@ -63,7 +63,9 @@ impl Tour<'_> {
                 break;
             }
             let Some(hash) = Hashed::of(event) else { continue };
-            let known = left.remove(&hash.path).ok_or_else(|| unexpected(format!("{event} should be of a file that was sent and not hashed before")))?;
+            let known = left
+                .remove(&hash.path)
+                .ok_or_else(|| unexpected(format!("{event} should be of a file that was sent and not hashed before")))?;
             expect("the size and hash of a file", &json!([hash.path, hash.size, hash.xxh3]), &json!([hash.path, known.bytes, known.xxh3]))?;
         }
         match left.keys().next() {
@@ -79,7 +81,8 @@ impl Tour<'_> {
             let local = self.work.path().join(format!("fetched-{number}"));
             let fetched = self.public.json(&["fetch", worker, &format!("{REMOTE}/{name}"), &local.display().to_string()]).await?;
             expect("the checksum that `fetch` says", &fetched["xxh3"], &json!(files[name].xxh3))?;
-            let read = |path: PathBuf| std::fs::read(&path).map_err(|error| Failure::io(format_args!("cannot read {}", path.display()), &error));
+            let read =
+                |path: PathBuf| std::fs::read(&path).map_err(|error| Failure::io(format_args!("cannot read {}", path.display()), &error));
             if read(local)? != read(self.tree().join(name))? {
                 return Err(unexpected(format!("{name} should come back as it was sent, but differs")));
             }

@@ -6,7 +6,7 @@ use std::io::{self, Read};
 use std::path::Path;
 
 use nkcluster::transfer::Checksum;
-use rand::Rng as _;
+use rand::RngExt as _;
 
 /// The tree has at least so many files.
 pub(super) const FILES_MIN: usize = 200;
@@ -105,7 +105,10 @@ fn documents() -> Vec<Vec<u8>> {
             }
             let is_file = entry.file_type().is_ok_and(|kind| kind.is_file());
             let mut text = Vec::new();
-            if is_file && let Ok(file) = File::open(entry.path()) && file.take(DOCUMENT_BYTES_MAX).read_to_end(&mut text).is_ok() {
+            if is_file
+                && let Ok(file) = File::open(entry.path())
+                && file.take(DOCUMENT_BYTES_MAX).read_to_end(&mut text).is_ok()
+            {
                 found.push(text);
             }
         }

@@ -1,0 +1,1 @@
+//! `nkcluster-node`

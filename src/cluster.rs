@@ -16,13 +16,15 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use rand::Rng as _;
+use rand::RngExt as _;
 use tokio::time::Instant;
 
 pub use self::call::{Backend, BoxFuture, CallOptions, NodeCall, Retry, StreamedCall, TIMEOUT_DEFAULT};
 pub use self::core_api::{CORE_CLASS, CoreReply, CoreRequest, FileRequest, TaskEntry, TaskState, core_class};
 pub use self::events::{EVENTS_QUEUED_MAX, EventSink, EventStream, event_queue, read_events, write_events};
-pub use self::operation::{LatencyInfo, FullUri, EventBody, EventFilter, EventRecord, NodeInfo, NodesReply, Operation, OperationReply, ProxyInfo};
+pub use self::operation::{
+    EventBody, EventFilter, EventRecord, FullUri, LatencyInfo, NodeInfo, NodesReply, Operation, OperationReply, ProxyInfo,
+};
 pub use self::remote::ConnectOptions;
 use crate::connection::ByteStream;
 use crate::error::{Error, ErrorCode, Result};
@@ -127,7 +129,14 @@ impl Cluster {
     }
 
     /// Sends a command to a task.
-    pub async fn command(&self, node: &NodeId, class: &ClassName, task: &TaskId, command: Payload, options: CallOptions) -> Result<Payload> {
+    pub async fn command(
+        &self,
+        node: &NodeId,
+        class: &ClassName,
+        task: &TaskId,
+        command: Payload,
+        options: CallOptions,
+    ) -> Result<Payload> {
         let head = self.head(Verb::Command, node, class, Some(task.clone()), &options);
         self.call(head, command, options).await
     }

@@ -17,5 +17,6 @@ mod stream;
 #[cfg(test)]
 mod tests;
 
+pub(crate) use link::unix_time_ms;
 pub use link::{CallAnswer, Channel, IncomingCall, Link, LinkHandler, LinkOptions, LinkParts};
 pub use stream::ByteStream;

@@ -30,7 +30,6 @@ use crate::connection::{Link, LinkHandler};
 use crate::error::{Error, ErrorCode};
 use crate::proto::auth::Role;
 use crate::proto::message::{GoAway, Message};
-use crate::types::NodeId;
 
 /// How long a link may take to send its last words.
 const FAREWELL: Duration = Duration::from_secs(1);
@@ -51,26 +50,35 @@ impl Control {
         self.shared.cluster()
     }
 
+    /// Waits until this node's own worker is known, for a while.
+    pub(crate) async fn own_worker(&self, patience: Duration) {
+        let known = async {
+            while !self.shared.directory.find(&self.shared.id).is_some_and(|own| own.current().is_some()) {
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+        };
+        if tokio::time::timeout(patience, known).await.is_err() {
+            tracing::warn!("the node's own worker is not there yet");
+        }
+    }
+
     /// Starts a link whose peer has proved itself, whoever dialled.
     ///
     /// # Errors
     /// `not_allowed` for a peer that has no business here.
-    pub(crate) fn welcome(&self, parts: crate::connection::LinkParts) -> Result<NodeId, Error> {
+    pub(crate) fn welcome(&self, parts: crate::connection::LinkParts) -> Result<Link, Error> {
         let options = self.shared.link_options();
         let id = parts.established.peer.id.clone();
         match parts.established.peer.role {
             Role::Worker => {
-                Link::start(parts, options, |link| workers::handler(Arc::clone(&self.shared), link) as Arc<dyn LinkHandler>);
+                Ok(Link::start(parts, options, |link| workers::handler(Arc::clone(&self.shared), link) as Arc<dyn LinkHandler>))
             }
-            Role::Admin => {
-                Link::start(parts, options, |link| serve::handler(Arc::clone(&self.shared), link) as Arc<dyn LinkHandler>);
-            }
+            Role::Admin => Ok(Link::start(parts, options, |link| serve::handler(Arc::clone(&self.shared), link) as Arc<dyn LinkHandler>)),
             Role::Control => {
                 let what = format!("control node {id} wants to join, but this version runs with one control node only");
-                return Err(Error::new(ErrorCode::NotAllowed, what));
+                Err(Error::new(ErrorCode::NotAllowed, what))
             }
         }
-        Ok(id)
     }
 
     /// Stops in order: tells everybody to go elsewhere, waits for the answers that callers wait for, cuts.

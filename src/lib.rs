@@ -4,6 +4,7 @@ pub mod cluster;
 pub mod config;
 pub mod connection;
 pub mod control;
+pub mod docs;
 pub mod error;
 pub mod job;
 pub mod node;

@@ -1,1 +1,333 @@
-//! See the chapter in `src/docs`.
+//! A node: the only place that knows both roles.
+//!
+//! A worker is a worker, and listeners if it is told to listen. A control node is a control node, its listeners, and a worker of its own that is connected to it over a
+//! memory wire, with the same handshake and the same frames as any other.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::Semaphore;
+use tokio::task::JoinSet;
+
+use crate::cluster::{BoxFuture, Cluster, random_incarnation};
+use crate::config::{Config, Role};
+use crate::connection::admission::{Gate, Limits};
+use crate::connection::establish::{self, Established, Expect, Order, Party, dial_and_establish, keyring_input};
+use crate::connection::{Link, LinkOptions, LinkParts};
+use crate::control::{self, Control};
+use crate::error::{Error, ErrorCode};
+use crate::job::Classes;
+use crate::proto::auth::{self, Identity, VERSIONS};
+use crate::proto::session::Side;
+use crate::transport::{DialOptions, ListenOptions, Listener, MemoryNet, TlsOptions};
+use crate::types::{NodeId, NodeUri, Transport};
+use crate::worker::{Connector, DialFailure, Dialled, Worker};
+
+/// Name of a control node's own listener in its private memory network.
+const OWN: &str = "own";
+
+/// How long a control node waits for its own worker before it says that it runs.
+const OWN_WORKER: Duration = Duration::from_secs(5);
+
+/// Why a node did not start.
+#[derive(Debug, thiserror::Error)]
+pub enum NodeError {
+    /// A value of the configuration is wrong: the message names key, value and what was expected.
+    #[error("{0}")]
+    Config(Error),
+    /// An address cannot be listened on.
+    #[error("{0}")]
+    Bind(Error),
+    /// A bug, or a machine out of resources.
+    #[error("{0}")]
+    Internal(Error),
+}
+
+impl NodeError {
+    /// The error inside, with its code.
+    pub fn error(&self) -> &Error {
+        match self {
+            NodeError::Config(error) | NodeError::Bind(error) | NodeError::Internal(error) => error,
+        }
+    }
+}
+
+/// Starts nodes.
+#[derive(Debug)]
+pub struct Node {
+    config: Config,
+    classes: Classes,
+    memory: Option<MemoryNet>,
+}
+
+impl Node {
+    /// Starts a node with these classes, of which its configuration enables some.
+    ///
+    /// # Errors
+    /// See [`NodeError`]. Nothing runs then.
+    pub async fn start(config: Config, classes: Classes) -> Result<NodeHandle, NodeError> {
+        Self { config, classes, memory: None }.run().await
+    }
+
+    /// Starts a node in a simulated network: addresses are `nkcluster://NAME;transport=memory`.
+    ///
+    /// # Errors
+    /// As [`Node::start`].
+    pub async fn start_in(net: &MemoryNet, config: Config, classes: Classes) -> Result<NodeHandle, NodeError> {
+        Self { config, classes, memory: Some(net.clone()) }.run().await
+    }
+
+    async fn run(self) -> Result<NodeHandle, NodeError> {
+        let Self { config, classes, memory } = self;
+        config.check().map_err(|error| NodeError::Config(error.into()))?;
+        for warning in config.warnings() {
+            tracing::warn!("{warning}");
+        }
+        let id = match &config.node_id {
+            Some(id) => id.clone(),
+            None => NodeId::new(uuid::Uuid::new_v4().to_string()).map_err(NodeError::Internal)?,
+        };
+        let config = Arc::new(config);
+        prepare_state_dir(&config)?;
+        let incarnation = random_incarnation();
+        let own_role = match config.role {
+            Role::Control => auth::Role::Control,
+            Role::Worker => auth::Role::Worker,
+        };
+        let identity = Identity {
+            cluster: config.cluster_name.clone(),
+            role: own_role,
+            id: id.clone(),
+            incarnation,
+            versions: VERSIONS.to_vec(),
+            features: Vec::new(),
+        };
+        let party = Party::prepare(identity.clone(), keyring_input(&config)).await.map_err(NodeError::Config)?;
+        let tls = tls_options(&config);
+        let dial = DialOptions {
+            connect_timeout: config.connect_timeout,
+            tls: tls.clone(),
+            memory: memory.as_ref().map(|net| net.node(id.as_str())),
+        };
+        let listen_options = ListenOptions { tls, state_dir: Some(config.state_dir.clone()), memory: memory.clone() };
+        let mut listeners = Vec::new();
+        for uri in &config.listen {
+            listeners.push(Listener::bind(uri, &listen_options).await.map_err(|error| match error.code() {
+                ErrorCode::InvalidConfig | ErrorCode::UnsupportedTransport => NodeError::Config(error),
+                _ => NodeError::Bind(error),
+            })?);
+        }
+        let listen: Vec<NodeUri> = listeners.iter().map(|listener| listener.uri().clone()).collect();
+        let door = Door {
+            gate: Gate::new(Limits { untrusted: config.max_unauthenticated, rate: config.accept_rate }),
+            links: Arc::new(Semaphore::new(config.max_connections)),
+            party: party.clone(),
+            options: LinkOptions { keepalive: Some(config.ping_time) },
+        };
+        let mut tasks = JoinSet::new();
+        let (control, worker) = match config.role {
+            Role::Worker => {
+                let connector: Option<Arc<dyn Connector>> = if config.cluster_addr.is_empty() {
+                    None
+                } else {
+                    Some(Arc::new(ToCluster { addresses: config.cluster_addr.clone(), party, dial, options: door.options }))
+                };
+                let worker = Worker::start(Arc::clone(&config), id.clone(), incarnation, classes, listen.clone(), connector);
+                for listener in listeners {
+                    let inside = worker.door();
+                    let options = door.options;
+                    tasks.spawn(accept_loop(listener, door.clone(), move |parts| {
+                        let link = Link::start(parts, options, |link| inside.handler(link));
+                        inside.introduce(&link);
+                        Ok(link)
+                    }));
+                }
+                (None, worker)
+            }
+            Role::Control => {
+                let shared = control::Shared::new(Arc::clone(&config), id.clone(), incarnation, classes.clone(), party.clone(), dial);
+                shared.set_listen(listen.clone());
+                let control = Control::new(shared);
+                let own_net = MemoryNet::new();
+                let own_uri: NodeUri = format!("nkcluster://{OWN};transport=memory").parse().map_err(NodeError::Internal)?;
+                let own_options = ListenOptions { memory: Some(own_net.clone()), ..ListenOptions::default() };
+                listeners.push(Listener::bind(&own_uri, &own_options).await.map_err(NodeError::Internal)?);
+                for listener in listeners {
+                    let inside = control.clone();
+                    tasks.spawn(accept_loop(listener, door.clone(), move |parts| inside.welcome(parts)));
+                }
+                let own_party = party.with_identity(Identity { role: auth::Role::Worker, ..identity });
+                let own_dial = DialOptions { memory: Some(own_net.node(id.as_str())), ..DialOptions::default() };
+                let own = ToCluster { addresses: vec![own_uri], party: own_party, dial: own_dial, options: door.options };
+                let worker = Worker::start(Arc::clone(&config), id.clone(), incarnation, classes, listen.clone(), Some(Arc::new(own)));
+                control.own_worker(OWN_WORKER).await;
+                (Some(control), worker)
+            }
+        };
+        tracing::info!(node = %id, role = %config.role, listen = ?listen.iter().map(ToString::to_string).collect::<Vec<_>>(), "started");
+        Ok(NodeHandle { id, config, listen, control, worker, tasks })
+    }
+}
+
+/// A running node. Dropping it cuts everything; [`NodeHandle::stop`] drains first.
+pub struct NodeHandle {
+    id: NodeId,
+    config: Arc<Config>,
+    listen: Vec<NodeUri>,
+    control: Option<Control>,
+    worker: Worker,
+    tasks: JoinSet<()>,
+}
+
+impl std::fmt::Debug for NodeHandle {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("NodeHandle").field("id", &self.id).field("listen", &self.listen).finish_non_exhaustive()
+    }
+}
+
+impl NodeHandle {
+    /// Its id, configured or made.
+    pub fn node_id(&self) -> &NodeId {
+        &self.id
+    }
+
+    /// Its role.
+    pub fn role(&self) -> Role {
+        self.config.role
+    }
+
+    /// Where it listens, with real ports.
+    pub fn listen(&self) -> &[NodeUri] {
+        &self.listen
+    }
+
+    /// The cluster, on a control node.
+    pub fn cluster(&self) -> Option<Cluster> {
+        self.control.as_ref().map(Control::cluster)
+    }
+
+    /// Stops: accepts nobody any more, drains for at most `drain_timeout`, then cuts.
+    pub async fn stop(mut self) {
+        let grace = self.config.drain_timeout;
+        self.tasks.shutdown().await;
+        match self.control {
+            Some(control) => {
+                let cut = tokio::time::timeout(grace + Duration::from_secs(5), async {
+                    tokio::join!(control.clone().stop(grace), self.worker.stop(grace));
+                });
+                if cut.await.is_err() {
+                    tracing::warn!("the node did not drain in time");
+                }
+            }
+            None => self.worker.stop(grace).await,
+        }
+        tracing::info!(node = %self.id, "stopped");
+    }
+}
+
+fn prepare_state_dir(config: &Config) -> Result<(), NodeError> {
+    use std::os::unix::fs::DirBuilderExt as _;
+    std::fs::DirBuilder::new().recursive(true).mode(0o700).create(&config.state_dir).map_err(|error| {
+        let what =
+            format!("state_dir = {}: cannot be made: {error}; expected a directory that this user can write", config.state_dir.display());
+        NodeError::Config(Error::new(ErrorCode::InvalidConfig, what))
+    })
+}
+
+fn tls_options(config: &Config) -> TlsOptions {
+    TlsOptions {
+        certfile: config.tls_certfile.clone(),
+        keyfile: config.tls_keyfile.clone(),
+        password: config.tls_password.clone(),
+        cacertfile: config.tls_cacertfile.clone(),
+        verify: config.tls_verify,
+        depth: (config.tls_depth > 0).then_some(config.tls_depth),
+        versions: config.tls_versions.clone(),
+    }
+}
+
+/// What every listener of a node shares.
+#[derive(Clone)]
+struct Door {
+    gate: Gate,
+    links: Arc<Semaphore>,
+    party: Party,
+    options: LinkOptions,
+}
+
+/// Accepts for ever; each connection proves itself in a task of its own.
+async fn accept_loop(listener: Listener, door: Door, welcome: impl Fn(LinkParts) -> Result<Link, Error> + Clone + Send + 'static) {
+    let mut connections = JoinSet::new();
+    // A node's own worker neither waits for a token nor takes a place.
+    let inside = listener.transport() == Transport::Memory && listener.uri().to_string().contains(OWN);
+    loop {
+        let incoming = listener.accept().await;
+        while connections.try_join_next().is_some() {}
+        let addr = incoming.peer_addr().map(|addr| addr.ip());
+        let permit = match door.gate.admit(addr).await {
+            Ok(permit) => permit,
+            Err(error) => {
+                tracing::debug!(%error, ?addr, "a connection was refused");
+                continue;
+            }
+        };
+        let Ok(place) = Arc::clone(&door.links).try_acquire_owned() else {
+            tracing::warn!(?addr, inside, "max_connections is reached; a connection was refused");
+            continue;
+        };
+        let (party, welcome) = (door.party.clone(), welcome.clone());
+        connections.spawn(async move {
+            let established = match establish::accept(incoming, &party, permit).await {
+                Ok(established) => established,
+                Err(error) => {
+                    tracing::info!(code = %error.code(), %error, "a connection was not let in");
+                    return;
+                }
+            };
+            match welcome(LinkParts { established, side: Side::Listener }) {
+                // The place is given back when the link ends; the link does not end with this task.
+                Ok(link) => {
+                    tokio::spawn(async move {
+                        link.ended().await;
+                        drop(place);
+                    });
+                }
+                Err(error) => tracing::warn!(%error, "a peer was turned away"),
+            }
+        });
+    }
+}
+
+/// Dials control nodes for a worker.
+struct ToCluster {
+    addresses: Vec<NodeUri>,
+    party: Party,
+    dial: DialOptions,
+    options: LinkOptions,
+}
+
+impl ToCluster {
+    async fn dial(&self, addresses: &[NodeUri], order: Order) -> Result<Established, DialFailure> {
+        let expect = Expect { role: auth::Role::Control, id: None };
+        let dialled = dial_and_establish(addresses, &self.party, &expect, order, &self.dial).await;
+        dialled.map_err(|error| DialFailure { retry_after: error.retry_after(), error: error.into() })
+    }
+}
+
+impl Connector for ToCluster {
+    fn connect(&self, preferred: Vec<NodeUri>) -> BoxFuture<'_, Result<Dialled, DialFailure>> {
+        Box::pin(async move {
+            let known: Vec<NodeUri> = preferred.into_iter().filter(|uri| !self.addresses.contains(uri)).collect();
+            let first = if known.is_empty() || self.addresses.iter().all(|uri| uri.transport() == Some(Transport::Memory)) {
+                None
+            } else {
+                self.dial(&known, Order::AsGiven).await.ok()
+            };
+            let established = match first {
+                Some(established) => established,
+                None => self.dial(&self.addresses, Order::Shuffled).await?,
+            };
+            Ok(Dialled { parts: LinkParts { established, side: Side::Dialler }, options: self.options })
+        })
+    }
+}

@@ -30,6 +30,7 @@
 //! Not kept: owners, extended attributes, holes. Symbolic links inside of the root are followed when reading; a link
 //! is never written through.
 
+mod client;
 mod exchange;
 mod partial;
 mod path;
@@ -51,6 +52,7 @@ use xxhash_rust::xxh3::{Xxh3, xxh3_128};
 
 use crate::error::{Error, ErrorCode, Result};
 
+pub use self::client::FileCalls;
 pub use self::path::{PATH_BYTES_MAX, RelPath};
 pub use self::root::FileRoot;
 

@@ -29,7 +29,7 @@ use std::time::Duration;
 
 use tokio::task::JoinSet;
 
-pub(crate) use self::agent::{Connector, Dialled};
+pub(crate) use self::agent::{Connector, DialFailure, Dialled};
 use self::shared::Shared;
 use crate::config::Config;
 use crate::connection::{Link, LinkHandler};
@@ -67,17 +67,7 @@ impl Worker {
         Self { shared, tasks }
     }
 
-    /// What handles the links of this worker, whoever dialled them. Call [`Worker::introduce`] when the link runs.
-    pub(crate) fn handler(&self, link: &Link) -> Arc<dyn LinkHandler> {
-        handler::new(Arc::clone(&self.shared), link)
-    }
-
-    /// Describes the worker to the peer of a new link.
-    pub(crate) fn introduce(&self, link: &Link) {
-        self.shared.introduce(link);
-    }
-
-    /// A cloneable door for the acceptor.
+    /// For whoever accepts links for this worker.
     pub(crate) fn door(&self) -> Door {
         Door { shared: Arc::clone(&self.shared) }
     }
@@ -112,10 +102,12 @@ pub(crate) struct Door {
 }
 
 impl Door {
+    /// What handles a link of this worker, whoever dialled it.
     pub(crate) fn handler(&self, link: &Link) -> Arc<dyn LinkHandler> {
         handler::new(Arc::clone(&self.shared), link)
     }
 
+    /// Describes the worker to the peer of a link that runs.
     pub(crate) fn introduce(&self, link: &Link) {
         self.shared.introduce(link);
     }

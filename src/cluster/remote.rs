@@ -1,1 +1,222 @@
-//! placeholder
+//! The cluster over a link to a control node, with the role `admin`.
+//!
+//! The link is kept while it lives. When it has ended, or its control node is stopping, the next call dials again; calls that were on their way fail and are
+//! tried again by whoever asked for retries.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use bytes::Bytes;
+use tokio::sync::Mutex;
+use tokio::time::Instant;
+
+use super::call::{Backend, BoxFuture, NodeCall, StreamedCall, millis};
+use super::events::{EventStream, read_events};
+use super::operation::{EventFilter, Operation, OperationReply};
+use super::random_incarnation;
+use crate::connection::establish::{Expect, Order, Party, dial_and_establish};
+use crate::connection::{Channel, IncomingCall, Link, LinkHandler, LinkOptions, LinkParts};
+use crate::error::{Error, ErrorCode, Result};
+use crate::proto::auth::{Identity, KeyringInput, Role, VERSIONS};
+use crate::proto::head::{CallHead, EventHead, Rank, Verb};
+use crate::proto::identity::CallIdentity;
+use crate::proto::message::Message;
+use crate::proto::session::Side;
+use crate::transport::{CONNECT_TIMEOUT, DialOptions, MemoryNode, TlsOptions};
+use crate::types::{NodeId, NodeUri, Payload, Secret};
+
+/// A control node that says nothing for this long is pinged, and given up after three times it.
+const KEEPALIVE: Duration = Duration::from_secs(3);
+/// How much later than the control node we give up ourselves, so that its better-informed error arrives.
+const GRACE: Duration = Duration::from_millis(500);
+
+/// How to reach a cluster and prove oneself.
+#[derive(Clone, Debug)]
+pub struct ConnectOptions {
+    /// Any control nodes; tried in random order.
+    pub uris: Vec<NodeUri>,
+    /// Name of the cluster.
+    pub cluster_name: String,
+    /// The secret of admins, or the one secret of the cluster.
+    pub password: Secret,
+    /// As configured on the control nodes.
+    pub pbkdf2_iters: u32,
+    /// Public half of the control key: control nodes must sign.
+    pub control_key: Option<[u8; 32]>,
+    /// Most time for each address.
+    pub connect_timeout: Duration,
+    /// TLS options; those of a URL have precedence.
+    pub tls: TlsOptions,
+    /// The simulated network, in tests.
+    pub memory: Option<MemoryNode>,
+}
+
+impl ConnectOptions {
+    /// Everything else as it is by default.
+    pub fn new(uris: Vec<NodeUri>, cluster_name: impl Into<String>, password: Secret) -> Self {
+        let defaults = crate::config::Config::control();
+        Self {
+            uris,
+            cluster_name: cluster_name.into(),
+            password,
+            pbkdf2_iters: defaults.pbkdf2_iters,
+            control_key: None,
+            connect_timeout: CONNECT_TIMEOUT,
+            tls: TlsOptions::default(),
+            memory: None,
+        }
+    }
+}
+
+struct Remote {
+    uris: Vec<NodeUri>,
+    party: Party,
+    dial: DialOptions,
+    link: Mutex<Option<(Channel, Arc<Client>)>>,
+    edge: crate::types::Incarnation,
+}
+
+pub(super) async fn connect(options: ConnectOptions) -> Result<Arc<dyn Backend>> {
+    let edge = random_incarnation();
+    let identity = Identity {
+        cluster: options.cluster_name.clone(),
+        role: Role::Admin,
+        id: NodeId::new(format!("admin-{}", uuid::Uuid::new_v4().simple()))?,
+        incarnation: edge,
+        versions: VERSIONS.to_vec(),
+        features: Vec::new(),
+    };
+    let input = KeyringInput {
+        cluster: options.cluster_name,
+        iterations: options.pbkdf2_iters,
+        password: Some(options.password),
+        control_key: options.control_key,
+        ..KeyringInput::default()
+    };
+    let party = Party::prepare(identity, input).await?;
+    let dial = DialOptions { connect_timeout: options.connect_timeout, tls: options.tls, memory: options.memory };
+    let remote = Remote { uris: options.uris, party, dial, link: Mutex::new(None), edge };
+    remote.channel().await?;
+    Ok(Arc::new(remote))
+}
+
+impl Remote {
+    /// The channel of a living link, dialled if there is none. One caller dials, the others wait for it.
+    async fn channel(&self) -> Result<Channel> {
+        let mut link = self.link.lock().await;
+        if let Some((channel, client)) = &*link
+            && channel.is_open()
+            && !client.leaving.load(Ordering::Acquire)
+        {
+            return Ok(channel.clone());
+        }
+        let expect = Expect { role: Role::Control, id: None };
+        let established = dial_and_establish(&self.uris, &self.party, &expect, Order::Shuffled, &self.dial).await.map_err(Error::from)?;
+        let client = Arc::new(Client { leaving: AtomicBool::new(false) });
+        let handler = Arc::clone(&client) as Arc<dyn LinkHandler>;
+        let parts = LinkParts { established, side: Side::Dialler };
+        let made = Link::start(parts, LinkOptions { keepalive: Some(KEEPALIVE) }, |_| handler);
+        let channel = made.open_channel()?;
+        if let Some((old, _)) = link.replace((channel.clone(), client)) {
+            // It may still bring answers to earlier calls; its control node closes it when they are given.
+            tracing::debug!(remote = old.link().remote(), "changed to another control node");
+        }
+        Ok(channel)
+    }
+
+    async fn within<T>(timeout: Duration, work: impl Future<Output = Result<T>>) -> Result<T> {
+        let late = |_| Error::new(ErrorCode::Timeout, format!("no control node answered within {timeout:?}"));
+        tokio::time::timeout(timeout, work).await.map_err(late)?
+    }
+
+    fn operation_head(&self, timeout: Duration) -> CallHead {
+        CallHead {
+            verb: Verb::Cluster,
+            timeout_ms: millis(timeout),
+            // Operations are not remembered by anybody: they can be repeated.
+            identity: CallIdentity { edge: self.edge, number: 0 },
+            retry: false,
+            incarnation: Default::default(),
+            node: None,
+            class: None,
+            task: None,
+        }
+    }
+}
+
+impl Drop for Remote {
+    fn drop(&mut self) {
+        if let Some((channel, _)) = self.link.get_mut().take() {
+            channel.link().close(Error::new(ErrorCode::ShuttingDown, "the client has gone"));
+        }
+    }
+}
+
+impl Backend for Remote {
+    fn call(&self, mut call: NodeCall) -> BoxFuture<'_, Result<Bytes>> {
+        Box::pin(async move {
+            let deadline = Instant::now() + call.timeout;
+            let channel = Self::within(call.timeout, self.channel()).await?;
+            let left = deadline.saturating_duration_since(Instant::now());
+            call.head.timeout_ms = millis(left);
+            channel.call(&call.head, &call.payload.into_bytes(), left + GRACE).await
+        })
+    }
+
+    fn call_with_stream(&self, call: NodeCall) -> BoxFuture<'_, Result<StreamedCall>> {
+        Box::pin(async move {
+            let channel = Self::within(call.timeout, self.channel()).await?;
+            let (answer, stream) = channel.call_with_stream(&call.head, &call.payload.into_bytes())?;
+            Ok(StreamedCall { answer: Box::pin(answer.wait(call.timeout + GRACE)), stream })
+        })
+    }
+
+    fn operate(&self, operation: Operation, timeout: Duration) -> BoxFuture<'_, Result<OperationReply>> {
+        Box::pin(async move {
+            let channel = Self::within(timeout, self.channel()).await?;
+            let payload = Payload::encode(&operation)?.into_bytes();
+            let reply = channel.call(&self.operation_head(timeout), &payload, timeout + GRACE).await?;
+            Payload::from_bytes(reply).decode()
+        })
+    }
+
+    fn subscribe(&self, filter: EventFilter) -> BoxFuture<'_, Result<EventStream>> {
+        Box::pin(async move {
+            let timeout = self.dial.connect_timeout;
+            let channel = Self::within(timeout, self.channel()).await?;
+            let payload = Payload::encode(&Operation::Subscribe(filter))?.into_bytes();
+            let (answer, stream) = channel.call_with_stream(&self.operation_head(timeout), &payload)?;
+            answer.wait(timeout).await?;
+            Ok(read_events(stream))
+        })
+    }
+}
+
+/// A client answers nothing; it only notes when it is sent away.
+struct Client {
+    leaving: AtomicBool,
+}
+
+impl LinkHandler for Client {
+    fn call(&self, call: IncomingCall) {
+        call.reply(&Err(Error::new(ErrorCode::NotAllowed, "a client answers no calls")));
+    }
+
+    fn event(&self, _: &Channel, _: EventHead, _: Bytes) {}
+
+    fn message(&self, _: &Channel, message: Message) {
+        if let Message::GoAway(away) = message {
+            tracing::debug!(reason = away.reason.message(), "the control node sends us away");
+            self.leaving.store(true, Ordering::Release);
+        }
+    }
+
+    fn channel_opened(&self, _: &Channel) {}
+
+    fn channel_closed(&self, _: u16, _: &Error) {}
+
+    fn pinged(&self, _: u16, _: Rank) {}
+
+    fn closed(&self, _: &Error) {}
+}

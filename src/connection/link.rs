@@ -710,7 +710,9 @@ impl Link {
 
 fn read_error(error: &io::Error) -> String {
     match error.kind() {
-        io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe | io::ErrorKind::UnexpectedEof => "the peer closed the connection".into(),
+        io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe | io::ErrorKind::UnexpectedEof => {
+            "the peer closed the connection".into()
+        }
         _ => format!("the connection failed: {error}"),
     }
 }

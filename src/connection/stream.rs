@@ -49,11 +49,6 @@ impl ByteStream {
     }
 }
 
-/// The error of the cluster inside an `io::Error`, if it has one.
-pub(crate) fn cluster_error(error: &io::Error) -> Option<&Error> {
-    error.get_ref()?.downcast_ref()
-}
-
 fn io_error(error: Error) -> io::Error {
     io::Error::new(io::ErrorKind::ConnectionAborted, error)
 }

@@ -10,7 +10,7 @@ use super::shared::Shared;
 use crate::cluster::{
     Backend, BoxFuture, EventFilter, EventStream, NodeCall, NodeInfo, NodesReply, Operation, OperationReply, StreamedCall,
 };
-use crate::connection::establish::{Expect, Order, dial_any};
+use crate::connection::establish::{Expect, Order, dial_and_establish};
 use crate::connection::{Link, LinkParts};
 use crate::error::{Error, ErrorCode, Result};
 use crate::proto::auth::Role;
@@ -112,7 +112,8 @@ async fn operate(shared: Arc<Shared>, operation: Operation) -> Result<OperationR
         Operation::Connect { uri } => {
             let uri = uri.parse()?;
             let expect = Expect { role: Role::Worker, id: None };
-            let established = dial_any(&[uri], Order::AsGiven, &shared.party, expect, &shared.dial).await.map_err(Error::from)?;
+            let established =
+                dial_and_establish(&[uri], &shared.party, &expect, Order::AsGiven, &shared.dial).await.map_err(Error::from)?;
             let node = established.peer.id.clone();
             let parts = LinkParts { established, side: Side::Dialler };
             let link = Link::start(parts, shared.link_options(), |link| super::workers::handler(Arc::clone(&shared), link));

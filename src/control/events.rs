@@ -155,7 +155,9 @@ impl Deliverer {
                     channel.message(&Message::EventAck(EventAck { class: self.class.clone(), seq: self.last }));
                 }
                 Item::Resync { incarnation, resync } => self.resync(&shared, incarnation, resync).await,
-                Item::Status { incarnation, status } => self.deliver(&shared, incarnation, 0, unix_time_ms(), Own::Builtin(BuiltinEvent::NodeStatus(status))).await,
+                Item::Status { incarnation, status } => {
+                    self.deliver(&shared, incarnation, 0, unix_time_ms(), Own::Builtin(BuiltinEvent::NodeStatus(status))).await
+                }
                 Item::NewIncarnation(incarnation) => self.enter(&shared, incarnation).await,
             }
         }

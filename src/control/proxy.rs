@@ -9,7 +9,7 @@ use std::time::Duration;
 use arc_swap::ArcSwapOption;
 use ractor::concurrency::JoinHandle as ActorJoin;
 use ractor::{Actor, ActorProcessingErr, ActorRef};
-use rand::Rng as _;
+use rand::RngExt as _;
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
@@ -18,7 +18,7 @@ use super::events::{Dispatcher, Took};
 use super::latency::Latency;
 use super::shared::Shared;
 use crate::cluster::{LatencyInfo, NodeInfo, ProxyInfo};
-use crate::connection::establish::{Expect, Order, dial_any};
+use crate::connection::establish::{Expect, Order, dial_and_establish};
 use crate::connection::{Channel, Link, LinkParts, unix_time_ms};
 use crate::error::{Error, ErrorCode};
 use crate::proto::auth::Role;
@@ -58,8 +58,6 @@ impl std::fmt::Debug for Msg {
     }
 }
 
-impl ractor::Message for Msg {}
-
 /// Where calls for a worker go now.
 pub(super) struct Current {
     pub(super) channel: Channel,
@@ -87,7 +85,7 @@ impl Proxy {
             dispatcher: Dispatcher::new(shared, id.clone()),
         });
         let (actor, starting): (_, ActorJoin<_>) =
-            Actor::spawn_instant(None, ProxyActor { shared: Arc::clone(shared), proxy: Arc::clone(&proxy) }, ())
+            ractor::ActorRuntime::spawn_instant(None, ProxyActor { shared: Arc::clone(shared), proxy: Arc::clone(&proxy) }, ())
                 .expect("an unnamed actor without a failing start always spawns");
         drop(starting);
         *proxy.actor.lock().unwrap_or_else(PoisonError::into_inner) = Some(actor);
@@ -289,7 +287,8 @@ impl ProxyActor {
             Action::Close { link: key, reason } => {
                 if let Some((link, _)) = own.links.remove(&key) {
                     tracing::info!(worker = %id, remote = link.remote(), reason = reason.message(), "link closed");
-                    link.channel_zero().message(&Message::GoAway(crate::proto::message::GoAway { reason: reason.clone(), reconnect_after_ms: None }));
+                    link.channel_zero()
+                        .message(&Message::GoAway(crate::proto::message::GoAway { reason: reason.clone(), reconnect_after_ms: None }));
                     link.close(reason);
                 }
             }
@@ -305,7 +304,9 @@ impl ProxyActor {
                     let _ = proxy.cast(message);
                 });
             }
-            Action::Dial(addresses) => own.dialling = Some(tokio::spawn(dial(Arc::clone(&self.shared), id.clone(), addresses, myself.clone()))),
+            Action::Dial(addresses) => {
+                own.dialling = Some(tokio::spawn(dial(Arc::clone(&self.shared), id.clone(), addresses, myself.clone())))
+            }
             Action::Tell(status) => {
                 if status == NodeStatus::NotConnected {
                     tracing::warn!(worker = %id, "worker not connected");
@@ -374,7 +375,7 @@ impl ProxyActor {
 fn latency_info(summary: super::latency::LatencySummary) -> LatencyInfo {
     let ms = |duration: Duration| (duration.as_secs_f64() * 1e6).round() / 1e3;
     LatencyInfo {
-        count: u32::try_from(summary.count).unwrap_or(u32::MAX),
+        count: u32::try_from(summary.samples).unwrap_or(u32::MAX),
         min: ms(summary.min),
         mean: ms(summary.mean),
         p50: ms(summary.p50),
@@ -386,7 +387,7 @@ fn latency_info(summary: super::latency::LatencySummary) -> LatencyInfo {
 /// Dials a worker that has gone away; it introduces itself on the new link.
 async fn dial(shared: Arc<Shared>, id: NodeId, addresses: Vec<NodeUri>, proxy: ActorRef<Msg>) {
     let expect = Expect { role: Role::Worker, id: Some(id) };
-    match dial_any(&addresses, Order::AsGiven, &shared.party, expect, &shared.dial).await {
+    match dial_and_establish(&addresses, &shared.party, &expect, Order::AsGiven, &shared.dial).await {
         Ok(established) => {
             let parts = LinkParts { established, side: Side::Dialler };
             Link::start(parts, shared.link_options(), |link| super::workers::handler(Arc::clone(&shared), link));

@@ -35,7 +35,14 @@ pub(crate) struct Shared {
 }
 
 impl Shared {
-    pub(crate) fn new(config: Arc<Config>, id: NodeId, incarnation: Incarnation, classes: Classes, party: Party, dial: DialOptions) -> Arc<Self> {
+    pub(crate) fn new(
+        config: Arc<Config>,
+        id: NodeId,
+        incarnation: Incarnation,
+        classes: Classes,
+        party: Party,
+        dial: DialOptions,
+    ) -> Arc<Self> {
         Arc::new_cyclic(|me| Self {
             id,
             incarnation,

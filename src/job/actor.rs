@@ -99,7 +99,12 @@ impl Actor for Supervisor {
         Ok(Some(told))
     }
 
-    async fn handle_supervisor_evt(&self, myself: ActorRef<()>, event: SupervisionEvent, state: &mut Self::State) -> Result<(), ActorProcessingErr> {
+    async fn handle_supervisor_evt(
+        &self,
+        myself: ActorRef<()>,
+        event: SupervisionEvent,
+        state: &mut Self::State,
+    ) -> Result<(), ActorProcessingErr> {
         let end = match event {
             SupervisionEvent::ActorTerminated(_, _, Some(reason)) if reason == "killed" => TaskEnd::Killed,
             SupervisionEvent::ActorTerminated(..) => TaskEnd::Normal,

@@ -49,7 +49,12 @@ pub trait TaskClass: JobClass {
     ///
     /// # Errors
     /// Whatever the class wants its caller to see.
-    fn command(&self, ctx: CommandContext<Self>, task: &Self::Task, command: Self::Command) -> impl Future<Output = Result<Self::Answer>> + Send;
+    fn command(
+        &self,
+        ctx: CommandContext<Self>,
+        task: &Self::Task,
+        command: Self::Command,
+    ) -> impl Future<Output = Result<Self::Answer>> + Send;
 
     /// Tells a running task that the status of the worker has changed. On `stopping` it should end soon.
     fn status(&self, task: &Self::Task, status: NodeStatus) -> impl Future<Output = ()> + Send {

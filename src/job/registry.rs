@@ -53,7 +53,13 @@ pub(crate) enum RawEventKind {
 pub(crate) trait ErasedClass: Send + Sync {
     fn request(self: Arc<Self>, ctx: RequestContext, payload: Payload) -> BoxFuture<'static, Result<Bytes>>;
     fn task(self: Arc<Self>, ctx: RawTaskContext, spec: Payload) -> BoxFuture<'static, Result<RawStarted>>;
-    fn command(self: Arc<Self>, ctx: RawTaskContext, deadline: Instant, task: TaskHandle, command: Payload) -> BoxFuture<'static, Result<Bytes>>;
+    fn command(
+        self: Arc<Self>,
+        ctx: RawTaskContext,
+        deadline: Instant,
+        task: TaskHandle,
+        command: Payload,
+    ) -> BoxFuture<'static, Result<Bytes>>;
     fn status(self: Arc<Self>, task: TaskHandle, status: NodeStatus) -> BoxFuture<'static, ()>;
     fn event(self: Arc<Self>, ctx: EventContext, event: RawEvent) -> BoxFuture<'static, Result<()>>;
 }
@@ -110,7 +116,13 @@ impl<C: TaskClass> ErasedClass for WithTasks<C> {
         })
     }
 
-    fn command(self: Arc<Self>, ctx: RawTaskContext, deadline: Instant, task: TaskHandle, command: Payload) -> BoxFuture<'static, Result<Bytes>> {
+    fn command(
+        self: Arc<Self>,
+        ctx: RawTaskContext,
+        deadline: Instant,
+        task: TaskHandle,
+        command: Payload,
+    ) -> BoxFuture<'static, Result<Bytes>> {
         Box::pin(async move {
             let command = decode(&command, C::NAME, ErrorCode::UnknownCommand)?;
             let task = task.downcast::<C::Task>().map_err(|_| Error::new(ErrorCode::Internal, "the task is of another class"))?;

@@ -36,7 +36,12 @@ pub trait TypedCalls {
     where
         C::Request: Sync;
     /// Starts a task.
-    fn start<C: TaskClass>(&self, node: &NodeId, spec: &C::Spec, options: CallOptions) -> impl Future<Output = Result<TypedTask<C::Accepted>>> + Send
+    fn start<C: TaskClass>(
+        &self,
+        node: &NodeId,
+        spec: &C::Spec,
+        options: CallOptions,
+    ) -> impl Future<Output = Result<TypedTask<C::Accepted>>> + Send
     where
         C::Spec: Sync;
     /// Sends a command to a task.

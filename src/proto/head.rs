@@ -136,9 +136,9 @@ pub fn take_call(body: &mut Bytes) -> Result<(u32, u32, CallHead), Fault> {
     let edge = reader.incarnation()?;
     let number = reader.u64()?;
     let incarnation = reader.incarnation()?;
-    let node = reader.name(NodeId::new)?;
-    let class = reader.name(ClassName::new)?;
-    let task = reader.name(TaskId::new)?;
+    let node = reader.name(|name| NodeId::new(name))?;
+    let class = reader.name(|name| ClassName::new(name))?;
+    let task = reader.name(|name| TaskId::new(name))?;
     let identity = CallIdentity { edge, number };
     Ok((call, stream, CallHead { verb, timeout_ms, identity, retry: flags & FLAG_RETRY != 0, incarnation, node, class, task }))
 }
@@ -167,7 +167,8 @@ pub fn take_reply(body: &mut Bytes) -> Result<(u32, Outcome), Fault> {
     match reader.u8()? {
         0 => Ok((call, Ok(std::mem::take(body)))),
         1 => {
-            let error = rmp_serde::from_slice(body).unwrap_or_else(|_| Error::new(ErrorCode::ProtocolError, "the peer sent an error that cannot be read"));
+            let error = rmp_serde::from_slice(body)
+                .unwrap_or_else(|_| Error::new(ErrorCode::ProtocolError, "the peer sent an error that cannot be read"));
             Ok((call, Err(error)))
         }
         _ => Err(Fault::malformed(kind, "its outcome is unknown")),
@@ -219,7 +220,7 @@ pub fn take_event(body: &mut Bytes) -> Result<EventHead, Fault> {
         2 => EventKind::Gap,
         _ => return Err(Fault::malformed(kind, "its kind is unknown")),
     };
-    let class = reader.name(ClassName::new)?.ok_or(Fault::malformed(kind, "it has no class"))?;
+    let class = reader.name(|name| ClassName::new(name))?.ok_or(Fault::malformed(kind, "it has no class"))?;
     Ok(EventHead { seq, time_ms, kind: event_kind, class })
 }
 

@@ -232,7 +232,14 @@ impl<T> Session<T> {
     ///
     /// # Errors
     /// `connection_failed` if the channel is closed, `busy` if too much is in flight, `payload_too_large`. Nothing was sent then.
-    pub fn call(&mut self, channel: u16, head: &CallHead, payload: &Bytes, with_stream: bool, token: T) -> Result<(u32, Option<StreamKey>), Unsent<T>> {
+    pub fn call(
+        &mut self,
+        channel: u16,
+        head: &CallHead,
+        payload: &Bytes,
+        with_stream: bool,
+        token: T,
+    ) -> Result<(u32, Option<StreamKey>), Unsent<T>> {
         let Some(state) = self.channels.get_mut(&channel) else {
             return Err(Unsent { error: Error::new(ErrorCode::ConnectionFailed, "the channel is closed; nothing was sent"), token });
         };
@@ -464,7 +471,8 @@ impl<T> Session<T> {
             return Ok(());
         };
         if state.calls_in.len() >= CALLS_MAX || backlog > BACKLOG_BYTES_MAX {
-            let error = Error::new(ErrorCode::Busy, format!("{} calls are being answered on this channel; try again", state.calls_in.len()));
+            let error =
+                Error::new(ErrorCode::Busy, format!("{} calls are being answered on this channel; try again", state.calls_in.len()));
             self.reply_unaccepted(channel, call, &Err(error));
             return Ok(());
         }

@@ -6,12 +6,11 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use rand::Rng as _;
 use tokio::time::Instant;
 
 use super::backoff::{Backoff, Trust};
-use super::shared::{Held, Shared};
 use super::handler;
+use super::shared::{Held, Shared};
 use crate::cluster::BoxFuture;
 use crate::connection::{Link, LinkOptions, LinkParts};
 use crate::error::Error;
@@ -24,7 +23,15 @@ const PAUSE_MAX: Duration = Duration::from_secs(15);
 /// Dials a control node for the agent.
 pub(crate) trait Connector: Send + Sync + 'static {
     /// Tries these addresses first, then those that it knows itself.
-    fn connect(&self, preferred: Vec<NodeUri>) -> BoxFuture<'_, Result<Dialled, Error>>;
+    fn connect(&self, preferred: Vec<NodeUri>) -> BoxFuture<'_, Result<Dialled, DialFailure>>;
+}
+
+/// Why no control node was reached.
+#[derive(Debug)]
+pub(crate) struct DialFailure {
+    pub(crate) error: Error,
+    /// The pause that one of them asked for. Nobody has proved anything, so it is bounded.
+    pub(crate) retry_after: Option<Duration>,
 }
 
 /// A link that a [`Connector`] made.
@@ -43,8 +50,9 @@ pub(super) async fn run(shared: Arc<Shared>, connector: Arc<dyn Connector>) {
             (state.preferred.clone(), state.reconnect_after.take())
         };
         if let Some(wait) = wait {
-            backoff.reconnect_after(wait, Trust::Proved);
-            tokio::time::sleep(backoff.next_delay(rand::rng().random())).await;
+            backoff.reconnect_after(wait, Trust::Trusted);
+            let pause = backoff.next_delay(rand::random());
+            tokio::time::sleep(pause).await;
         }
         match connector.connect(preferred).await {
             Ok(dialled) => {
@@ -59,14 +67,19 @@ pub(super) async fn run(shared: Arc<Shared>, connector: Arc<dyn Connector>) {
                 tracing::warn!(node = %shared.id, control = %link.peer().id, "the control node did not adopt us");
                 link.close(Error::new(crate::ErrorCode::Timeout, "not adopted in time"));
             }
-            Err(error) if told => tracing::debug!(node = %shared.id, %error, "no control node reached"),
-            Err(error) => {
-                // Once at this level: it may last for days.
-                tracing::warn!(node = %shared.id, %error, "no control node reached; trying again for ever");
-                told = true;
+            Err(DialFailure { error, retry_after }) => {
+                if let Some(wait) = retry_after {
+                    backoff.reconnect_after(wait, Trust::Untrusted);
+                }
+                if std::mem::replace(&mut told, true) {
+                    tracing::debug!(node = %shared.id, %error, "no control node reached");
+                } else {
+                    // Once at this level: it may last for days.
+                    tracing::warn!(node = %shared.id, %error, "no control node reached; trying again for ever");
+                }
             }
         }
-        let pause = backoff.next_delay(rand::rng().random());
+        let pause = backoff.next_delay(rand::random());
         tokio::select! {
             () = tokio::time::sleep(pause) => {}
             // Somebody else dialled us meanwhile.

@@ -75,7 +75,8 @@ fn prepare(shared: &Arc<Shared>, call: &IncomingCall) -> Result<Prepared> {
     let name = call.head.class.clone().ok_or_else(|| Error::new(ErrorCode::UnknownClass, "the call names no class"))?;
     let class = shared.classes.class(&name).filter(|_| shared.enables(&name)).ok_or_else(|| {
         let enabled: Vec<String> = shared.enabled_classes().iter().map(ToString::to_string).collect();
-        let what = format!("worker {} has no class {name} or does not enable it (key `classes`); it runs: {}", shared.id, enabled.join(", "));
+        let what =
+            format!("worker {} has no class {name} or does not enable it (key `classes`); it runs: {}", shared.id, enabled.join(", "));
         Error::new(ErrorCode::UnknownClass, what)
     })?;
     let permit = Arc::clone(&shared.calls).try_acquire_owned().map_err(|_| {
@@ -151,7 +152,14 @@ fn start_task(shared: &Arc<Shared>, class: Arc<dyn ErasedClass>, name: ClassName
 }
 
 /// The whole life of a task, in one tokio task.
-async fn run_task(shared: Arc<Shared>, class: Arc<dyn ErasedClass>, name: ClassName, id: TaskId, call: IncomingCall, permit: OwnedSemaphorePermit) {
+async fn run_task(
+    shared: Arc<Shared>,
+    class: Arc<dyn ErasedClass>,
+    name: ClassName,
+    id: TaskId,
+    call: IncomingCall,
+    permit: OwnedSemaphorePermit,
+) {
     let ctx = RawTaskContext { node: Arc::clone(&shared) as Arc<dyn LocalNode>, class: name.clone(), id: id.clone() };
     let spec = Payload::from_bytes(call.payload.clone());
     let started = CatchPanic::new(Arc::clone(&class).task(ctx.clone(), spec)).await.unwrap_or_else(|panic| Err(panicked(&panic)));

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
-use rand::Rng as _;
+use rand::RngExt as _;
 use tokio::time::Instant;
 
 use super::adoption::{AdoptAnswer, AdoptRequest, Standing, Ticket};

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use sysinfo::{Disks, MemoryRefreshKind, RefreshKind, System};
+use sysinfo::{Disk, Disks, MemoryRefreshKind, RefreshKind, System};
 
 use super::shared::Shared;
 use crate::connection::unix_time_ms;
@@ -33,27 +33,33 @@ pub(super) async fn run(shared: Arc<Shared>) {
     }
 }
 
+/// What the system does not tell is zero or empty.
 fn measure() -> NodeStats {
-    let system = System::new_with_specifics(RefreshKind::nothing().with_memory(MemoryRefreshKind::nothing().with_ram()));
-    let load = System::load_average();
-    let disks = Disks::new_with_refreshed_list();
-    let disks = disks.iter().take(DISKS_MAX).map(|disk| {
-        let size = disk.total_space();
-        let used = size.saturating_sub(disk.available_space());
-        let used_percent = if size == 0 { 0.0 } else { (used as f64 * 1000.0 / size as f64).round() / 10.0 };
-        DiskStats { path: disk.mount_point().display().to_string(), size, used_percent }
+    let memory = RefreshKind::nothing().with_memory(MemoryRefreshKind::nothing().with_ram());
+    let (memory_total, memory_used) = System::new_with_specifics(memory).map_or((0, 0), |system| {
+        let total = system.total_memory();
+        (total, total.saturating_sub(system.available_memory()))
     });
+    let (load1, load5, load15) = System::load_average().map_or((0.0, 0.0, 0.0), |load| (load.one, load.five, load.fifteen));
+    let disks = Disks::new_with_refreshed_list().map(|disks| disks.iter().take(DISKS_MAX).map(disk_stats).collect());
     NodeStats {
         cpus: std::thread::available_parallelism().map_or(0, |cpus| u32::try_from(cpus.get()).unwrap_or(u32::MAX)),
-        load1: load.one,
-        load5: load.five,
-        load15: load.fifteen,
-        memory_total: system.total_memory(),
-        memory_used: system.total_memory().saturating_sub(system.available_memory()),
-        disks: disks.collect(),
+        load1,
+        load5,
+        load15,
+        memory_total,
+        memory_used,
+        disks: disks.unwrap_or_default(),
         tasks: 0,
         os: std::env::consts::OS.to_owned(),
         version: env!("CARGO_PKG_VERSION").to_owned(),
         time_ms: unix_time_ms(),
     }
+}
+
+fn disk_stats(disk: &Disk) -> DiskStats {
+    let size = disk.total_space();
+    let used = size.saturating_sub(disk.available_space());
+    let used_percent = if size == 0 { 0.0 } else { (used as f64 * 1000.0 / size as f64).round() / 10.0 };
+    DiskStats { path: disk.mount_point().display().to_string(), size, used_percent }
 }

@@ -74,7 +74,8 @@ impl Session {
         let mut options = ConnectOptions::new(global.connect.0.clone(), global.cluster_name.clone(), password);
         options.pbkdf2_iters = global.pbkdf2_iters;
         options.control_key = global.trusted_control_key.map(|key| key.0);
-        options.connect_timeout = global.timeout;
+        // One that hangs must not use up the time of the others.
+        options.connect_timeout = global.timeout / u32::try_from(global.connect.0.len()).unwrap_or(u32::MAX);
         let connected = tokio::time::timeout(global.timeout, Cluster::connect(options)).await;
         let cluster = connected.map_err(|_| no_answer(global))?.map_err(|error| Failure::unreached(&error))?;
         Ok(Self { cluster, timeout: global.timeout, form })

@@ -51,9 +51,6 @@ pub(crate) fn main() -> ExitCode {
         };
     }
     logs::start(filter, config.log_format);
-    for warning in config.warnings() {
-        tracing::warn!("{warning}");
-    }
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => return bug(format!("no threads: {error}")).tell(Form::People),
@@ -97,15 +94,11 @@ async fn run(config: Config, exit_with_stdin: bool) -> Result<(), Failure> {
     let reason = tokio::select! {
         name = signals.next() => name,
         () = &mut stdin_ended => "end of standard input",
-        error = node.failed() => return Err(bug(format!("the node ended by itself: {error}"))),
     };
     tracing::info!(reason, "stopping; a second signal exits at once");
     notify(&[NotifyState::Stopping]);
     tokio::select! {
-        () = node.stop() => {
-            tracing::info!("stopped");
-            Ok(())
-        }
+        () = node.stop() => Ok(()),
         name = signals.next() => {
             tracing::warn!(signal = name, "not drained");
             Err(Failure::new("not_drained", format!("{name} while the node was stopping: what ran was cut off")).with_exit(exit::FAILED))
@@ -131,13 +124,13 @@ struct ReadyLine<'a> {
     ready: bool,
     node_id: &'a NodeId,
     role: &'a str,
-    listen: Vec<NodeUri>,
+    listen: &'a [NodeUri],
     http: Option<&'a str>,
 }
 
 fn announce(node: &NodeHandle) {
     let listen = node.listen();
-    let line = ReadyLine { ready: true, node_id: node.node_id(), role: node.role().name(), listen: listen.clone(), http: None };
+    let line = ReadyLine { ready: true, node_id: node.node_id(), role: node.role().name(), listen, http: None };
     let written = serde_json::to_string(&line).map_err(io::Error::other).and_then(|line| {
         let mut stdout = io::stdout().lock();
         writeln!(stdout, "{line}")?;

@@ -24,7 +24,10 @@ fn wrong_usage_exits_with_2_in_one_line() {
 
 #[test]
 fn every_command_has_help_with_an_example() {
-    let commands = ["dev", "nodes", "info", "connect", "forget", "status", "meta", "data", "request", "task", "call", "events", "send", "fetch", "ping", "keygen"];
+    let commands = [
+        "dev", "nodes", "info", "connect", "forget", "status", "meta", "data", "request", "task", "call", "events", "send", "fetch",
+        "ping", "keygen",
+    ];
     let help = nkcluster(&["--help"]);
     for command in commands {
         assert!(help.text().contains(&format!("  {command}")), "{command} is not in the help");

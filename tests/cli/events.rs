@@ -50,7 +50,9 @@ fn a_task_tells_its_start_and_its_end() {
     std::fs::create_dir_all(shared().worker.dir().join("files/empty")).expect("a directory");
     let events = Events::start(cli(), &["--class", "files", "--node", "w1", "--json"]);
     cli().json(&["task", "start", "w1", "files", "{\"hash\":{\"path\":\"empty\"}}", "--id", "told"]);
-    let mine = |event: &Value| event["event"]["nkcluster"]["task_started"] == "told" || event["event"]["nkcluster"]["task_stopped"]["id"] == "told";
+    let mine = |event: &Value| {
+        event["event"]["nkcluster"]["task_started"] == "told" || event["event"]["nkcluster"]["task_stopped"]["id"] == "told"
+    };
     let seen: Vec<Value> = std::iter::repeat_with(|| events.next()).filter(mine).take(2).collect();
     assert_eq!(seen[0]["event"], json!({ "nkcluster": { "task_started": "told" } }));
     assert_eq!(seen[1]["event"], json!({ "nkcluster": { "task_stopped": { "id": "told", "reason": "normal" } } }));
@@ -70,9 +72,10 @@ fn ctrl_c_ends_it_with_0() {
 #[test]
 fn the_end_of_the_link_is_told_with_3() {
     let dir = tempfile::tempdir().expect("a directory");
-    let control = Daemon::control(dir.path(), "c1");
+    let mut control = Daemon::control(dir.path(), "c1");
     let mut events = Events::start(&Cli::to(&control), &["--json"]);
-    drop(control);
+    control.close_stdin();
+    control.wait();
     assert_eq!(wait_for("its end", || events.child.try_wait().expect("ours")).code(), Some(3));
     let mut line = String::new();
     events.errors.read_line(&mut line).expect("text");

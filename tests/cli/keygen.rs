@@ -27,7 +27,8 @@ fn a_fresh_secret_is_64_hexadecimal_digits() {
 #[test]
 fn each_role_gets_a_secret() {
     let keys = keygen(&["--roles", "--json"]).json();
-    let mut values: Vec<_> = ["worker_password", "admin_password", "control_password"].map(|name| keys[name].as_str().expect("a text").to_owned()).into();
+    let mut values: Vec<_> =
+        ["worker_password", "admin_password", "control_password"].map(|name| keys[name].as_str().expect("a text").to_owned()).into();
     assert!(values.iter().all(|value| is_key(value)));
     values.dedup();
     assert_eq!(values.len(), 3);
@@ -53,7 +54,9 @@ fn the_control_key_depends_on_secret_and_cluster_alone() {
     let path = dir.path().join("control");
     std::fs::write(&path, "a secret of the control nodes\n").expect("writes");
     let path = path.display().to_string();
-    let key = |cluster: &str| -> Value { keygen(&["--control-key", "--password-file", &path, "--cluster-name", cluster, "--json"]).json()["control_key"].clone() };
+    let key = |cluster: &str| -> Value {
+        keygen(&["--control-key", "--password-file", &path, "--cluster-name", cluster, "--json"]).json()["control_key"].clone()
+    };
     assert!(is_key(key("one").as_str().expect("a text")));
     assert_eq!(key("one"), key("one"));
     assert_ne!(key("one"), key("two"));

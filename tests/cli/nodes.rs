@@ -30,7 +30,10 @@ fn people_get_a_table_of_nodes() {
     let ran = cli().run(&["nodes"]);
     let lines: Vec<_> = ran.text().lines().collect();
     assert_eq!(lines.len(), 3, "{ran:?}");
-    assert_eq!(lines[0].split_whitespace().collect::<Vec<_>>(), ["ID", "STATUS", "OWNER", "REMOTE", "META", "LATENCY", "TASKS", "LOAD", "VERSION"]);
+    assert_eq!(
+        lines[0].split_whitespace().collect::<Vec<_>>(),
+        ["ID", "STATUS", "OWNER", "REMOTE", "META", "LATENCY", "TASKS", "LOAD", "VERSION"]
+    );
     assert!(lines[2].starts_with("w1  ready"), "{ran:?}");
     assert!(!ran.stdout.contains('\u{1b}'), "no colour in a pipe");
 }

@@ -47,5 +47,10 @@ fn a_task_without_an_id_gets_one() {
     let started = cli().json(&["task", "start", "w1", "files", "{\"hash\":{\"path\":\"nothing\"}}"]);
     assert!(started["task_id"].as_str().is_some_and(|id| !id.is_empty()), "{started}");
     assert!(started.as_object().is_some_and(|fields| fields.contains_key("reply")), "{started}");
-    assert!(cli().run(&["task", "start", "w1", "files", "{\"hash\":{\"path\":\"nothing\"}}", "--id", "t-7"]).text().starts_with("task t-7 runs on w1"));
+    assert!(
+        cli()
+            .run(&["task", "start", "w1", "files", "{\"hash\":{\"path\":\"nothing\"}}", "--id", "t-7"])
+            .text()
+            .starts_with("task t-7 runs on w1")
+    );
 }

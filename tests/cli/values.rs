@@ -9,7 +9,10 @@ use crate::support::{Cli, Daemon, wait_for};
 fn labels_are_set_replaced_and_unset() {
     let dir = tempfile::tempdir().expect("a directory");
     let control = Daemon::control(dir.path(), "c1");
-    let _worker = Daemon::start(&dir.path().join("w1"), &["--worker", "--node-id", "w1", "--cluster-addr", &control.uri(), "--meta", "core;group=g1"]);
+    let _worker = Daemon::start(
+        &dir.path().join("w1"),
+        &["--worker", "--node-id", "w1", "--cluster-addr", &control.uri(), "--meta", "core;group=g1"],
+    );
     let cli = Cli::to(&control);
     cli.wait_status("w1", "ready");
     let core = json!({ "name": "core", "values": { "group": "g1" } });

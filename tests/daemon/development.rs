@@ -142,7 +142,9 @@ fn a_taken_port_is_named_and_nothing_is_left_behind() {
     let tmp = tempfile::tempdir().expect("a directory");
     // Two ports in a row, the second taken.
     let (base, _taken) = (20_000..32_000)
-        .find_map(|base| Some((TcpListener::bind(("127.0.0.1", base)).map(|_| base).ok()?, TcpListener::bind(("127.0.0.1", base + 1)).ok()?)))
+        .find_map(|base| {
+            Some((TcpListener::bind(("127.0.0.1", base)).map(|_| base).ok()?, TcpListener::bind(("127.0.0.1", base + 1)).ok()?))
+        })
         .expect("two free ports");
     let ran = Ran::of(dev(tmp.path(), &["--workers", "1", "--base-port", &base.to_string()]), "");
     ran.fails(1, "port_in_use").naming(&[&format!("port {} of dev2", base + 1), "--base-port"]);
@@ -159,7 +161,8 @@ fn more_control_nodes_than_it_can_have_are_refused() {
 #[test]
 fn people_get_a_table_and_what_to_try() {
     let tmp = tempfile::tempdir().expect("a directory");
-    let mut child = dev(tmp.path(), &["--workers", "1", "--base-port", "0"]).stdin(Stdio::null()).stdout(Stdio::piped()).spawn().expect("starts");
+    let mut child =
+        dev(tmp.path(), &["--workers", "1", "--base-port", "0"]).stdin(Stdio::null()).stdout(Stdio::piped()).spawn().expect("starts");
     let stdout = BufReader::new(child.stdout.take().expect("piped"));
     let (send, lines) = std::sync::mpsc::channel();
     let reader = thread::spawn(move || stdout.lines().map_while(Result::ok).for_each(|line| drop(send.send(line))));

@@ -58,12 +58,13 @@ fn a_worker_finds_its_control_node_again() {
 fn a_worker_is_attached_by_its_address_and_forgotten() {
     let dir = tempfile::tempdir().expect("a directory");
     let control = Daemon::control(dir.path(), "c1");
-    let worker = Daemon::start(&dir.path().join("w1"), &["--worker", "--node-id", "w1", "--listen", "nkcluster://127.0.0.1:0;transport=tcp"]);
+    let worker =
+        Daemon::start(&dir.path().join("w1"), &["--worker", "--node-id", "w1", "--listen", "nkcluster://127.0.0.1:0;transport=tcp"]);
     let cli = Cli::to(&control);
     assert_eq!(cli.node("w1"), None);
     assert_eq!(cli.json(&["connect", &worker.uri()]), serde_json::json!({ "node": "w1" }));
     cli.wait_status("w1", "ready");
     assert_eq!(cli.json(&["forget", "w1"]), serde_json::json!({ "node": "w1" }));
     assert_eq!(cli.node("w1"), None);
-    cli.script(&["info", "w1"]).fails(4, "not_found");
+    cli.run(&["info", "w1"]).fails(4, "not_found");
 }

@@ -24,7 +24,14 @@ fn the_ready_line_has_real_ports_and_its_keys_in_order() {
     let dir = tempfile::tempdir().expect("a directory");
     let mut command = daemon_command();
     command.args(["--control", "--node-id", "c1", "--listen", "nkcluster://127.0.0.1:0;transport=tcp", "--exit-with-stdin"]);
-    let mut child = command.arg("--state-dir").arg(dir.path()).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null()).spawn().expect("starts");
+    let mut child = command
+        .arg("--state-dir")
+        .arg(dir.path())
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        .spawn()
+        .expect("starts");
     let mut line = String::new();
     std::io::BufRead::read_line(&mut std::io::BufReader::new(child.stdout.take().expect("piped")), &mut line).expect("text");
     drop(child.stdin.take());
@@ -33,7 +40,8 @@ fn the_ready_line_has_real_ports_and_its_keys_in_order() {
     let port = listen.strip_prefix("nkcluster://127.0.0.1:").and_then(|rest| rest.strip_suffix(";transport=tcp"));
     let port: u16 = port.and_then(|port| port.parse().ok()).expect("an address of tcp");
     assert_ne!(port, 0);
-    let expected = format!(r#"{{"ready":true,"node_id":"c1","role":"control","listen":["nkcluster://127.0.0.1:{port};transport=tcp"],"http":null}}"#);
+    let expected =
+        format!(r#"{{"ready":true,"node_id":"c1","role":"control","listen":["nkcluster://127.0.0.1:{port};transport=tcp"],"http":null}}"#);
     assert_eq!(line, format!("{expected}\n"));
     assert_eq!(child.wait().expect("ends").code(), Some(0));
 }

@@ -5,26 +5,22 @@
 
 use std::io::IsTerminal;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use nkcluster::ErrorCode;
-use nkcluster::cluster::{CallOptions, CoreRequest, FileRequest, core_class};
-use nkcluster::transfer::{self, Progress, RelPath, TransferId, Transferred};
-use nkcluster::types::{NodeId, Payload};
+use nkcluster::transfer::{FileCalls, Progress, RelPath, TransferId, Transferred};
+use nkcluster::types::NodeId;
 use serde_json::json;
 use tokio::time::Instant;
 
 use super::Session;
-use crate::exit;
 use crate::failure::{Failure, Outcome};
 use crate::output::{self, Form};
 
 /// Pause before a cut transfer goes on.
 const RETRY_PAUSE: Duration = Duration::from_millis(250);
-/// The answer of a whole transfer; it ends by silence, not by this.
-const TRANSFER_TIMEOUT: Duration = Duration::from_secs(30 * 24 * 60 * 60);
 /// Most files of one `send --recursive`, whose list is kept in memory.
 const FILES_MAX: usize = 1_000_000;
 
@@ -157,23 +153,20 @@ fn name_of(path: &Path) -> Outcome<&str> {
 
 impl Job {
     /// Moves the file, through as many cuts as it takes.
-    async fn run(&self, session: &Session, progress: impl Fn(Progress)) -> Outcome<Transferred> {
+    async fn run(&self, session: &Session, progress: impl Fn(Progress) + Sync + Send) -> Outcome<Transferred> {
         let id = self.id();
         let silence = Silence::starts_now(session.timeout);
         loop {
-            let attempt = self.attempt(session, id, &silence, &progress);
-            let error = tokio::select! {
-                result = attempt => match result {
-                    Ok(file) => return Ok(file),
-                    Err(error) => error,
-                },
-                () = silence.lasts() => return Err(self.silent(session.timeout)),
+            let error = match self.attempt(session, id, &silence, &progress).await {
+                Ok(file) => return Ok(file),
+                Err(error) => error,
             };
             if !goes_on_after(error.code()) {
                 return Err(error.into());
             }
             if silence.left() < RETRY_PAUSE {
-                return Err(Failure::from(error).context(format_args!("no progress for {}", humantime::format_duration(session.timeout))));
+                let timeout = humantime::format_duration(session.timeout);
+                return Err(Failure::from(error).context(format_args!("nothing has moved for {timeout}; run it again, it goes on")));
             }
             tokio::time::sleep(RETRY_PAUSE).await;
         }
@@ -184,39 +177,21 @@ impl Job {
         session: &Session,
         id: TransferId,
         silence: &Silence,
-        progress: &impl Fn(Progress),
+        progress: &(impl Fn(Progress) + Sync),
     ) -> nkcluster::Result<Transferred> {
-        let request = Payload::encode(&CoreRequest::File(FileRequest::Transfer))?;
-        let options = CallOptions::timeout(TRANSFER_TIMEOUT);
-        let (answer, stream) = session.cluster.request_with_stream(&self.node, &core_class(), request, options).await?;
-        let start = Mutex::new(None);
+        let before = Mutex::new(None);
         let moved = |now: Progress| {
-            let mut start = start.lock().unwrap_or_else(PoisonError::into_inner);
             // The first report says where this attempt begins; only what moves after it is progress.
-            if start.replace(now.offset).is_some_and(|before| now.offset > before) {
+            let before = before.lock().unwrap_or_else(PoisonError::into_inner).replace(now.offset);
+            if before.is_some_and(|before| now.offset > before) {
                 silence.ends();
             }
             progress(now);
         };
-        let moving = async {
-            match self.way {
-                Way::Send => transfer::send_file(stream, &self.local, &self.remote, id, moved).await,
-                Way::Fetch => transfer::fetch_file(stream, &self.remote, &self.local, id, moved).await,
-            }
-        };
-        tokio::pin!(moving);
-        let answer = answer.wait();
-        tokio::pin!(answer);
-        tokio::select! {
-            result = &mut moving => match result {
-                // The stream only says that it broke; why, as no such node or no link, is what the call is answered.
-                Err(broken) if *broken.code() == ErrorCode::ConnectionFailed => Err(answer.await.err().unwrap_or(broken)),
-                result => result,
-            },
-            answered = &mut answer => match answered {
-                Ok(_) => moving.await,
-                Err(refused) => Err(refused),
-            },
+        let (cluster, left) = (&session.cluster, silence.left());
+        match self.way {
+            Way::Send => cluster.send_file(&self.node, &self.local, &self.remote, id, left, moved).await,
+            Way::Fetch => cluster.fetch_file(&self.node, &self.remote, &self.local, id, left, moved).await,
         }
     }
 
@@ -230,11 +205,6 @@ impl Job {
         let local = local.as_os_str().as_encoded_bytes();
         TransferId::derived([way.as_bytes(), self.node.as_str().as_bytes(), local, self.remote.as_str().as_bytes()])
     }
-
-    fn silent(&self, timeout: Duration) -> Failure {
-        let message = format!("nothing of {} has moved for {}; run it again, it goes on", self.remote, humantime::format_duration(timeout));
-        Failure::new(ErrorCode::Timeout, message).with_exit(exit::TIMEOUT)
-    }
 }
 
 /// Whether a transfer that failed like this may succeed when it goes on.
@@ -245,32 +215,22 @@ fn goes_on_after(code: &ErrorCode) -> bool {
 
 /// How long nothing has moved.
 struct Silence {
-    since: Arc<Mutex<Instant>>,
+    since: Mutex<Instant>,
     most: Duration,
 }
 
 impl Silence {
     fn starts_now(most: Duration) -> Self {
-        Self { since: Arc::new(Mutex::new(Instant::now())), most }
+        Self { since: Mutex::new(Instant::now()), most }
     }
 
     fn ends(&self) {
         *self.since.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
     }
 
-    fn deadline(&self) -> Instant {
-        *self.since.lock().unwrap_or_else(PoisonError::into_inner) + self.most
-    }
-
     fn left(&self) -> Duration {
-        self.deadline().saturating_duration_since(Instant::now())
-    }
-
-    /// Waits until nothing has moved for too long.
-    async fn lasts(&self) {
-        while !self.left().is_zero() {
-            tokio::time::sleep_until(self.deadline()).await;
-        }
+        let since = *self.since.lock().unwrap_or_else(PoisonError::into_inner);
+        (since + self.most).saturating_duration_since(Instant::now())
     }
 }
 
@@ -320,10 +280,9 @@ mod tests {
     async fn progress_ends_silence() {
         let silence = Silence::starts_now(Duration::from_secs(10));
         tokio::time::advance(Duration::from_secs(9)).await;
+        assert_eq!(silence.left(), Duration::from_secs(1));
         silence.ends();
         tokio::time::advance(Duration::from_secs(9)).await;
-        assert!(!silence.left().is_zero());
-        silence.lasts().await;
-        assert!(silence.left().is_zero());
+        assert_eq!(silence.left(), Duration::from_secs(1));
     }
 }

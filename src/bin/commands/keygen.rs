@@ -2,6 +2,7 @@
 
 use std::fs::OpenOptions;
 use std::io::Write;
+use std::num::NonZero;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
@@ -53,7 +54,8 @@ async fn salted(global: &Global, role: Role) -> Outcome<SaltedPassword> {
     let wanted =
         || Failure::usage("invalid_usage", format!("the secret of the role {role} is needed: --password-file or NKCLUSTER_PASSWORD"));
     let password = password(global)?.ok_or_else(wanted)?;
-    let (name, rounds) = (global.cluster_name.clone(), global.pbkdf2_iters);
+    let name = global.cluster_name.clone();
+    let rounds = NonZero::new(global.pbkdf2_iters).ok_or_else(|| Failure::usage("invalid_usage", "--pbkdf2-iters: expected 1 or more"))?;
     let derived = tokio::task::spawn_blocking(move || SaltedPassword::derive(&password, &name, role, rounds)).await;
     derived.map_err(|error| Failure::new("internal", format!("the key was not derived: {error}")))
 }

@@ -151,8 +151,8 @@ Examples:
         /// The class.
         class: ClassName,
         /// The request; `-` reads it from standard input.
-        #[arg(allow_negative_numbers = true)]
-        json: String,
+        #[arg(value_name = "JSON", allow_negative_numbers = true)]
+        payload: String,
     },
     /// Start, list, command and stop tasks.
     #[command(
@@ -309,8 +309,8 @@ pub(crate) enum TaskCommand {
         /// The class.
         class: ClassName,
         /// What to do; `-` reads it from standard input.
-        #[arg(allow_negative_numbers = true)]
-        json: String,
+        #[arg(value_name = "JSON", allow_negative_numbers = true)]
+        payload: String,
         /// Its id, unique in class and worker; without it one is made.
         #[arg(long)]
         id: Option<TaskId>,
@@ -331,8 +331,8 @@ pub(crate) enum TaskCommand {
         /// The task.
         id: TaskId,
         /// The command; `-` reads it from standard input.
-        #[arg(allow_negative_numbers = true)]
-        json: String,
+        #[arg(value_name = "JSON", allow_negative_numbers = true)]
+        payload: String,
     },
     /// End a task.
     Stop {
@@ -403,6 +403,38 @@ mod tests {
         assert!(cli.global.json);
         assert_eq!(cli.global.timeout, Duration::from_secs(5));
         assert!(matches!(cli.command, Command::Meta { change: Some(MetaChange::Set { .. }), .. }));
+    }
+
+    /// clap finds arguments by name in all levels at once: an argument of a command must not have the name of a global option.
+    #[test]
+    fn every_command_line_of_the_contract_is_read() {
+        let lines = [
+            "request w1 core {}",
+            "task start w1 files {} --id t1",
+            "task list w1",
+            "task list w1 files",
+            "task command w1 files t1 -5",
+            "task stop w1 files t1",
+            "call w1 echo 1 -2",
+            "data w1 put k -5",
+            "data w1 get k",
+            "meta w1",
+            "meta w1 unset a,b",
+            "connect nkcluster://h:1;transport=tls",
+            "status w1 stopped",
+            "events --class c --node n",
+            "send w1 a b",
+            "fetch w1 a b",
+            "ping w1 -c 3",
+            "dev --controls 3 --workers 2 --base-port 15001 --dir d --once",
+            "keygen --roles --out f",
+            "keygen --control-key --password-file f --cluster-name n",
+        ];
+        for line in lines {
+            let words = ["nkcluster", "--json"].into_iter().chain(line.split(' '));
+            let cli = Cli::try_parse_from(words).unwrap_or_else(|error| panic!("{line}: {error}"));
+            assert!(cli.global.json, "{line}");
+        }
     }
 
     #[test]

@@ -91,7 +91,7 @@ impl Session {
             Command::Status { node, status } => nodes::status(self, &node, status).await,
             Command::Meta { node, change } => values::meta(self, &node, change).await,
             Command::Data { node, operation } => values::data(self, &node, operation).await,
-            Command::Request { node, class, json } => tasks::request(self, &node, &class, &json).await,
+            Command::Request { node, class, payload } => tasks::request(self, &node, &class, &payload).await,
             Command::Task(command) => tasks::task(self, command).await,
             Command::Call { node, function, args } => tasks::call(self, &node, &function, &args).await,
             Command::Events { class, node } => events::follow(self, class, node).await,

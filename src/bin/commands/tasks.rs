@@ -30,8 +30,8 @@ pub(super) async fn call(session: &Session, node: &NodeId, function: &str, args:
 
 pub(super) async fn task(session: &Session, command: TaskCommand) -> Outcome {
     match command {
-        TaskCommand::Start { node, class, json, id } => {
-            let spec = json_argument(&json).await?;
+        TaskCommand::Start { node, class, payload, id } => {
+            let spec = json_argument(&payload).await?;
             let mut options = session.options();
             options.task_id = id;
             let started = session.cluster.start_task(&node, &class, spec, options).await?;
@@ -45,8 +45,8 @@ pub(super) async fn task(session: &Session, command: TaskCommand) -> Outcome {
             let tasks = session.cluster.tasks(&node, class, session.timeout).await?;
             session.form.print(&tasks, || table(&tasks))
         }
-        TaskCommand::Command { node, class, id, json } => {
-            let command = json_argument(&json).await?;
+        TaskCommand::Command { node, class, id, payload } => {
+            let command = json_argument(&payload).await?;
             let reply = session.cluster.command(&node, &class, &id, command, session.options()).await?;
             print_reply(session, &json_of(&reply)?)
         }

@@ -9,8 +9,8 @@ use tokio::time::Instant;
 
 use super::class::TaskClass;
 use super::registry::Function;
-use crate::cluster::{BoxFuture, NodeInfo, TaskEntry};
-use crate::connection::ByteStream;
+use crate::cluster::{NodeInfo, TaskEntry};
+use crate::connection::{ByteStream, Cancellation};
 use crate::error::Result;
 use crate::proto::identity::CallIdentity;
 use crate::types::{ClassName, Incarnation, Meta, NodeId, NodeStatus, Payload, TaskId, WantedStatus};
@@ -42,7 +42,7 @@ pub struct RequestContext {
     pub(crate) identity: CallIdentity,
     pub(crate) deadline: Instant,
     pub(crate) stream: Option<ByteStream>,
-    pub(crate) cancelled: BoxFuture<'static, ()>,
+    pub(crate) cancellation: Cancellation,
 }
 
 impl fmt::Debug for RequestContext {
@@ -73,8 +73,8 @@ impl RequestContext {
     }
 
     /// Ends when the caller no longer waits. A request may go on all the same: its outcome is kept for a retry.
-    pub async fn cancelled(&mut self) {
-        (&mut self.cancelled).await;
+    pub async fn cancelled(&self) {
+        self.cancellation.cancelled().await;
     }
 
     /// The stream of bytes that came with the call, once.

@@ -20,6 +20,7 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::Notify;
 
+use crate::config::Config;
 use crate::error::{Error, ErrorCode, Result};
 
 /// Bounds on connections that are not trusted yet.
@@ -34,6 +35,12 @@ pub struct Limits {
 impl Default for Limits {
     fn default() -> Self {
         Self { untrusted: 1024, rate: 4000 }
+    }
+}
+
+impl From<&Config> for Limits {
+    fn from(config: &Config) -> Self {
+        Self { untrusted: config.max_unauthenticated, rate: config.accept_rate }
     }
 }
 

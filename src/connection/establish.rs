@@ -59,8 +59,17 @@ pub struct Party {
 #[derive(Debug)]
 struct UriKeys {
     password: Secret,
-    link_role: Role,
+    used_for: UsedFor,
     keyring: Arc<Keyring>,
+}
+
+/// What the password of a URL is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum UsedFor {
+    /// To dial: links of this role.
+    Dialling(Role),
+    /// To listen.
+    Listening,
 }
 
 impl Party {
@@ -94,22 +103,29 @@ impl Party {
         &self.keyring
     }
 
-    /// The keys for a URL, which may have its own password.
+    /// The keys to dial a URL, which may have its own password.
     async fn keyring_for(&self, uri: &NodeUri, expected: Role) -> Result<Arc<Keyring>> {
-        let Some(password) = &uri.options().password else {
-            return Ok(self.keyring.clone());
-        };
-        let link_role = Role::weaker(self.identity.role, expected);
+        match &uri.options().password {
+            None => Ok(self.keyring.clone()),
+            Some(password) => self.uri_keyring(password, UsedFor::Dialling(Role::weaker(self.identity.role, expected))).await,
+        }
+    }
+
+    async fn uri_keyring(&self, password: &Secret, used_for: UsedFor) -> Result<Arc<Keyring>> {
         let mut known = self.uri_keys.lock().await;
-        if let Some(keys) = known.iter().find(|keys| keys.link_role == link_role && keys.password == *password) {
+        if let Some(keys) = known.iter().find(|keys| keys.used_for == used_for && keys.password == *password) {
             return Ok(keys.keyring.clone());
         }
-        let (base, cluster, secret) = (self.keyring.clone(), self.identity.cluster.clone(), password.clone());
-        let keyring = Arc::new(blocking(move || base.with_password(&cluster, link_role, &secret)).await?);
+        let (base, identity, secret) = (self.keyring.clone(), self.identity.clone(), password.clone());
+        let keyring = blocking(move || match used_for {
+            UsedFor::Dialling(link_role) => base.with_password(&identity.cluster, link_role, &secret),
+            UsedFor::Listening => base.with_common_password(identity.role, &identity.cluster, &secret),
+        });
+        let keyring = Arc::new(keyring.await?);
         if known.len() == URI_KEYS_MAX {
             known.remove(0);
         }
-        known.push(UriKeys { password: password.clone(), link_role, keyring: keyring.clone() });
+        known.push(UriKeys { password: password.clone(), used_for, keyring: keyring.clone() });
         Ok(keyring)
     }
 }
@@ -150,10 +166,14 @@ pub async fn accept(incoming: Incoming, party: &Party, permit: Permit) -> Result
 
 async fn listen(incoming: Incoming, party: &Party, permit: &Permit) -> Result<Established> {
     let accept_unbound = incoming.binding() == Binding::Off;
+    let keyring = match incoming.password() {
+        None => party.keyring.clone(),
+        Some(password) => party.uri_keyring(password, UsedFor::Listening).await?,
+    };
     let mut wire = incoming.into_wire().await?;
     let channel = ListenerChannel { exporter: wire.facts().binding, accept_unbound };
     let nonce = rand::random();
-    let mut machine = Listener::new(ListenerSetup { identity: party.identity.clone(), keyring: party.keyring.clone(), nonce, channel });
+    let mut machine = Listener::new(ListenerSetup { identity: party.identity.clone(), keyring, nonce, channel });
     loop {
         let step = match read_frame(&mut wire).await {
             Ok(frame) => {

@@ -11,7 +11,7 @@ use crate::error::{Error, ErrorCode, Result};
 use crate::transport::memory::{MemoryListener, memory_name};
 use crate::transport::target::{lookup, machine_name};
 use crate::transport::{CONNECT_TIMEOUT, ListenOptions, Wire, tcp, tls, unsupported};
-use crate::types::{Binding, Host, NodeUri, Transport};
+use crate::types::{Binding, Host, NodeUri, Secret, Transport};
 
 /// Pause of the accept loop when the system has no more sockets.
 const EXHAUSTED_PAUSE: Duration = Duration::from_millis(100);
@@ -22,6 +22,7 @@ pub struct Listener {
     transport: Transport,
     uri: NodeUri,
     binding: Binding,
+    password: Option<Secret>,
     socket: Socket,
 }
 
@@ -52,7 +53,13 @@ impl Listener {
                 if let Some(port) = uri.port() {
                     real = real.with_port(port);
                 }
-                Ok(Self { transport, uri: real, binding: uri.options().binding.unwrap_or_default(), socket: Socket::Memory(listener) })
+                Ok(Self {
+                    transport,
+                    uri: real,
+                    binding: uri.options().binding.unwrap_or_default(),
+                    password: uri.options().password.clone(),
+                    socket: Socket::Memory(listener),
+                })
             }
             Transport::Sctp | Transport::Ws | Transport::Wss | Transport::Quic => Err(unsupported(transport)),
         }
@@ -72,7 +79,8 @@ impl Listener {
                 Ok((local, listener)) => {
                     let real = NodeUri::socket_uri(transport, tcp::reachable(local));
                     let binding = uri.options().binding.unwrap_or_default();
-                    return Ok(Self { transport, uri: real, binding, socket: Socket::Tcp { listener, tls } });
+                    let password = uri.options().password.clone();
+                    return Ok(Self { transport, uri: real, binding, password, socket: Socket::Tcp { listener, tls } });
                 }
                 Err(error) => reason = error,
             }
@@ -94,14 +102,14 @@ impl Listener {
     /// The next connection, before anything was read from it. Never fails: what is wrong with one connection concerns that one only, and when the
     /// system runs out of sockets it waits a moment. Dropping the future loses nothing.
     pub async fn accept(&self) -> Incoming {
-        let binding = self.binding;
+        let arrived = |remote, kind| Incoming { remote, binding: self.binding, password: self.password.clone(), kind };
         loop {
             match &self.socket {
-                Socket::Memory(listener) => return Incoming { remote: None, binding, kind: Kind::Memory(listener.accept().await) },
+                Socket::Memory(listener) => return arrived(None, Kind::Memory(listener.accept().await)),
                 Socket::Tcp { listener, tls } => match listener.accept().await {
                     Ok((stream, addr)) => {
                         let kind = Kind::Tcp { stream, addr, tls: tls.clone() };
-                        return Incoming { remote: Some(addr), binding, kind };
+                        return arrived(Some(addr), kind);
                     }
                     Err(error) => self.pause(error).await,
                 },
@@ -124,6 +132,7 @@ impl Listener {
 pub struct Incoming {
     remote: Option<SocketAddr>,
     binding: Binding,
+    password: Option<Secret>,
     kind: Kind,
 }
 
@@ -150,6 +159,11 @@ impl Incoming {
     /// What the URL of the listener says about channel binding: `binding=off` where TLS ends at a balancer in front of it.
     pub fn binding(&self) -> Binding {
         self.binding
+    }
+
+    /// The password in the URL of the listener, instead of the common one.
+    pub fn password(&self) -> Option<&Secret> {
+        self.password.as_ref()
     }
 
     /// Makes it a wire, by the TLS handshake where the listener is one of TLS. The caller bounds the time.

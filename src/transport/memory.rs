@@ -252,3 +252,6 @@ fn facts(local: &str, remote: &str) -> WireFacts {
 fn host(name: &str) -> &str {
     name.split_once(':').map_or(name, |(host, _)| host)
 }
+
+#[cfg(test)]
+mod tests;

@@ -236,8 +236,8 @@ struct ClassLog {
     last_status: Option<u64>,
     /// Starts in `items` of tasks whose end has not been appended.
     open_starts: HashMap<TaskId, u64>,
-    /// Start and end of tasks whose start had not been sent when they ended.
-    unseen_tasks: BTreeMap<u64, u64>,
+    /// Start and end of tasks, while both are in `items`.
+    ended_tasks: BTreeMap<u64, u64>,
 }
 
 #[derive(Debug)]
@@ -269,7 +269,7 @@ impl ClassLog {
             ordinary_bytes: 0,
             last_status: None,
             open_starts: HashMap::new(),
-            unseen_tasks: BTreeMap::new(),
+            ended_tasks: BTreeMap::new(),
         }
     }
 
@@ -288,8 +288,8 @@ impl ClassLog {
                 self.open_starts.insert(id.clone(), seq);
             }
             EntryKind::TaskStopped { id, .. } => {
-                if let Some(start) = self.open_starts.remove(id).filter(|start| *start > self.sent_ever) {
-                    self.unseen_tasks.insert(start, seq);
+                if let Some(start) = self.open_starts.remove(id) {
+                    self.ended_tasks.insert(start, seq);
                 }
             }
         }
@@ -314,7 +314,7 @@ impl ClassLog {
         self.in_flight.push_back(last);
         Some(match item {
             Item::Entry(entry) => Outgoing::Entry(entry),
-            // The front of the gap may have been sent while it still was entries.
+            // The front of the gap may have been sent, or acknowledged, while it still was entries.
             Item::Gap { from } => Outgoing::Gap { class: &self.class, from: next.max(*from), to: last },
         })
     }
@@ -329,9 +329,6 @@ impl ClassLog {
         }
         while let Some(first) = self.items.first_entry() {
             if *first.key() > seq {
-                if let Item::Gap { from } = first.into_mut() {
-                    *from = (*from).max(seq + 1);
-                }
                 break;
             }
             let (last, item) = first.remove_entry();
@@ -352,7 +349,7 @@ impl ClassLog {
                 self.last_status.take_if(|last| *last == seq);
             }
             EntryKind::TaskStarted(id) => {
-                self.unseen_tasks.remove(&seq);
+                self.ended_tasks.remove(&seq);
                 if self.open_starts.get(id) == Some(&seq) {
                     self.open_starts.remove(id);
                 }
@@ -384,7 +381,7 @@ impl ClassLog {
 
     /// Start and end of the oldest task of which the receiver cannot know.
     fn take_unseen_task(&mut self) -> Option<(u64, u64)> {
-        while let Some(task) = self.unseen_tasks.pop_first() {
+        while let Some(task) = self.ended_tasks.pop_first() {
             if task.0 > self.sent_ever {
                 return Some(task);
             }

@@ -130,7 +130,6 @@ impl Outcomes {
     /// Whoever has no room for the call must refuse it before, or [`abandon`](Self::abandon) it. The number of running
     /// calls is bounded by the executor.
     pub fn begin(&mut self, identity: CallIdentity, retry: bool, deadline: Instant, now: Instant) -> Begin {
-        self.expire(now);
         let forget_at = deadline.checked_add(REMEMBER_AFTER_DEADLINE).unwrap_or(deadline);
         if !self.edges.contains_key(&identity.edge) {
             let doubtful_until = self.edges_forgotten_until.filter(|until| now < *until);
@@ -171,9 +170,9 @@ impl Outcomes {
         self.expiry.insert((forget_at, identity));
         self.bytes += bytes;
         while self.bytes > self.bytes_max
-            && let Some((_, oldest)) = self.finished.first_key_value()
+            && let Some((_, oldest)) = self.finished.pop_first()
         {
-            self.forget(*oldest, Gone::Evicted);
+            self.forget(oldest, Gone::Evicted);
         }
     }
 
@@ -194,10 +193,10 @@ impl Outcomes {
 
     /// Forgets the outcomes whose time is over.
     pub fn expire(&mut self, now: Instant) {
-        while let Some((forget_at, identity)) = self.expiry.first()
-            && *forget_at <= now
+        while self.expiry.first().is_some_and(|(forget_at, _)| *forget_at <= now)
+            && let Some((_, identity)) = self.expiry.pop_first()
         {
-            self.forget(*identity, Gone::Settled);
+            self.forget(identity, Gone::Settled);
         }
     }
 

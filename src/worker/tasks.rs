@@ -84,8 +84,6 @@ pub struct TaskRow {
     pub started_ms: u64,
     /// How far it has come.
     pub state: TaskState,
-    /// Last status that it was told; `ready` to begin with, because only then tasks start.
-    told: NodeStatus,
 }
 
 /// Task table and status of one worker.
@@ -120,7 +118,7 @@ impl Tasks {
             let message = format!("task {id} of class {class} was not started: {TASKS_MAX} tasks run already");
             return Err(Error::new(ErrorCode::Busy, message));
         }
-        let row = TaskRow { started_ms: now_ms, state: TaskState::Starting, told: self.status };
+        let row = TaskRow { started_ms: now_ms, state: TaskState::Starting };
         self.classes.entry(class.clone()).or_default().insert(id.clone(), row);
         self.len += 1;
         Ok(())
@@ -132,8 +130,8 @@ impl Tasks {
         let Some(row) = row.filter(|row| row.state == TaskState::Starting) else { return Vec::new() };
         row.state = TaskState::Running;
         let mut actions = vec![Action::EmitStarted { class: class.clone(), id: id.clone() }];
-        if row.told != self.status {
-            row.told = self.status;
+        // It began to start while the worker was ready, as every task does.
+        if self.status != NodeStatus::Ready {
             actions.push(Action::NotifyTask { class: class.clone(), id: id.clone(), status: self.status });
         }
         actions
@@ -184,14 +182,7 @@ impl Tasks {
 
     fn change(&mut self, status: NodeStatus, actions: &mut Vec<Action>) {
         self.status = status;
-        let mut notify = false;
-        for row in self.classes.values_mut().flat_map(BTreeMap::values_mut) {
-            if row.state == TaskState::Running {
-                row.told = status;
-                notify = true;
-            }
-        }
-        if notify {
+        if self.iter().any(|(_, _, row)| row.state == TaskState::Running) {
             actions.push(Action::NotifyTasks(status));
         }
         actions.push(Action::EmitStatus(status));

@@ -71,7 +71,8 @@ mod tests {
 
     #[test]
     fn signature_holds_for_its_key_direction_and_digest_only() {
-        let salted = |password: &str| SaltedPassword::derive(&Secret::from(password.to_owned()), "c", Role::Control, 1);
+        let salted =
+            |password: &str| SaltedPassword::derive(&Secret::from(password.to_owned()), "c", Role::Control, std::num::NonZeroU32::MIN);
         let key = ControlKey::derive(&salted("one"));
         let other = ControlKey::derive(&salted("two"));
         let signature = key.sign(Direction::ToListener, &[7; 32]);

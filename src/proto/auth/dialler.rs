@@ -166,7 +166,7 @@ impl Dialler {
 
         transcript.add(KIND_SERVER_FIRST, body);
         let digest = transcript.digest(Direction::ToListener, binding, setup.channel.exporter());
-        let signature = setup.keyring.sign(Direction::ToListener, &digest).map(ByteArray::new);
+        let signature = setup.keyring.sign(identity.role, Direction::ToListener, &digest).map(ByteArray::new);
         let frame = ClientProof { proof: ByteArray::new(keys.client_proof(&digest)), signature }.encode();
         transcript.add(KIND_CLIENT_PROOF, &frame.body);
         let mut features = first.features;

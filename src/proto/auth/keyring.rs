@@ -1,6 +1,7 @@
 //! Everything secret that one process needs for its links, computed once.
 
 use std::fmt;
+use std::num::NonZeroU32;
 use std::sync::Arc;
 
 use crate::error::{Error, ErrorCode, Result};
@@ -33,6 +34,15 @@ pub struct KeyringInput {
 }
 
 impl KeyringInput {
+    fn separate(&self) -> Vec<Role> {
+        let own = [
+            (Role::Worker, self.worker_password.is_some() || self.node_token.is_some()),
+            (Role::Admin, self.admin_password.is_some()),
+            (Role::Control, self.control_password.is_some()),
+        ];
+        own.into_iter().filter(|(_, is_set)| *is_set).map(|(role, _)| role).collect()
+    }
+
     fn secret(&self, role: Role) -> Option<&Secret> {
         let own = match role {
             Role::Worker => &self.worker_password,
@@ -45,14 +55,17 @@ impl KeyringInput {
 
 /// The keys of one process for each kind of link. Holds no password, is wiped when dropped, shows nothing.
 pub struct Keyring {
-    iterations: u32,
+    iterations: NonZeroU32,
     worker: WorkerKeys,
     admin: Option<LinkKeys>,
     control: Option<LinkKeys>,
     signing: Option<Arc<ControlKey>>,
     required_key: Option<[u8; 32]>,
+    /// Roles whose secret is their own, not the common password.
+    separate: Vec<Role>,
 }
 
+#[derive(Clone)]
 enum WorkerKeys {
     None,
     /// One secret for all workers, or the own token of this worker.
@@ -73,20 +86,21 @@ impl Keyring {
     /// `invalid_config` if there is no secret for the own role, no iteration, a malformed `node_token`, or the `control_key` of another secret.
     pub fn derive(role: Role, input: &KeyringInput) -> Result<Self> {
         let invalid = |message: String| Err(Error::new(ErrorCode::InvalidConfig, message));
-        if input.iterations == 0 {
+        let Some(iterations) = NonZeroU32::new(input.iterations) else {
             return invalid("pbkdf2_iters must be at least 1".to_owned());
-        }
+        };
         let salted = |secret_role: Role| {
             let password = input.secret(secret_role)?;
-            Some(SaltedPassword::derive(password, &input.cluster, secret_role, input.iterations))
+            Some(SaltedPassword::derive(password, &input.cluster, secret_role, iterations))
         };
         let mut keyring = Self {
-            iterations: input.iterations,
+            iterations,
             worker: WorkerKeys::None,
             admin: None,
             control: None,
             signing: None,
             required_key: input.control_key,
+            separate: input.separate(),
         };
         match role {
             Role::Worker => {
@@ -136,6 +150,7 @@ impl Keyring {
             control: None,
             signing: self.signing.clone(),
             required_key: self.required_key,
+            separate: Role::ALL.to_vec(),
         };
         match link_role {
             Role::Worker => keyring.worker = WorkerKeys::One(keys),
@@ -145,9 +160,34 @@ impl Keyring {
         keyring
     }
 
+    /// The keys of a listener that has its own password: it stands in the place of the common `password`; secrets of single roles stay. Blocks for up to
+    /// three times PBKDF2.
+    #[must_use]
+    pub fn with_common_password(&self, own_role: Role, cluster: &str, password: &Secret) -> Self {
+        let salted = |link_role: Role| {
+            let is_used = own_role.accepts().iter().any(|role| Role::weaker(own_role, *role) == link_role);
+            let is_common = !self.separate.contains(&link_role);
+            (is_used && is_common).then(|| SaltedPassword::derive(password, cluster, link_role, self.iterations))
+        };
+        let worker = match (salted(Role::Worker), &self.worker) {
+            (None, known) => known.clone(),
+            (Some(master), WorkerKeys::Tokens { cluster, .. }) => WorkerKeys::Tokens { master, cluster: cluster.clone() },
+            (Some(salted), WorkerKeys::None | WorkerKeys::One(_)) => WorkerKeys::One(salted.link_keys()),
+        };
+        Self {
+            iterations: self.iterations,
+            worker,
+            admin: salted(Role::Admin).map(|salted| salted.link_keys()).or_else(|| self.admin.clone()),
+            control: salted(Role::Control).map(|salted| salted.link_keys()).or_else(|| self.control.clone()),
+            signing: self.signing.clone(),
+            required_key: self.required_key,
+            separate: self.separate.clone(),
+        }
+    }
+
     /// Iterations that went into the keys.
     pub fn iterations(&self) -> u32 {
-        self.iterations
+        self.iterations.get()
     }
 
     /// The keys of a link whose weaker role is `link_role`; `worker` is the id of its worker end, which matters only where workers have tokens.
@@ -176,9 +216,10 @@ impl Keyring {
         self.signing.as_deref().map(ControlKey::public)
     }
 
-    /// Signs, if this is a control node.
-    pub(super) fn sign(&self, direction: Direction, digest: &[u8; 32]) -> Option<[u8; 64]> {
-        self.signing.as_ref().map(|key| key.sign(direction, digest))
+    /// Signs, if this is a control node and acts as one; its own worker does not.
+    pub(super) fn sign(&self, own_role: Role, direction: Direction, digest: &[u8; 32]) -> Option<[u8; 64]> {
+        let key = self.signing.as_ref().filter(|_| own_role == Role::Control)?;
+        Some(key.sign(direction, digest))
     }
 
     /// Whether a peer of `role` that presents this signature satisfies `control_key`.

@@ -1,11 +1,13 @@
 //! Keys of one link, made of a password that is known to both sides.
 //!
-//! `SaltedPassword` is PBKDF2-HMAC-SHA-256 over a salt that only the configuration determines (cluster and role); it costs a second and is computed once.
+//! `SaltedPassword` is PBKDF2-HMAC-SHA-256 over a salt that only the configuration determines (cluster and role); it is slow on purpose and computed once.
 //! From it come the two keys of SCRAM (RFC 5802 §3) by one HMAC each. A [`NodeToken`] stands in the place of the salted password of one worker.
 
 use std::fmt;
+use std::num::NonZeroU32;
 
 use hmac::{Hmac, KeyInit, Mac};
+use pbkdf2::{Algorithm, Params, pbkdf2_hmac, pbkdf2_hmac_with_params};
 use sha2::{Digest, Sha256};
 use subtle::ConstantTimeEq;
 use zeroize::{Zeroize, ZeroizeOnDrop};
@@ -22,14 +24,21 @@ const TOKEN_LABEL: &[u8] = b"nkcluster node token v1";
 pub struct SaltedPassword([u8; 32]);
 
 impl SaltedPassword {
-    /// Stretches `password` for the links of `secret_role` in `cluster`. Takes about a second with the default of 600 000 iterations: not for the reactor.
-    pub fn derive(password: &Secret, cluster: &str, secret_role: Role, iterations: u32) -> Self {
+    /// Stretches `password` for the links of `secret_role` in `cluster`. Takes some tenths of a second with the default of 600 000 iterations: not for the reactor.
+    pub fn derive(password: &Secret, cluster: &str, secret_role: Role, iterations: NonZeroU32) -> Self {
         let salt = salt(cluster, secret_role);
         Self::stretch(password.expose().as_bytes(), &salt, iterations)
     }
 
-    fn stretch(password: &[u8], salt: &[u8], iterations: u32) -> Self {
-        Self(pbkdf2::pbkdf2_hmac_array::<Sha256, 32>(password, salt, iterations))
+    fn stretch(password: &[u8], salt: &[u8], iterations: NonZeroU32) -> Self {
+        let mut salted = Self([0; 32]);
+        if iterations.get() == Params::RECOMMENDED_ROUNDS {
+            // Our default. This function is compiled in its own crate, which is optimised in every profile; the generic one below with ours.
+            pbkdf2_hmac_with_params(password, salt, Algorithm::Pbkdf2Sha256, Params::RECOMMENDED, &mut salted.0);
+        } else {
+            pbkdf2_hmac::<Sha256>(password, salt, iterations.get(), &mut salted.0);
+        }
+        salted
     }
 
     /// The keys of a link.
@@ -210,7 +219,7 @@ mod tests {
     fn arithmetic_is_that_of_rfc_7677() {
         // The base64 strings of the RFC, decoded.
         let salt = [0x5b, 0x6d, 0x99, 0x68, 0x9d, 0x12, 0x35, 0x8e, 0xec, 0xa0, 0x4b, 0x14, 0x12, 0x36, 0xfa, 0x81];
-        let keys = SaltedPassword::stretch(b"pencil", &salt, 4096).link_keys();
+        let keys = SaltedPassword::stretch(b"pencil", &salt, NonZeroU32::new(4096).expect("not zero")).link_keys();
         let message = b"n=user,r=rOprNGfwEbeRWgbNEkqO,\
             r=rOprNGfwEbeRWgbNEkqO%hvYDpWUa2RaTCAfuxFIlj)hNlF$k0,s=W22ZaJ0SNY7soEsUEjb6gQ==,i=4096,\
             c=biws,r=rOprNGfwEbeRWgbNEkqO%hvYDpWUa2RaTCAfuxFIlj)hNlF$k0";
@@ -230,7 +239,7 @@ mod tests {
 
     #[test]
     fn token_of_one_node_is_not_that_of_another() {
-        let worker = SaltedPassword::stretch(b"x", b"y", 1);
+        let worker = SaltedPassword::stretch(b"x", b"y", NonZeroU32::MIN);
         let id = |name: &str| NodeId::new(name).expect("valid");
         let token = NodeToken::issue(&worker, "c", &id("w1"));
         assert_ne!(token.0, NodeToken::issue(&worker, "c", &id("w2")).0);

@@ -197,7 +197,7 @@ impl Listener {
         }
         transcript.add(KIND_CLIENT_PROOF, body);
         let digest = transcript.digest(Direction::ToDialler, binding, exporter);
-        let signature = keyring.sign(Direction::ToDialler, &digest).map(ByteArray::new);
+        let signature = keyring.sign(self.setup.identity.role, Direction::ToDialler, &digest).map(ByteArray::new);
         let frame = ServerProof { proof: ByteArray::new(keys.server_proof(&digest)), signature }.encode();
         Ok(ListenerStep::Trusted(frame, peer))
     }

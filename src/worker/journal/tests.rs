@@ -122,6 +122,18 @@ fn what_the_old_channel_delivered_may_be_acknowledged_on_the_new_one() {
 }
 
 #[test]
+fn a_class_that_has_caught_up_does_not_hold_up_the_others() {
+    let mut journal = Journal::new(room_for(10));
+    event(&mut journal, "a");
+    sent(&mut journal, 9);
+    journal.rewind();
+    journal.ack(&class("a"), 1).expect("it was sent once");
+    event(&mut journal, "b");
+    event(&mut journal, "b");
+    assert_eq!(sent(&mut journal, 9), ["b1", "b2"]);
+}
+
+#[test]
 fn nobody_can_acknowledge_what_was_never_sent() {
     let mut journal = Journal::new(room_for(10));
     event(&mut journal, "a");
@@ -223,10 +235,11 @@ fn starts_and_ends_outlive_ordinary_events() {
 fn a_task_that_nobody_saw_vanishes_with_start_and_end() {
     let mut journal = Journal::new(room_for(3));
     start(&mut journal, "t");
+    event(&mut journal, "a");
     stop(&mut journal, "t");
     start(&mut journal, "u");
     start(&mut journal, "v");
-    assert_eq!(sent(&mut journal, 9), ["a1..2", "a3", "a4"]);
+    assert_eq!(sent(&mut journal, 9), ["a1..3", "a4", "a5"]);
 }
 
 #[test]
@@ -462,6 +475,9 @@ impl World {
         prop_assert!(open.values().all(|arrived| *arrived), "the start of a running task is missing");
         prop_assert!(self.journal.is_settled());
         prop_assert_eq!(self.journal.bytes(), 0);
+        for log in self.journal.classes.values() {
+            prop_assert!(log.ordinary.is_empty() && log.open_starts.is_empty() && log.ended_tasks.is_empty());
+        }
         Ok(())
     }
 }

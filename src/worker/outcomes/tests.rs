@@ -198,6 +198,21 @@ fn edges_are_bounded_and_the_quietest_makes_room() {
 }
 
 #[test]
+fn of_two_idle_edges_the_one_used_last_stays() {
+    let now = Instant::now();
+    for (used, stays) in [(1, 1), (2, 2)] {
+        let mut outcomes = room_for(10);
+        outcomes.edges_max = 2;
+        for edge in [1, 2, used] {
+            outcomes.begin(call(edge, u64::from(edge)), false, now + TIMEOUT, now);
+            outcomes.finish(call(edge, u64::from(edge)), reply(1), now);
+        }
+        outcomes.begin(call(3, 1), false, now + TIMEOUT, now);
+        assert_eq!(outcomes.begin(call(stays, u64::from(stays)), true, now + TIMEOUT, now), Begin::Done(reply(1)));
+    }
+}
+
+#[test]
 fn a_call_of_a_forgotten_edge_may_still_end() {
     let now = Instant::now();
     let mut outcomes = room_for(10);

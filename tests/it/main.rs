@@ -1,4 +1,6 @@
 //! Clusters in one process, on the memory network and on loopback sockets.
 
+mod classes;
 mod harness;
-mod smoke;
+mod original_basic;
+mod original_task;

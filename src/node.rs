@@ -19,7 +19,7 @@ use crate::error::{Error, ErrorCode};
 use crate::job::Classes;
 use crate::proto::auth::{self, Identity, VERSIONS};
 use crate::proto::session::Side;
-use crate::transport::{DialOptions, ListenOptions, Listener, MemoryNet, TlsOptions};
+use crate::transport::{DialOptions, ListenOptions, Listener, MemoryNet};
 use crate::types::{NodeId, NodeUri, Transport};
 use crate::worker::{Connector, DialFailure, Dialled, Worker};
 
@@ -103,13 +103,8 @@ impl Node {
             features: Vec::new(),
         };
         let party = Party::prepare(identity.clone(), keyring_input(&config)).await.map_err(NodeError::Config)?;
-        let tls = tls_options(&config);
-        let dial = DialOptions {
-            connect_timeout: config.connect_timeout,
-            tls: tls.clone(),
-            memory: memory.as_ref().map(|net| net.node(id.as_str())),
-        };
-        let listen_options = ListenOptions { tls, state_dir: Some(config.state_dir.clone()), memory: memory.clone() };
+        let dial = DialOptions { memory: memory.as_ref().map(|net| net.node(id.as_str())), ..DialOptions::from(&*config) };
+        let listen_options = ListenOptions { memory, ..ListenOptions::from(&*config) };
         let mut listeners = Vec::new();
         for uri in &config.listen {
             listeners.push(Listener::bind(uri, &listen_options).await.map_err(|error| match error.code() {
@@ -119,7 +114,7 @@ impl Node {
         }
         let listen: Vec<NodeUri> = listeners.iter().map(|listener| listener.uri().clone()).collect();
         let door = Door {
-            gate: Gate::new(Limits { untrusted: config.max_unauthenticated, rate: config.accept_rate }),
+            gate: Gate::new(Limits::from(&*config)),
             links: Arc::new(Semaphore::new(config.max_connections)),
             party: party.clone(),
             options: LinkOptions { keepalive: Some(config.ping_time) },
@@ -232,18 +227,6 @@ fn prepare_state_dir(config: &Config) -> Result<(), NodeError> {
             format!("state_dir = {}: cannot be made: {error}; expected a directory that this user can write", config.state_dir.display());
         NodeError::Config(Error::new(ErrorCode::InvalidConfig, what))
     })
-}
-
-fn tls_options(config: &Config) -> TlsOptions {
-    TlsOptions {
-        certfile: config.tls_certfile.clone(),
-        keyfile: config.tls_keyfile.clone(),
-        password: config.tls_password.clone(),
-        cacertfile: config.tls_cacertfile.clone(),
-        verify: config.tls_verify,
-        depth: (config.tls_depth > 0).then_some(config.tls_depth),
-        versions: config.tls_versions.clone(),
-    }
 }
 
 /// What every listener of a node shares.

@@ -242,16 +242,23 @@ impl Ran {
 #[derive(Clone)]
 pub(crate) struct Cli {
     pub(crate) connect: String,
+    /// Rounds that stretch the password there.
+    pub(crate) rounds: &'static str,
 }
 
 impl Cli {
     pub(crate) fn to(control: &Daemon) -> Self {
-        Self { connect: control.uri() }
+        Self::at(control.uri())
+    }
+
+    /// The control node that listens at an address.
+    pub(crate) fn at(connect: impl Into<String>) -> Self {
+        Self { connect: connect.into(), rounds: ROUNDS }
     }
 
     pub(crate) fn command(&self, arguments: &[&str]) -> Command {
         let mut command = command(env!("CARGO_BIN_EXE_nkcluster"));
-        command.args(["--connect", &self.connect]).args(arguments);
+        command.env("NKCLUSTER_PBKDF2_ITERS", self.rounds).args(["--connect", &self.connect]).args(arguments);
         command
     }
 

@@ -78,7 +78,8 @@ fn configure(arguments: &Arguments) -> Result<(Config, tracing_subscriber::EnvFi
 
 /// The classes of this program. Which of them run is the configuration's choice.
 fn classes() -> Classes {
-    Classes::new().with_function("echo", |args: Vec<serde_json::Value>| async move { Ok(serde_json::Value::Array(args)) })
+    let echo = |args: Vec<serde_json::Value>| async move { Ok(serde_json::Value::Array(args)) };
+    Classes::new().with_tasks(nkcluster_files::Files::default()).with_function("echo", echo)
 }
 
 async fn run(config: Config, exit_with_stdin: bool) -> Result<(), Failure> {

@@ -8,8 +8,8 @@ use std::thread;
 use rustix::process::{Signal, kill_process};
 use serde_json::{Value, json};
 
-use crate::support::{Cli, DEADLINE, Daemon, pid, start_slow_task, wait_for};
-use crate::{cli, shared};
+use crate::support::{Cli, DEADLINE, Daemon, pid, wait_for};
+use crate::{cli, shared, start_slow_task};
 
 /// `nkcluster events` that runs.
 struct Events {

@@ -11,6 +11,9 @@ use serde_json::{Value, json};
 
 use crate::support::{Cli, Ran, command, pid, wait_for};
 
+/// The rounds of a development cluster, which takes nothing from its environment.
+const ROUNDS_DEFAULT: &str = "600000";
+
 /// `nkcluster dev` with its temporary files in a directory of the test.
 fn dev(tmp: &Path, arguments: &[&str]) -> Command {
     let mut command = command(env!("CARGO_BIN_EXE_nkcluster"));
@@ -42,7 +45,8 @@ impl Dev {
     }
 
     fn cli(&self) -> Cli {
-        Cli { connect: self.ready["connect"].as_str().expect("an address").to_owned() }
+        let connect = self.ready["connect"].as_str().expect("an address").to_owned();
+        Cli { connect, rounds: ROUNDS_DEFAULT }
     }
 }
 

@@ -507,15 +507,18 @@ pub struct Cancellation {
 impl Cancellation {
     /// Ends when the caller no longer waits, the call was answered, or its link is gone. One task at a time may wait.
     pub async fn cancelled(&self) {
+        // It is never sent, only dropped.
+        let _ = self.register().await;
+    }
+
+    fn register(&self) -> oneshot::Receiver<()> {
         let (token, cancelled) = oneshot::channel();
         let mut state = self.channel.link.lock();
-        // Not registered: the sender is dropped here, and the wait ends at once.
+        // Otherwise the sender is dropped here, and the wait ends at once.
         if state.session.caller_waits(self.channel.id, self.call) {
             state.cancels.insert((self.channel.id, self.call), token);
         }
-        drop(state);
-        // It is never sent, only dropped.
-        let _ = cancelled.await;
+        cancelled
     }
 }
 

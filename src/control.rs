@@ -53,7 +53,7 @@ impl Control {
     /// Waits until this node's own worker is known, for a while.
     pub(crate) async fn own_worker(&self, patience: Duration) {
         let known = async {
-            while !self.shared.directory.find(&self.shared.id).is_some_and(|own| own.current().is_some()) {
+            while self.shared.directory.find(&self.shared.id).is_none_or(|own| own.current().is_none()) {
                 tokio::time::sleep(Duration::from_millis(1)).await;
             }
         };

@@ -201,6 +201,11 @@ impl NodeHandle {
         self.control.as_ref().map(Control::cluster)
     }
 
+    /// Makes a worker forget the addresses of control nodes: it stays connected, but looks for nobody when that ends (checklist N5.5).
+    pub fn clear_cluster_addr(&self) {
+        self.worker.clear_cluster_addr();
+    }
+
     /// Stops: accepts nobody any more, drains for at most `drain_timeout`, then cuts.
     pub async fn stop(mut self) {
         let grace = self.config.drain_timeout;

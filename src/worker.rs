@@ -67,6 +67,12 @@ impl Worker {
         Self { shared, tasks }
     }
 
+    /// Forgets the addresses of control nodes: the worker stays where it is, but looks for nobody any more.
+    pub(crate) fn clear_cluster_addr(&self) {
+        self.shared.lock().preferred.clear();
+        self.shared.dials.send_replace(false);
+    }
+
     /// For whoever accepts links for this worker.
     pub(crate) fn door(&self) -> Door {
         Door { shared: Arc::clone(&self.shared) }

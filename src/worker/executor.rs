@@ -129,7 +129,7 @@ fn command(shared: &Arc<Shared>, class: &ClassName, call: IncomingCall) {
         return;
     };
     let remembering = Arc::clone(shared);
-    let queued = running.command(call, Box::new(move |call, outcome| finish(&remembering, call, outcome)));
+    let queued = running.command(Box::new(call), Box::new(move |call, outcome| finish(&remembering, call, outcome)));
     drop(state);
     if let Err((call, error)) = queued {
         shared.lock().outcomes.abandon(call.head.identity);

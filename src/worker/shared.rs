@@ -43,6 +43,8 @@ pub(super) struct Shared {
     state: Mutex<State>,
     /// Changes with every adoption, loss of the holder and its silence.
     pub(super) held: watch::Sender<Held>,
+    /// Whether the agent looks for control nodes.
+    pub(super) dials: watch::Sender<bool>,
     /// Something moved: a task ended, an event was acknowledged.
     moved: Notify,
     next_link: AtomicU64,
@@ -102,6 +104,7 @@ impl Shared {
             file_root: config.file_root(),
             state: Mutex::new(state),
             held: watch::Sender::new(Held::No),
+            dials: watch::Sender::new(true),
             moved: Notify::new(),
             next_link: AtomicU64::new(1),
             config,

@@ -239,7 +239,8 @@ impl Shared {
         self.until(|state| state.journal.is_settled() || state.current.is_none()).await;
     }
 
-    async fn until(&self, done: impl Fn(&State) -> bool) {
+    /// Ends when this holds; looked at after everything that calls [`Shared::has_moved`].
+    pub(super) async fn until(&self, done: impl Fn(&State) -> bool) {
         loop {
             let moved = self.moved.notified();
             tokio::pin!(moved);

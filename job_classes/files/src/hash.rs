@@ -7,6 +7,9 @@
 //!             resume                 nothing left: `summary`, reason `normal`
 //! ```
 //!
+//! Events are paced: while they are not taken in, because the control node is slow or out of reach, the task waits. It never overruns the journal, and what
+//! reaches the control node has no gaps.
+//!
 //! A worker that stops has little time, and a hash that was not finished is cheap to start again: so `stopping` cancels, and who wants to know whether
 //! everything was hashed looks for the summary. Killing the task ends it after the step in hand, whose events are not told.
 
@@ -75,6 +78,14 @@ impl HashTask {
     }
 }
 
+/// Whether the task goes on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Told {
+    All,
+    /// It was told to end meanwhile.
+    Ended,
+}
+
 impl HashJob {
     /// Walks to the end, or until it is told to end.
     pub(crate) async fn run(mut self, ctx: TaskContext<Files>) -> Result<()> {
@@ -90,11 +101,7 @@ impl HashJob {
                     }
                     continue;
                 }
-                Wanted::End => {
-                    let Counts { files, bytes, .. } = *lock(&self.counts);
-                    ctx.emit(&Event::Progress { task, files, bytes })?;
-                    return Ok(());
-                }
+                Wanted::End => break,
             }
             // Never closed.
             let permit = Arc::clone(&self.steps).acquire_owned().await;
@@ -106,40 +113,60 @@ impl HashJob {
             })
             .await?;
             self.walk = back;
-            for found in step.found {
-                self.tell(&ctx, &task, found)?;
+            if self.tell(&ctx, &task, step.found).await? == Told::Ended {
+                break;
             }
             if step.done {
                 let Counts { files, bytes, errors } = *lock(&self.counts);
+                // Few enough to need no pace.
                 ctx.emit(&Event::Summary { task, files, bytes, errors })?;
                 return Ok(());
             }
         }
+        let Counts { files, bytes, .. } = *lock(&self.counts);
+        ctx.emit(&Event::Progress { task, files, bytes })?;
+        Ok(())
     }
 
-    fn tell(&self, ctx: &TaskContext<Files>, task: &str, found: Found) -> Result<()> {
-        let task = task.to_owned();
-        match found {
-            Found::Hashed { path, bytes, xxh3 } => {
-                let (path, raw) = shown(&path);
-                ctx.emit(&Event::Hashed { task: task.clone(), path, raw, bytes, xxh3 })?;
-                let counts = {
-                    let mut counts = lock(&self.counts);
-                    counts.files += 1;
-                    counts.bytes += bytes;
-                    *counts
-                };
-                if counts.files.is_multiple_of(PROGRESS_FILES) {
-                    ctx.emit(&Event::Progress { task, files: counts.files, bytes: counts.bytes })?;
+    /// Tells what one step found. What counts is what was told.
+    async fn tell(&mut self, ctx: &TaskContext<Files>, task: &str, found: Vec<Found>) -> Result<Told> {
+        for found in found {
+            let task = task.to_owned();
+            let (event, size) = match found {
+                Found::Hashed { path, bytes, xxh3 } => {
+                    let (path, raw) = shown(&path);
+                    (Event::Hashed { task: task.clone(), path, raw, bytes, xxh3 }, Some(bytes))
                 }
-            }
-            Found::Failed { path, error } => {
-                let (path, raw) = shown(&path);
-                ctx.emit(&Event::Failed { task, path, raw, error })?;
-                lock(&self.counts).errors += 1;
+                Found::Failed { path, error } => {
+                    let (path, raw) = shown(&path);
+                    (Event::Failed { task: task.clone(), path, raw, error }, None)
+                }
+            };
+            tokio::select! {
+                emitted = ctx.emit_paced(&event) => emitted?,
+                // A sender that is gone has nothing to say any more, and the task is about to be dropped.
+                _ = self.wanted.wait_for(|wanted| *wanted == Wanted::End) => return Ok(Told::Ended),
+            };
+            let counts = lock(&self.counts).with(size);
+            if size.is_some() && counts.files.is_multiple_of(PROGRESS_FILES) {
+                ctx.emit(&Event::Progress { task, files: counts.files, bytes: counts.bytes })?;
             }
         }
-        Ok(())
+        Ok(Told::All)
+    }
+}
+
+impl Counts {
+    /// Counts a file of this size, or one that failed.
+    fn with(&mut self, size: Option<u64>) -> Self {
+        match size {
+            Some(bytes) => {
+                self.files += 1;
+                self.bytes += bytes;
+            }
+            None => self.errors += 1,
+        }
+        *self
     }
 }
 

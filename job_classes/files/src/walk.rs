@@ -276,3 +276,155 @@ fn cut(mut path: Vec<u8>) -> Vec<u8> {
     path.truncate(PATH_BYTES_MAX);
     path
 }
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::os::unix::fs::{PermissionsExt, symlink};
+    use std::path::Path;
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn walk(directory: &Path) -> Walk {
+        Walk::of_directory(File::open(directory).expect("opened").into())
+    }
+
+    fn to_the_end(mut walk: Walk) -> Vec<Found> {
+        let mut found = Vec::new();
+        loop {
+            let step = walk.step();
+            assert!(step.found.len() <= STEP_NAMES);
+            found.extend(step.found);
+            if step.done {
+                return found;
+            }
+        }
+    }
+
+    fn hashed(found: &[Found]) -> Vec<(String, u64, Checksum)> {
+        let file = |found: &Found| match found {
+            Found::Hashed { path, bytes, xxh3 } => (String::from_utf8_lossy(path).into_owned(), *bytes, *xxh3),
+            Found::Failed { .. } => panic!("{found:?}"),
+        };
+        found.iter().map(file).collect()
+    }
+
+    #[test]
+    fn a_directory_is_walked_where_its_name_stands_and_links_are_not_followed() {
+        let dir = tempfile::tempdir().expect("a directory");
+        fs::create_dir_all(dir.path().join("b/empty")).expect("made");
+        for path in ["a", "b/x", "b.txt", "c"] {
+            fs::write(dir.path().join(path), path).expect("written");
+        }
+        fs::write(dir.path().join(".nkcluster-partial-1"), "unfinished").expect("written");
+        symlink("c", dir.path().join("link")).expect("linked");
+        symlink("..", dir.path().join("b/up")).expect("linked");
+        let expected = ["a", "b/x", "b.txt", "c"].map(|path| (path.to_owned(), path.len() as u64, Checksum::of(path.as_bytes())));
+        assert_eq!(hashed(&to_the_end(walk(dir.path()))), expected);
+    }
+
+    #[test]
+    fn a_large_file_takes_several_steps() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let content: Vec<u8> = (0..2 * STEP_BYTES + 7).map(|at| (at % 251) as u8).collect();
+        fs::write(dir.path().join("large"), &content).expect("written");
+        let mut walk = walk(dir.path());
+        assert!(walk.step().found.is_empty());
+        assert!(walk.step().found.is_empty());
+        assert_eq!(hashed(&to_the_end(walk)), [("large".to_owned(), content.len() as u64, Checksum::of(&content))]);
+    }
+
+    #[test]
+    fn a_file_that_is_written_to_meanwhile_fails_and_the_walk_goes_on() {
+        for grow in [true, false] {
+            let dir = tempfile::tempdir().expect("a directory");
+            let path = dir.path().join("log");
+            let file = File::create(&path).expect("made");
+            file.set_len(STEP_BYTES + 1).expect("sparse");
+            fs::write(dir.path().join("rest"), "x").expect("written");
+            let mut walk = walk(dir.path());
+            walk.step();
+            file.set_len(if grow { STEP_BYTES + 2 } else { 1 }).expect("resized");
+            let found = to_the_end(walk);
+            assert!(matches!(&found[0], Found::Failed { path, error } if path == b"log" && error.contains("written to")), "{found:?}");
+            assert_eq!(hashed(&found[1..])[0].0, "rest");
+        }
+    }
+
+    #[test]
+    fn what_cannot_be_read_is_told_and_the_walk_goes_on() {
+        let dir = tempfile::tempdir().expect("a directory");
+        fs::create_dir(dir.path().join("a")).expect("made");
+        fs::write(dir.path().join("a/file"), "x").expect("written");
+        fs::write(dir.path().join("b"), "x").expect("written");
+        let mut walk = walk(dir.path());
+        // The page is read; then its names become something else.
+        walk.advance();
+        fs::rename(dir.path().join("a"), dir.path().join("away")).expect("renamed");
+        symlink("away", dir.path().join("a")).expect("linked");
+        fs::remove_file(dir.path().join("b")).expect("removed");
+        let failed: Vec<_> = to_the_end(walk).into_iter().filter(|found| matches!(found, Found::Failed { .. })).collect();
+        assert!(matches!(&failed[0], Found::Failed { path, .. } if path == b"a"), "a link is not entered: {failed:?}");
+        assert!(matches!(&failed[1], Found::Failed { path, .. } if path == b"b"), "{failed:?}");
+    }
+
+    #[test]
+    fn a_directory_without_permission_is_told_by_name() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let closed = dir.path().join("closed");
+        fs::create_dir(&closed).expect("made");
+        fs::set_permissions(&closed, fs::Permissions::from_mode(0o000)).expect("closed");
+        // Root may read everything.
+        let refused = File::open(&closed).is_err();
+        let found = to_the_end(walk(dir.path()));
+        assert_eq!(found.len(), usize::from(refused), "{found:?}");
+        assert!(found.iter().all(|found| matches!(found, Found::Failed { path, .. } if path == b"closed")), "{found:?}");
+    }
+
+    #[test]
+    fn deep_and_long_paths_are_told_and_not_entered() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let mut deep = rustix::fs::open(dir.path(), OFlags::RDONLY, Mode::empty()).expect("opened");
+        for _ in 0..DEPTH_MAX + 2 {
+            rustix::fs::mkdirat(&deep, "d", Mode::from_raw_mode(0o755)).expect("made");
+            deep = open_at(&deep, b"d", OFlags::DIRECTORY).expect("opened");
+        }
+        let mut long = rustix::fs::open(dir.path(), OFlags::RDONLY, Mode::empty()).expect("opened");
+        let name = "l".repeat(255);
+        for _ in 0..PATH_BYTES_MAX / 255 + 1 {
+            rustix::fs::mkdirat(&long, &name, Mode::from_raw_mode(0o755)).expect("made");
+            long = open_at(&long, name.as_bytes(), OFlags::DIRECTORY).expect("opened");
+        }
+        let found = to_the_end(walk(dir.path()));
+        assert!(matches!(&found[0], Found::Failed { error, .. } if error.contains("deeper than 128")), "{found:?}");
+        assert!(
+            matches!(&found[1], Found::Failed { path, error } if path.len() == PATH_BYTES_MAX && error.contains("longer than 4096")),
+            "{found:?}"
+        );
+        assert_eq!(found.len(), 2);
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(24))]
+        #[test]
+        fn every_file_is_found_once_in_the_order_of_its_parts(
+            paths in proptest::collection::btree_set(proptest::collection::vec("[a-c.]{1,3}x", 1..4), 0..30),
+        ) {
+            let dir = tempfile::tempdir().expect("a directory");
+            let mut expected = Vec::new();
+            for parts in &paths {
+                // `f` cannot be a part of another path: no file stands where a directory is needed.
+                let path = parts.join("/") + ".f";
+                let file = dir.path().join(&path);
+                fs::create_dir_all(file.parent().expect("has one")).expect("made");
+                fs::write(&file, &path).expect("written");
+                expected.push((path.split('/').map(str::to_owned).collect::<Vec<_>>(), path));
+            }
+            expected.sort();
+            let found = hashed(&to_the_end(walk(dir.path())));
+            prop_assert_eq!(found.into_iter().map(|(path, ..)| path).collect::<Vec<_>>(), expected.into_iter().map(|(_, path)| path).collect::<Vec<_>>());
+        }
+    }
+}

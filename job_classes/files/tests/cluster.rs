@@ -9,14 +9,18 @@ use std::time::Duration;
 
 use nkcluster::cluster::{CallOptions, Cluster, EventBody, EventFilter, EventStream};
 use nkcluster::config::{ClassList, Config};
-use nkcluster::job::{Classes, TypedCalls, TypedTask};
+use nkcluster::job::{
+    Classes, CommandContext, EVENTS_AHEAD_MAX, EventContext, JobClass, JobEvent, JobEventKind, NoRequests, RequestContext, Started,
+    TaskClass, TaskContext, TypedCalls, TypedTask,
+};
 use nkcluster::node::{Node, NodeHandle};
 use nkcluster::proto::message::BuiltinEvent;
 use nkcluster::transfer::Checksum;
 use nkcluster::transport::MemoryNet;
 use nkcluster::types::{ClassName, NodeId, NodeStatus, Secret, WantedStatus};
-use nkcluster::{ErrorCode, Result};
+use nkcluster::{Error, ErrorCode, Result};
 use nkcluster_files::{Accepted, Command, Event, Files, Kind, Reply, Request, Spec};
+use tokio::sync::{mpsc, watch};
 
 /// Far longer than anything here takes: reached only when something is broken.
 const DEADLINE: Duration = Duration::from_secs(30);
@@ -30,6 +34,11 @@ struct Site {
 
 impl Site {
     async fn start() -> Self {
+        Self::start_with(Classes::new().with_tasks(Files::default()), |_| ()).await
+    }
+
+    /// With these classes on the control node, and a change of the worker's configuration.
+    async fn start_with(on_control: Classes, change: impl FnOnce(&mut Config)) -> Self {
         let net = MemoryNet::new();
         let dir = tempfile::tempdir().expect("a directory");
         let common = |mut config: Config, id: &str| {
@@ -46,8 +55,9 @@ impl Site {
         control.listen = vec![address.parse().expect("a URL")];
         let mut worker = common(Config::worker(), "w1");
         worker.cluster_addr = vec![address.parse().expect("a URL")];
+        change(&mut worker);
         let classes = Classes::new().with_tasks(Files::default());
-        let control = Node::start_in(&net, control, classes.clone()).await.expect("starts");
+        let control = Node::start_in(&net, control, on_control).await.expect("starts");
         let worker = Node::start_in(&net, worker, classes).await.expect("starts");
         let cluster = control.cluster().expect("a control node");
         let id = worker.node_id().clone();
@@ -203,4 +213,94 @@ async fn a_hash_ends_when_its_worker_drains() {
     let (told, reason) = until_end(&mut events, &task).await;
     assert_eq!(reason, "normal");
     assert!(!told.iter().any(|event| matches!(event, Event::Summary { .. })), "{told:?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn many_files_are_all_told_without_a_gap() {
+    const FILES: u64 = 1500;
+    let site = Site::start().await;
+    for number in 0..FILES {
+        fs::write(site.file(format!("many/{number:04}")), number.to_string()).expect("written");
+    }
+    let mut events = site.events().await;
+    let task = site.hash("many").await.expect("started");
+    let (told, reason) = until_end(&mut events, &task).await;
+    assert_eq!(reason, "normal");
+    let hashed = told.iter().filter(|event| matches!(event, Event::Hashed { .. })).count();
+    let progress: Vec<u64> =
+        told.iter().filter_map(|event| if let Event::Progress { files, .. } = event { Some(*files) } else { None }).collect();
+    assert_eq!((hashed as u64, progress), (FILES, vec![256, 512, 768, 1024, 1280]));
+    assert!(matches!(told.last(), Some(Event::Summary { files: FILES, errors: 0, .. })), "{:?}", told.last());
+}
+
+/// Takes the events of the class in on the control node, once it may.
+struct Gate {
+    open: watch::Receiver<bool>,
+    taken: mpsc::UnboundedSender<JobEventKind<Event>>,
+}
+
+impl JobClass for Gate {
+    const NAME: &'static str = "files";
+    type Request = NoRequests;
+    type Reply = ();
+
+    async fn request(&self, _: RequestContext, request: NoRequests) -> Result<()> {
+        match request {}
+    }
+}
+
+impl TaskClass for Gate {
+    type Spec = Spec;
+    type Accepted = ();
+    type Command = Command;
+    type Answer = ();
+    type Event = Event;
+    type Task = ();
+
+    async fn task(&self, _: TaskContext<Self>, _: Spec) -> Result<Started<Self>> {
+        Err(Error::new(ErrorCode::UnknownTask, "only for events"))
+    }
+
+    async fn command(&self, _: CommandContext<Self>, _: &(), _: Command) -> Result<()> {
+        Ok(())
+    }
+
+    async fn event(&self, _: EventContext, event: JobEvent<Event>) {
+        let mut open = self.open.clone();
+        open.wait_for(|open| *open).await.expect("the test runs");
+        self.taken.send(event.kind).expect("the test runs");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_hash_waits_while_its_events_are_not_taken_in_and_none_is_lost() {
+    const FILES: u64 = 2000;
+    let (open, opened) = watch::channel(false);
+    let (taken, mut taking) = mpsc::unbounded_channel();
+    let gate = Classes::new().with_tasks(Gate { open: opened, taken });
+    // Not nearly enough for all events.
+    let site = Site::start_with(gate, |worker| worker.journal_bytes = 160 * 1024).await;
+    for number in 0..FILES {
+        fs::write(site.file(format!("many/{number:04}")), "x").expect("written");
+    }
+    let task = site.hash("many").await.expect("started");
+    let window_is_full = async {
+        while site.tell(&task, Command::Progress).await.expect("it runs").files < 250 {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    tokio::time::timeout(DEADLINE, window_is_full).await.expect("a window of events");
+    assert!(site.tell(&task, Command::Progress).await.expect("it runs").files <= EVENTS_AHEAD_MAX);
+    open.send(true).expect("the gate is there");
+
+    let mut hashed = 0;
+    loop {
+        match tokio::time::timeout(DEADLINE, taking.recv()).await.expect("in time").expect("open") {
+            JobEventKind::Class(Event::Hashed { .. }) => hashed += 1,
+            JobEventKind::Gap { from, to } | JobEventKind::Resync { gap: Some((from, to)), .. } => panic!("{from} to {to} are lost"),
+            JobEventKind::TaskStopped { reason, .. } => break assert_eq!(reason, "normal"),
+            _ => {}
+        }
+    }
+    assert_eq!(hashed, FILES);
 }

@@ -52,6 +52,9 @@ pub(crate) fn main() -> ExitCode {
         };
     }
     logs::start(filter, config.log_format);
+    if let Some(address) = config.http {
+        tracing::warn!(%address, "http is ignored: there is no HTTP server yet");
+    }
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => return bug(format!("no threads: {error}")).tell(Form::People),

@@ -45,7 +45,11 @@ pub(crate) async fn run(args: DevArgs, form: Form) -> Outcome {
             if !form.is_json() {
                 output::to_stderr(&format!("{name}: stopping the nodes, again kills them"));
             }
-            Ok(())
+            match args.once {
+                // Whoever waits for its result must not take half a tour for a whole one.
+                true => Err(Failure::new("interrupted", format!("the tour was ended by {name}"))),
+                false => Ok(()),
+            }
         }
     };
     tokio::select! {

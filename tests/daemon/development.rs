@@ -132,6 +132,19 @@ fn a_child_that_dies_is_told_and_not_started_again() {
 }
 
 #[test]
+fn a_tour_that_is_interrupted_has_failed() {
+    let tmp = tempfile::tempdir().expect("a directory");
+    let mut command = dev(tmp.path(), &["--once", "--base-port", "0"]);
+    let mut child = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("starts");
+    let mut line = String::new();
+    BufReader::new(child.stdout.take().expect("piped")).read_line(&mut line).expect("text");
+    assert!(line.starts_with("step  1 "), "{line}");
+    kill_process(pid(&child), Signal::INT).expect("it runs");
+    assert_eq!(wait_for("its end", || child.try_wait().expect("ours")).code(), Some(1));
+    assert_eq!(std::fs::read_dir(tmp.path()).expect("reads").count(), 0, "nothing is left behind");
+}
+
+#[test]
 fn a_directory_of_the_user_stays() {
     let tmp = tempfile::tempdir().expect("a directory");
     let kept = tmp.path().join("kept");

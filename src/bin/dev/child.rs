@@ -98,6 +98,8 @@ impl Running {
     /// Lets it drain, and kills it if it takes too long.
     pub(super) async fn stop(&mut self) {
         drop(self.stdin.take());
+        // One that is frozen could not hear of it. It fails only if the child has ended.
+        let _ = self.signal(Signal::CONT);
         if tokio::time::timeout(STOP_TIMEOUT, self.wait()).await.is_err() {
             self.kill();
             self.wait().await;

@@ -9,7 +9,7 @@ use tokio::time::Instant;
 
 use super::class::TaskClass;
 use super::registry::Function;
-use crate::cluster::{NodeInfo, TaskEntry};
+use crate::cluster::{BoxFuture, NodeInfo, TaskEntry};
 use crate::connection::{ByteStream, Cancellation};
 use crate::error::Result;
 use crate::proto::identity::CallIdentity;

@@ -53,7 +53,7 @@ impl Control {
     /// Waits until this node's own worker is known, for a while.
     pub(crate) async fn own_worker(&self, patience: Duration) {
         let known = async {
-            while !self.shared.directory.find(&self.shared.id).is_some_and(|own| own.current().is_some()) {
+            while self.shared.directory.find(&self.shared.id).is_none_or(|own| own.current().is_none()) {
                 tokio::time::sleep(Duration::from_millis(1)).await;
             }
         };
@@ -78,6 +78,21 @@ impl Control {
                 let what = format!("control node {id} wants to join, but this version runs with one control node only");
                 Err(Error::new(ErrorCode::NotAllowed, what))
             }
+        }
+    }
+
+    /// Cuts: nobody is told.
+    pub(crate) fn cut(&self) {
+        self.shared.begin_stop();
+        let reason = Error::new(ErrorCode::ConnectionFailed, "the node was dropped");
+        for proxy in self.shared.directory.all() {
+            if let Some(current) = proxy.current() {
+                current.channel.link().close(reason.clone());
+            }
+            proxy.stop();
+        }
+        for link in self.shared.admin_links() {
+            link.close(reason.clone());
         }
     }
 

@@ -19,7 +19,7 @@ use crate::error::{Error, ErrorCode};
 use crate::job::Classes;
 use crate::proto::auth::{self, Identity, VERSIONS};
 use crate::proto::session::Side;
-use crate::transport::{DialOptions, ListenOptions, Listener, MemoryNet, TlsOptions};
+use crate::transport::{DialOptions, ListenOptions, Listener, MemoryNet};
 use crate::types::{NodeId, NodeUri, Transport};
 use crate::worker::{Connector, DialFailure, Dialled, Worker};
 
@@ -28,6 +28,9 @@ const OWN: &str = "own";
 
 /// How long a control node waits for its own worker before it says that it runs.
 const OWN_WORKER: Duration = Duration::from_secs(5);
+
+/// How much longer than `drain_timeout` a stop may take.
+const LAST_WORDS: Duration = Duration::from_secs(10);
 
 /// Why a node did not start.
 #[derive(Debug, thiserror::Error)]
@@ -103,13 +106,8 @@ impl Node {
             features: Vec::new(),
         };
         let party = Party::prepare(identity.clone(), keyring_input(&config)).await.map_err(NodeError::Config)?;
-        let tls = tls_options(&config);
-        let dial = DialOptions {
-            connect_timeout: config.connect_timeout,
-            tls: tls.clone(),
-            memory: memory.as_ref().map(|net| net.node(id.as_str())),
-        };
-        let listen_options = ListenOptions { tls, state_dir: Some(config.state_dir.clone()), memory: memory.clone() };
+        let dial = DialOptions { memory: memory.as_ref().map(|net| net.node(id.as_str())), ..DialOptions::from(&*config) };
+        let listen_options = ListenOptions { memory, ..ListenOptions::from(&*config) };
         let mut listeners = Vec::new();
         for uri in &config.listen {
             listeners.push(Listener::bind(uri, &listen_options).await.map_err(|error| match error.code() {
@@ -119,7 +117,7 @@ impl Node {
         }
         let listen: Vec<NodeUri> = listeners.iter().map(|listener| listener.uri().clone()).collect();
         let door = Door {
-            gate: Gate::new(Limits { untrusted: config.max_unauthenticated, rate: config.accept_rate }),
+            gate: Gate::new(Limits::from(&*config)),
             links: Arc::new(Semaphore::new(config.max_connections)),
             party: party.clone(),
             options: LinkOptions { keepalive: Some(config.ping_time) },
@@ -165,7 +163,7 @@ impl Node {
             }
         };
         tracing::info!(node = %id, role = %config.role, listen = ?listen.iter().map(ToString::to_string).collect::<Vec<_>>(), "started");
-        Ok(NodeHandle { id, config, listen, control, worker, tasks })
+        Ok(NodeHandle { id, config, listen, control, worker: Some(worker), tasks })
     }
 }
 
@@ -175,8 +173,20 @@ pub struct NodeHandle {
     config: Arc<Config>,
     listen: Vec<NodeUri>,
     control: Option<Control>,
-    worker: Worker,
+    /// There until it is stopped.
+    worker: Option<Worker>,
     tasks: JoinSet<()>,
+}
+
+impl Drop for NodeHandle {
+    fn drop(&mut self) {
+        if let Some(control) = self.control.take() {
+            control.cut();
+        }
+        if let Some(worker) = self.worker.take() {
+            worker.cut();
+        }
+    }
 }
 
 impl std::fmt::Debug for NodeHandle {
@@ -206,20 +216,29 @@ impl NodeHandle {
         self.control.as_ref().map(Control::cluster)
     }
 
+    /// Makes a worker forget the addresses of control nodes: it stays connected, but looks for nobody when that ends (checklist N5.5).
+    pub fn clear_cluster_addr(&self) {
+        if let Some(worker) = &self.worker {
+            worker.clear_cluster_addr();
+        }
+    }
+
     /// Stops: accepts nobody any more, drains for at most `drain_timeout`, then cuts.
     pub async fn stop(mut self) {
         let grace = self.config.drain_timeout;
         self.tasks.shutdown().await;
-        match self.control {
-            Some(control) => {
-                let cut = tokio::time::timeout(grace + Duration::from_secs(5), async {
-                    tokio::join!(control.clone().stop(grace), self.worker.stop(grace));
-                });
-                if cut.await.is_err() {
-                    tracing::warn!("the node did not drain in time");
+        let control = self.control.clone();
+        let Some(worker) = self.worker.take() else { return };
+        let drained = tokio::time::timeout(grace + LAST_WORDS, async {
+            match control {
+                Some(control) => {
+                    tokio::join!(control.stop(grace), worker.stop(grace));
                 }
+                None => worker.stop(grace).await,
             }
-            None => self.worker.stop(grace).await,
+        });
+        if drained.await.is_err() {
+            tracing::warn!(node = %self.id, "did not drain in time");
         }
         tracing::info!(node = %self.id, "stopped");
     }
@@ -232,18 +251,6 @@ fn prepare_state_dir(config: &Config) -> Result<(), NodeError> {
             format!("state_dir = {}: cannot be made: {error}; expected a directory that this user can write", config.state_dir.display());
         NodeError::Config(Error::new(ErrorCode::InvalidConfig, what))
     })
-}
-
-fn tls_options(config: &Config) -> TlsOptions {
-    TlsOptions {
-        certfile: config.tls_certfile.clone(),
-        keyfile: config.tls_keyfile.clone(),
-        password: config.tls_password.clone(),
-        cacertfile: config.tls_cacertfile.clone(),
-        verify: config.tls_verify,
-        depth: (config.tls_depth > 0).then_some(config.tls_depth),
-        versions: config.tls_versions.clone(),
-    }
 }
 
 /// What every listener of a node shares.

@@ -491,18 +491,34 @@ impl IncomingCall {
         self.channel.link.wake_writer();
     }
 
-    /// A future that ends when the caller no longer waits or its link is gone.
-    pub fn cancelled(&self) -> impl Future<Output = ()> + Send + 'static {
+    /// What tells that the caller no longer waits. Costs nothing until it is asked.
+    pub fn cancellation(&self) -> Cancellation {
+        Cancellation { channel: self.channel.clone(), call: self.call }
+    }
+}
+
+/// Tells whether the caller of a call still waits.
+#[derive(Debug)]
+pub struct Cancellation {
+    channel: Channel,
+    call: u32,
+}
+
+impl Cancellation {
+    /// Ends when the caller no longer waits, the call was answered, or its link is gone. One task at a time may wait.
+    pub async fn cancelled(&self) {
+        // It is never sent, only dropped.
+        let _ = self.register().await;
+    }
+
+    fn register(&self) -> oneshot::Receiver<()> {
         let (token, cancelled) = oneshot::channel();
         let mut state = self.channel.link.lock();
-        // Not registered: the sender is dropped here, and the future ends at once.
+        // Otherwise the sender is dropped here, and the wait ends at once.
         if state.session.caller_waits(self.channel.id, self.call) {
             state.cancels.insert((self.channel.id, self.call), token);
         }
-        drop(state);
-        async move {
-            let _ = cancelled.await;
-        }
+        cancelled
     }
 }
 

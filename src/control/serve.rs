@@ -55,11 +55,11 @@ impl LinkHandler for Handler {
 
 async fn serve(backend: Arc<Local>, mut call: IncomingCall) {
     let stream = call.stream.take();
-    let cancelled = call.cancelled();
+    let cancellation = call.cancellation();
     let outcome = tokio::select! {
         outcome = answer(&backend, &call, stream) => outcome,
         // Nobody waits any more: the call is given up on the way to its worker too.
-        () = cancelled => Err(Error::new(ErrorCode::Timeout, "the caller no longer waits").after_sending()),
+        () = cancellation.cancelled() => Err(Error::new(ErrorCode::Timeout, "the caller no longer waits").after_sending()),
     };
     call.reply(&outcome);
 }

@@ -43,6 +43,8 @@ pub(super) struct Shared {
     state: Mutex<State>,
     /// Changes with every adoption, loss of the holder and its silence.
     pub(super) held: watch::Sender<Held>,
+    /// Whether the agent looks for control nodes.
+    pub(super) dials: watch::Sender<bool>,
     /// Something moved: a task ended, an event was acknowledged.
     moved: Notify,
     next_link: AtomicU64,
@@ -102,6 +104,7 @@ impl Shared {
             file_root: config.file_root(),
             state: Mutex::new(state),
             held: watch::Sender::new(Held::No),
+            dials: watch::Sender::new(true),
             moved: Notify::new(),
             next_link: AtomicU64::new(1),
             config,
@@ -236,7 +239,8 @@ impl Shared {
         self.until(|state| state.journal.is_settled() || state.current.is_none()).await;
     }
 
-    async fn until(&self, done: impl Fn(&State) -> bool) {
+    /// Ends when this holds; looked at after everything that calls [`Shared::has_moved`].
+    pub(super) async fn until(&self, done: impl Fn(&State) -> bool) {
         loop {
             let moved = self.moved.notified();
             tokio::pin!(moved);

@@ -6,8 +6,8 @@
 use std::fmt;
 use std::num::NonZeroU32;
 
-use aws_lc_rs::pbkdf2;
 use hmac::{Hmac, KeyInit, Mac};
+use pbkdf2::{Algorithm, Params, pbkdf2_hmac, pbkdf2_hmac_with_params};
 use sha2::{Digest, Sha256};
 use subtle::ConstantTimeEq;
 use zeroize::{Zeroize, ZeroizeOnDrop};
@@ -32,8 +32,12 @@ impl SaltedPassword {
 
     fn stretch(password: &[u8], salt: &[u8], iterations: NonZeroU32) -> Self {
         let mut salted = Self([0; 32]);
-        // That of aws-lc is fast in every build profile; a generic one would be compiled with this crate, unoptimised in tests.
-        pbkdf2::derive(pbkdf2::PBKDF2_HMAC_SHA256, iterations, salt, password, &mut salted.0);
+        if iterations.get() == Params::RECOMMENDED_ROUNDS {
+            // Our default. This function is compiled in its own crate, which is optimised in every profile; the generic one below with ours.
+            pbkdf2_hmac_with_params(password, salt, Algorithm::Pbkdf2Sha256, Params::RECOMMENDED, &mut salted.0);
+        } else {
+            pbkdf2_hmac::<Sha256>(password, salt, iterations.get(), &mut salted.0);
+        }
         salted
     }
 

@@ -1,0 +1,156 @@
+//! `nkcluster`: one command, one connection, one answer.
+
+mod events;
+mod files;
+mod keygen;
+mod nodes;
+mod ping;
+mod tasks;
+mod values;
+
+use std::path::Path;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use clap::Parser;
+use nkcluster::Error;
+use nkcluster::cluster::{CallOptions, Cluster, ConnectOptions};
+use nkcluster::config::Config;
+use nkcluster::types::Secret;
+use tokio::io::AsyncReadExt;
+
+use crate::arguments;
+use crate::cli::{Cli, Command, Global};
+use crate::dev;
+use crate::exit;
+use crate::failure::{Failure, Outcome};
+use crate::output::Form;
+
+/// Longest JSON that is read from standard input; a payload has the same bound.
+const INPUT_BYTES_MAX: u64 = 16 * 1024 * 1024;
+
+/// A connection to the cluster, and how to answer.
+pub(crate) struct Session {
+    pub(crate) cluster: Cluster,
+    pub(crate) timeout: Duration,
+    pub(crate) form: Form,
+}
+
+/// Runs the command line of this process.
+pub(crate) fn main() -> ExitCode {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => return arguments::tell_usage(&error, arguments::asks_for_json()),
+    };
+    let form = if cli.global.json { Form::Json } else { Form::People };
+    let runtime = match tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => return Failure::io("cannot start", &error).tell(form),
+    };
+    let outcome = runtime.block_on(run(cli, form));
+    // A thread that still reads standard input must not keep us.
+    runtime.shutdown_background();
+    match outcome {
+        Ok(()) => ExitCode::from(exit::DONE),
+        Err(failure) => failure.tell(form),
+    }
+}
+
+async fn run(cli: Cli, form: Form) -> Outcome {
+    let global = cli.global;
+    match cli.command {
+        Command::Dev(args) => dev::run(args, form).await,
+        Command::Keygen(args) => keygen::run(args, &global, form).await,
+        command => {
+            let session = Session::open(&global, form).await?;
+            session.run(command).await
+        }
+    }
+}
+
+impl Session {
+    async fn open(global: &Global, form: Form) -> Outcome<Self> {
+        let password = password(global)?.unwrap_or_else(|| Secret::new(Config::DEFAULT_PASSWORD));
+        let mut options = ConnectOptions::new(global.connect.0.clone(), global.cluster_name.clone(), password);
+        options.pbkdf2_iters = global.pbkdf2_iters;
+        options.control_key = global.trusted_control_key.map(|key| key.0);
+        // One that hangs must not use up the time of the others.
+        options.connect_timeout = global.timeout / u32::try_from(global.connect.0.len()).unwrap_or(u32::MAX);
+        let connected = tokio::time::timeout(global.timeout, Cluster::connect(options)).await;
+        let cluster = connected.map_err(|_| no_answer(global))?.map_err(|error| Failure::unreached(&error))?;
+        Ok(Self { cluster, timeout: global.timeout, form })
+    }
+
+    async fn run(&self, command: Command) -> Outcome {
+        match command {
+            Command::Dev(_) | Command::Keygen(_) => Err(Failure::new("internal", "this command needs no connection")),
+            Command::Nodes { select } => nodes::list(self, select).await,
+            Command::Info { node } => nodes::info(self, &node).await,
+            Command::Connect { uri } => nodes::connect(self, &uri).await,
+            Command::Forget { node } => nodes::forget(self, &node).await,
+            Command::Status { node, status } => nodes::status(self, &node, status).await,
+            Command::Meta { node, change } => values::meta(self, &node, change).await,
+            Command::Data { node, operation } => values::data(self, &node, operation).await,
+            Command::Request { node, class, payload } => tasks::request(self, &node, &class, &payload).await,
+            Command::Task(command) => tasks::task(self, command).await,
+            Command::Call { node, function, args } => tasks::call(self, &node, &function, &args).await,
+            Command::Events { class, node } => events::follow(self, class, node).await,
+            Command::Send { node, local, remote, recursive } => files::send(self, &node, &local, &remote, recursive).await,
+            Command::Fetch { node, remote, local } => files::fetch(self, &node, &remote, &local).await,
+            Command::Ping { node, count, interval } => ping::run(self, &node, count, interval).await,
+        }
+    }
+
+    /// One call within `--timeout`.
+    fn options(&self) -> CallOptions {
+        CallOptions::timeout(self.timeout)
+    }
+}
+
+fn no_answer(global: &Global) -> Failure {
+    let uris: Vec<_> = global.connect.0.iter().map(ToString::to_string).collect();
+    let message = format!("no control node answered within {}: {}", humantime::format_duration(global.timeout), uris.join(", "));
+    Failure::unreached(&Error::new(nkcluster::ErrorCode::NoConnections, message))
+}
+
+/// The secret that the operator named, if any: the file, else the variable.
+fn password(global: &Global) -> Outcome<Option<Secret>> {
+    match &global.password_file {
+        Some(path) => password_of_file(path).map(Some),
+        None => match std::env::var("NKCLUSTER_PASSWORD") {
+            Ok(password) => Ok(Some(Secret::new(password)).filter(|password| !password.is_empty())),
+            Err(std::env::VarError::NotPresent) => Ok(None),
+            Err(error) => Err(Failure::usage("invalid_config", format!("NKCLUSTER_PASSWORD: {error}"))),
+        },
+    }
+}
+
+/// Secrets are short; what is longer is some other file.
+const PASSWORD_BYTES_MAX: u64 = 4096;
+
+fn password_of_file(path: &Path) -> Outcome<Secret> {
+    use std::io::Read;
+    let failed = |reason: String| Failure::usage("invalid_config", format!("password_file {}: {reason}", path.display()));
+    let file = std::fs::File::open(path).map_err(|error| failed(error.to_string()))?;
+    let mut text = String::new();
+    file.take(PASSWORD_BYTES_MAX + 1).read_to_string(&mut text).map_err(|error| failed(error.to_string()))?;
+    if text.len() as u64 > PASSWORD_BYTES_MAX {
+        return Err(failed(format!("longer than {PASSWORD_BYTES_MAX} bytes")));
+    }
+    text.truncate(text.trim_end_matches(['\r', '\n']).len());
+    match text.is_empty() {
+        true => Err(failed("is empty".to_owned())),
+        false => Ok(Secret::new(text)),
+    }
+}
+
+/// A JSON argument; `-` reads it from standard input.
+async fn json_argument(text: &str) -> Outcome<nkcluster::types::Payload> {
+    let mut input = String::new();
+    if text == "-" {
+        let mut stdin = tokio::io::stdin().take(INPUT_BYTES_MAX + 1);
+        stdin.read_to_string(&mut input).await.map_err(|error| Failure::io("cannot read standard input", &error))?;
+    }
+    let text = if text == "-" { &input } else { text };
+    nkcluster::types::Payload::from_json(text).map_err(|error| Failure::from(error).with_exit(exit::USAGE).context("the JSON argument"))
+}

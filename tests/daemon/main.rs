@@ -1,0 +1,8 @@
+//! The daemon as a real process: how it starts, what it says, how it ends, what survives a kill.
+
+mod development;
+mod failures;
+mod security;
+mod start;
+mod stop;
+mod support;

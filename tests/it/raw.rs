@@ -125,14 +125,8 @@ impl RawLink {
 
 /// Who a hand-made peer says it is, and what it can prove.
 pub(crate) async fn party_with(role: Role, id: &str, incarnation: Incarnation, change: impl FnOnce(&mut KeyringInput)) -> Party {
-    let identity = Identity {
-        cluster: CLUSTER.to_owned(),
-        role,
-        id: node_id(id),
-        incarnation,
-        versions: VERSIONS.to_vec(),
-        features: Vec::new(),
-    };
+    let identity =
+        Identity { cluster: CLUSTER.to_owned(), role, id: node_id(id), incarnation, versions: VERSIONS.to_vec(), features: Vec::new() };
     let mut input = KeyringInput {
         cluster: CLUSTER.to_owned(),
         iterations: ITERATIONS,

@@ -273,13 +273,16 @@ impl Cluster {
                 Err(error) => error,
             };
             let pause = Duration::from_millis(rand::rng().random_range(RETRY_PAUSE_MS));
-            if options.retry == Retry::Never || !call::worth_a_retry(&error) || Instant::now() + pause >= deadline {
+            // Another incarnation than the first one addressed answers: it will never know what that one did.
+            let restarted = !head.incarnation.is_none() && error.addressed().is_some_and(|addressed| addressed != head.incarnation);
+            if options.retry == Retry::Never || restarted || !call::worth_a_retry(&error) || Instant::now() + pause >= deadline {
                 return Err(error);
             }
-            if let Some(addressed) = error.addressed() {
-                head.incarnation = addressed;
+            // What was refused without effect may be done by any incarnation.
+            if error.may_have_run() {
+                head.retry = true;
+                head.incarnation = error.addressed().unwrap_or(head.incarnation);
             }
-            head.retry |= error.may_have_run();
             tracing::debug!(node = ?head.node, %error, "the call is tried again");
             tokio::time::sleep(pause).await;
         }

@@ -47,7 +47,7 @@ impl Local {
             call.head.incarnation = current.incarnation;
         } else if call.head.incarnation != current.incarnation {
             let what = format!("{node} was restarted since the call was first sent; nobody knows whether it was done");
-            return Err(Error::new(ErrorCode::ConnectionFailed, what).after_sending());
+            return Err(Error::new(ErrorCode::ConnectionFailed, what).after_sending().addressed_to(current.incarnation));
         }
         Ok(current)
     }

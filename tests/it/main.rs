@@ -3,6 +3,7 @@
 mod classes;
 mod failure;
 mod harness;
+mod identity;
 mod original_basic;
 mod original_task;
 mod raw;

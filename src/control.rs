@@ -81,6 +81,21 @@ impl Control {
         }
     }
 
+    /// Cuts: nobody is told.
+    pub(crate) fn cut(&self) {
+        self.shared.begin_stop();
+        let reason = Error::new(ErrorCode::ConnectionFailed, "the node was dropped");
+        for proxy in self.shared.directory.all() {
+            if let Some(current) = proxy.current() {
+                current.channel.link().close(reason.clone());
+            }
+            proxy.stop();
+        }
+        for link in self.shared.admin_links() {
+            link.close(reason.clone());
+        }
+    }
+
     /// Stops in order: tells everybody to go elsewhere, waits for the answers that callers wait for, cuts.
     pub(crate) async fn stop(self, grace: Duration) {
         let deadline = Instant::now() + grace;

@@ -78,6 +78,15 @@ impl Worker {
         Door { shared: Arc::clone(&self.shared) }
     }
 
+    /// Cuts: nobody is told, tasks end with the runtime.
+    pub(crate) fn cut(mut self) {
+        self.tasks.abort_all();
+        self.shared.kill_all_tasks();
+        for link in self.shared.links() {
+            link.close(Error::new(ErrorCode::ConnectionFailed, "the node was dropped"));
+        }
+    }
+
     /// Drains: no more tasks, those that run are told and get `grace` to end, the last events leave, the links close.
     pub(crate) async fn stop(mut self, grace: Duration) {
         // Refused only in a state that has no tasks.

@@ -2,7 +2,7 @@
 //!
 //! The lock guards a few lines at a time. Whoever holds it may put frames into a link (its own, inner lock); nobody who holds a link's lock ever takes this one.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -15,6 +15,7 @@ use super::journal::{Journal, Outgoing};
 use super::outcomes::Outcomes;
 use super::running::Running;
 use super::tasks::{Action, Tasks};
+use crate::cluster::core_class;
 use crate::config::Config;
 use crate::connection::{Channel, IncomingCall, Link, unix_time_ms};
 use crate::error::{Error, ErrorCode, Result};
@@ -199,7 +200,9 @@ impl Shared {
                 Action::EmitStopped { class, id, reason } => state.append_own(&class, EntryKind::TaskStopped { id, reason }),
                 Action::EmitStatus(status) => {
                     tracing::info!(node = %self.id, %status, "status changed");
-                    let classes: Vec<ClassName> = state.journal.classes().map(|(class, _)| class.clone()).collect();
+                    // Every class that ever had an event, and `core` for whoever follows the worker itself.
+                    let mut classes: BTreeSet<ClassName> = state.journal.classes().map(|(class, _)| class.clone()).collect();
+                    classes.insert(core_class());
                     for class in classes {
                         state.append_own(&class, EntryKind::NodeStatus(status));
                     }

@@ -8,3 +8,4 @@ mod original_basic;
 mod original_task;
 mod raw;
 mod relay;
+mod security;

@@ -83,17 +83,7 @@ impl Control {
 
     /// Cuts: nobody is told.
     pub(crate) fn cut(&self) {
-        self.shared.begin_stop();
-        let reason = Error::new(ErrorCode::ConnectionFailed, "the node was dropped");
-        for proxy in self.shared.directory.all() {
-            if let Some(current) = proxy.current() {
-                current.channel.link().close(reason.clone());
-            }
-            proxy.stop();
-        }
-        for link in self.shared.admin_links() {
-            link.close(reason.clone());
-        }
+        self.end(&Error::new(ErrorCode::ConnectionFailed, "the node was dropped"));
     }
 
     /// Stops in order: tells everybody to go elsewhere, waits for the answers that callers wait for, cuts.
@@ -102,25 +92,30 @@ impl Control {
         let reason = Error::new(ErrorCode::ShuttingDown, format!("control node {} is stopping", self.shared.id));
         let away = Message::GoAway(GoAway { reason: reason.clone(), reconnect_after_ms: None });
         self.shared.begin_stop();
-        let admins = self.shared.admin_links();
-        for link in &admins {
+        let links = self.shared.links();
+        let (clients, workers): (Vec<&Link>, Vec<&Link>) = links.iter().partition(|link| link.peer().role == Role::Admin);
+        for link in &clients {
             link.channel_zero().message(&away);
         }
-        while admins.iter().any(|link| !link.has_ended() && link.calls_being_answered() > 0) && Instant::now() < deadline {
+        while clients.iter().any(|link| !link.has_ended() && link.calls_being_answered() > 0) && Instant::now() < deadline {
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
-        let proxies = self.shared.directory.all();
-        let workers: Vec<Link> = proxies.iter().filter_map(|proxy| proxy.current().map(|current| current.channel.link().clone())).collect();
-        for link in workers.iter().chain(&admins) {
-            if link.peer().role == Role::Worker {
-                link.channel_zero().message(&away);
-            }
-            link.close(reason.clone());
+        for link in workers {
+            link.channel_zero().message(&away);
         }
-        for link in workers.iter().chain(&admins) {
+        self.end(&reason);
+        for link in &links {
             let _ = tokio::time::timeout(FAREWELL, link.ended()).await;
         }
-        for proxy in proxies {
+    }
+
+    /// Ends every link, also of those that no proxy knows yet, and every proxy.
+    fn end(&self, reason: &Error) {
+        self.shared.begin_stop();
+        for link in self.shared.links() {
+            link.close(reason.clone());
+        }
+        for proxy in self.shared.directory.all() {
             proxy.stop();
         }
     }

@@ -188,6 +188,11 @@ pub struct Error {
 }
 
 impl Error {
+    /// Longest text of an error on the wire, in bytes; the rest is cut off.
+    pub const TEXT_BYTES_MAX: usize = 8 * 1024;
+    /// Longest name of a class's own error on the wire, in bytes.
+    pub const NAME_BYTES_MAX: usize = 256;
+
     /// An error whose call had no effect.
     pub fn new(code: ErrorCode, message: impl Into<String>) -> Self {
         Self { code, message: message.into(), effect: Effect::None, addressed: None }
@@ -219,6 +224,17 @@ impl Error {
     pub fn context(mut self, what: impl fmt::Display) -> Self {
         self.message = format!("{what}: {}", self.message);
         self
+    }
+
+    /// The same error with a text of at most [`Error::TEXT_BYTES_MAX`] and a name of at most [`Error::NAME_BYTES_MAX`], as it travels. Texts grow with
+    /// every hop that adds its words, and a class may have written a whole log into one.
+    pub(crate) fn bounded(&self) -> Self {
+        let cut = |text: &str, max: usize| text[..text.floor_char_boundary(max)].to_owned();
+        let code = match &self.code {
+            ErrorCode::Class(name) => ErrorCode::Class(cut(name, Self::NAME_BYTES_MAX).into()),
+            known => known.clone(),
+        };
+        Self { code, message: cut(&self.message, Self::TEXT_BYTES_MAX), effect: self.effect, addressed: self.addressed }
     }
 
     /// Stable name.

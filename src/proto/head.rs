@@ -153,7 +153,7 @@ pub fn put_reply(out: &mut BytesMut, call: u32, outcome: &Outcome) {
         Ok(_) => out.put_u8(0),
         Err(error) => {
             out.put_u8(1);
-            let body = rmp_serde::to_vec_named(error).unwrap_or_default();
+            let body = rmp_serde::to_vec_named(&error.bounded()).unwrap_or_default();
             out.put_slice(&body);
         }
     }

@@ -23,12 +23,12 @@ use std::collections::{BTreeMap, HashMap};
 use bytes::{BufMut, Bytes, BytesMut};
 
 use self::assembly::{Assembly, Piece};
-use self::lanes::Lanes;
 pub use self::lanes::Outbox;
+use self::lanes::{Lanes, Outgoing};
 use self::streams::Streams;
 pub use self::streams::{STREAM_WINDOW_BYTES, StreamKey, StreamRead};
 use super::auth::Role;
-use super::frame::{self, BODY_BYTES_MAX, Fault, Frame, Kind, LINK_CHANNEL};
+use super::frame::{self, Fault, Frame, Kind, LINK_CHANNEL};
 use super::head::{self, CallHead, EventHead, Outcome, Ping, Pong};
 use super::message::{self, Closed, FaultNotice, Message};
 use super::roles;
@@ -44,6 +44,11 @@ pub const PAYLOAD_BYTES_MAX: usize = 16 * 1024 * 1024;
 pub const EVENT_BYTES_MAX: usize = 60 * 1024;
 /// Bytes that may wait for a peer before new calls are refused as busy.
 pub const BACKLOG_BYTES_MAX: usize = 32 * 1024 * 1024;
+
+/// Payloads up to this size are copied behind the header of their frame.
+const COPIED_BYTES_MAX: usize = 4096;
+/// Room for calls that is kept while there are none.
+const CALLS_KEPT_WHEN_IDLE: usize = 64;
 
 /// Which end of the link this is: it decides who numbers odd and who even.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -178,7 +183,15 @@ impl<T> Session<T> {
             Side::Listener => 2,
         };
         let channels = BTreeMap::from([(LINK_CHANNEL, Channel::new())]);
-        Self { side, peer_role, channels, next_channel: first, streams: Streams::new(side), lanes: Lanes::new(), assembly: Assembly::new() }
+        Self {
+            side,
+            peer_role,
+            channels,
+            next_channel: first,
+            streams: Streams::new(side),
+            lanes: Lanes::new(),
+            assembly: Assembly::new(peer_role),
+        }
     }
 
     /// Opens a channel.
@@ -203,7 +216,7 @@ impl<T> Session<T> {
     pub fn close_channel(&mut self, channel: u16, reason: &Error) -> ClosedChannel<T> {
         if channel != LINK_CHANNEL && self.channels.contains_key(&channel) {
             // In the lane of the replies, so that those already given arrive before it.
-            self.lanes.hot(Kind::ChannelClose, channel, message::encode(&Closed { reason: reason.clone() }));
+            self.lanes.hot(Kind::ChannelClose, channel, message::encode(&Closed { reason: reason.bounded() }));
         }
         self.drop_channel(channel, reason)
     }
@@ -262,22 +275,27 @@ impl<T> Session<T> {
         state.calls_out.insert(call, token);
         let mut header = BytesMut::with_capacity(160);
         head::put_call(&mut header, call, stream.map_or(0, |key| key.stream), head);
-        self.enqueue_large(Kind::Call, channel, header, payload);
+        self.enqueue_sized(Kind::Call, channel, header, payload, stream);
         Ok((call, stream))
     }
 
     /// Gives up a call; a late reply is ignored. Returns the token if the call was still unanswered.
     pub fn forget_call(&mut self, channel: u16, call: u32) -> Option<T> {
-        let token = self.channels.get_mut(&channel)?.calls_out.remove(&call)?;
+        let token = self.channels.get_mut(&channel)?.take_call_out(call)?;
         self.lanes.hot(Kind::Cancel, channel, Bytes::copy_from_slice(&call.to_be_bytes()));
         Some(token)
     }
 
-    /// Answers a call; false if it was answered before or its channel is closed.
+    /// Answers a call; false if it was answered before or its channel is closed. Whoever has given the call up is spared the bytes.
     pub fn reply(&mut self, channel: u16, call: u32, outcome: &Outcome) -> bool {
         let Some(state) = self.channels.get_mut(&channel) else { return false };
-        if state.calls_in.remove(&call).is_none() {
-            return false;
+        match state.calls_in.remove(&call) {
+            None => return false,
+            Some(Waiting::Cancelled) => return true,
+            Some(Waiting::Yes) => {}
+        }
+        if state.calls_in.is_empty() && state.calls_in.capacity() > CALLS_KEPT_WHEN_IDLE {
+            state.calls_in = HashMap::new();
         }
         let too_large;
         let outcome = match outcome {
@@ -291,7 +309,7 @@ impl<T> Session<T> {
         let mut header = BytesMut::with_capacity(8);
         head::put_reply(&mut header, call, outcome);
         let empty = Bytes::new();
-        self.enqueue_large(Kind::Reply, channel, header, outcome.as_ref().unwrap_or(&empty));
+        self.enqueue_sized(Kind::Reply, channel, header, outcome.as_ref().unwrap_or(&empty), None);
         true
     }
 
@@ -300,8 +318,11 @@ impl<T> Session<T> {
         self.channels.get(&channel).and_then(|state| state.calls_in.get(&call)) == Some(&Waiting::Yes)
     }
 
-    /// Sends an entry of the journal.
+    /// Sends an entry of the journal; on a closed channel it is lost, as it would be on the way.
     pub fn event(&mut self, channel: u16, event: &EventHead, payload: &[u8]) {
+        if !self.has_channel(channel) {
+            return;
+        }
         let mut body = BytesMut::with_capacity(32 + payload.len());
         head::put_event(&mut body, event);
         body.put_slice(payload);
@@ -310,6 +331,9 @@ impl<T> Session<T> {
 
     /// Sends a ping.
     pub fn ping(&mut self, channel: u16, ping: &Ping) {
+        if self.has_ended() {
+            return;
+        }
         let mut body = BytesMut::with_capacity(28);
         head::put_ping(&mut body, ping);
         self.lanes.urgent(Kind::Ping, channel, &body);
@@ -317,15 +341,25 @@ impl<T> Session<T> {
 
     /// Answers a ping.
     pub fn pong(&mut self, channel: u16, pong: &Pong) {
+        if self.has_ended() {
+            return;
+        }
         let mut body = BytesMut::with_capacity(16);
         head::put_pong(&mut body, pong);
         self.lanes.urgent(Kind::Pong, channel, &body);
     }
 
-    /// Sends a control message. Acknowledgements are urgent; what speaks of calls or events keeps its place among them.
+    /// Sends a control message; on a closed channel it is lost. Acknowledgements are urgent; what speaks of calls or events keeps its place among them.
     pub fn message(&mut self, channel: u16, message: &Message) {
+        if !self.has_channel(channel) {
+            return;
+        }
         match message {
             Message::EventAck(_) => self.lanes.urgent(message.kind(), channel, &message.encode()),
+            Message::GoAway(away) => {
+                let away = Message::GoAway(message::GoAway { reason: away.reason.bounded(), ..away.clone() });
+                self.lanes.hot(away.kind(), channel, away.encode());
+            }
             _ => self.lanes.hot(message.kind(), channel, message.encode()),
         }
     }
@@ -382,23 +416,30 @@ impl<T> Session<T> {
         if !roles::may_send(self.peer_role, frame.kind) {
             return Err(Fault::NotAllowed(frame.kind));
         }
-        let queued_bytes = self.lanes.urgent_bytes();
-        if queued_bytes > lanes::URGENT_BYTES_MAX {
-            return Err(Fault::PeerNotReading { queued_bytes });
+        if self.lanes.urgent_bytes() > lanes::URGENT_BYTES_MAX || self.lanes.message_bytes() > lanes::MESSAGE_BYTES_MAX {
+            // Each of its frames is answered by at most a few small ones, so it has not read for long.
+            return Err(Fault::PeerNotReading { queued_bytes: self.lanes.urgent_bytes() + self.lanes.queued_bytes() });
         }
         match frame.kind {
-            Kind::Fragment => match self.assembly.handle(frame)? {
-                Piece::Whole(whole) if roles::may_send(self.peer_role, whole.kind) => self.handle_whole(whole, out),
-                Piece::Whole(whole) => Err(Fault::NotAllowed(whole.kind)),
-                Piece::Refused { channel, mut first, error } => {
-                    // Only a call can be answered; a reply or anything else that large is told to whoever waits for it.
-                    if let Ok((call, _, _)) = head::take_call(&mut first) {
-                        self.reply_unaccepted(channel, call, &Err(error));
+            Kind::Fragment => {
+                let channels = &self.channels;
+                let waits = |channel, call| channels.get(&channel).is_some_and(|state| state.calls_out.contains_key(&call));
+                match self.assembly.handle(frame, waits)? {
+                    Piece::Incomplete => {}
+                    Piece::Whole(whole) => self.handle_whole(whole, out)?,
+                    Piece::RefusedCall { channel, mut first, error } => {
+                        // One whose header is not in its first fragment was not made by a session.
+                        let (call, stream, _) = head::take_call(&mut first)?;
+                        self.refuse(channel, call, stream, error);
                     }
-                    Ok(())
+                    Piece::RefusedReply { channel, call, error } => {
+                        if let Some(token) = self.channels.get_mut(&channel).and_then(|state| state.take_call_out(call)) {
+                            out.push(Incoming::Reply { token, outcome: Err(error) });
+                        }
+                    }
                 }
-                Piece::Incomplete => Ok(()),
-            },
+                Ok(())
+            }
             _ => self.handle_whole(frame, out),
         }
     }
@@ -423,6 +464,8 @@ impl<T> Session<T> {
             Kind::ChannelClose => {
                 let Closed { reason } = message::decode(kind, &body)?;
                 if channel != LINK_CHANNEL && self.channels.contains_key(&channel) {
+                    // Everybody who waits gets a copy.
+                    let reason = reason.bounded();
                     let closed = self.drop_channel(channel, &reason);
                     closed.report(&reason, out);
                     out.push(Incoming::ChannelClosed { channel, reason });
@@ -432,7 +475,7 @@ impl<T> Session<T> {
             Kind::Reply => {
                 let (call, outcome) = head::take_reply(&mut body)?;
                 // A reply after its timeout finds nobody: it is dropped.
-                if let Some(token) = self.channels.get_mut(&channel).and_then(|state| state.calls_out.remove(&call)) {
+                if let Some(token) = self.channels.get_mut(&channel).and_then(|state| state.take_call_out(call)) {
                     out.push(Incoming::Reply { token, outcome });
                 }
             }
@@ -445,7 +488,10 @@ impl<T> Session<T> {
             }
             Kind::Event => {
                 let head = head::take_event(&mut body)?;
-                out.push(Incoming::Event { channel, head, payload: body });
+                // On a closed channel it was under way when we closed it, and comes again on another one.
+                if self.has_channel(channel) {
+                    out.push(Incoming::Event { channel, head, payload: body });
+                }
             }
             Kind::Ping => out.push(Incoming::Ping { channel, ping: head::take_ping(&mut body)? }),
             Kind::Pong => out.push(Incoming::Pong { channel, pong: head::take_pong(&mut body)? }),
@@ -456,7 +502,9 @@ impl<T> Session<T> {
             }
             _ => {
                 let message = Message::decode(kind, &body)?.ok_or(Fault::NotAllowed(kind))?;
-                out.push(Incoming::Message { channel, message });
+                if self.has_channel(channel) {
+                    out.push(Incoming::Message { channel, message });
+                }
             }
         }
         Ok(())
@@ -466,41 +514,49 @@ impl<T> Session<T> {
         let (call, stream, head) = head::take_call(&mut body)?;
         let backlog = self.lanes.queued_bytes();
         let Some(state) = self.channels.get_mut(&channel) else {
-            let error = Error::new(ErrorCode::ConnectionFailed, "the channel is closed; nothing was done");
-            self.reply_unaccepted(channel, call, &Err(error));
+            self.refuse(channel, call, stream, Error::new(ErrorCode::ConnectionFailed, "the channel is closed; nothing was done"));
             return Ok(());
         };
-        if state.calls_in.len() >= CALLS_MAX || backlog > BACKLOG_BYTES_MAX {
-            let error =
-                Error::new(ErrorCode::Busy, format!("{} calls are being answered on this channel; try again", state.calls_in.len()));
-            self.reply_unaccepted(channel, call, &Err(error));
-            return Ok(());
-        }
-        if state.calls_in.insert(call, Waiting::Yes).is_some() {
+        if state.calls_in.contains_key(&call) {
             return Err(Fault::IdInUse { channel, id: call });
         }
-        let stream = match stream {
+        if state.calls_in.len() >= CALLS_MAX || backlog > BACKLOG_BYTES_MAX {
+            let what = format!("{} calls are being answered on this channel; try again", state.calls_in.len());
+            self.refuse(channel, call, stream, Error::new(ErrorCode::Busy, what));
+            return Ok(());
+        }
+        let key = match stream {
             0 => None,
             stream => match self.streams.accept(channel, stream)? {
                 Some(key) => Some(key),
                 None => {
-                    let error = Error::new(ErrorCode::Busy, "too many streams on this link; try again");
-                    self.reply(channel, call, &Err(error));
+                    self.refuse(channel, call, stream, Error::new(ErrorCode::Busy, "too many streams on this link; try again"));
                     return Ok(());
                 }
             },
         };
-        out.push(Incoming::Call { channel, call, head, payload: body, stream });
+        state.calls_in.insert(call, Waiting::Yes);
+        out.push(Incoming::Call { channel, call, head, payload: body, stream: key });
         Ok(())
     }
 
-    fn reply_unaccepted(&mut self, channel: u16, call: u32, outcome: &Outcome) {
+    /// Answers a call that was not taken in, and ends the stream that came with it.
+    ///
+    /// It goes ahead of everything else: a peer that calls without reading must not fill the lane of the answers.
+    fn refuse(&mut self, channel: u16, call: u32, stream: u32, error: Error) {
         let mut body = BytesMut::new();
-        head::put_reply(&mut body, call, outcome);
-        self.lanes.hot(Kind::Reply, channel, body.freeze());
+        head::put_reply(&mut body, call, &Err(error));
+        self.lanes.urgent(Kind::Reply, channel, &body);
+        if stream != 0 {
+            self.lanes.urgent(Kind::StreamReset, channel, &stream.to_be_bytes());
+        }
     }
 
-    /// Ends the session: everything that waited comes back.
+    fn has_ended(&self) -> bool {
+        self.channels.is_empty()
+    }
+
+    /// Ends the session: everything that waited comes back, nothing more is taken in. What is queued may still leave.
     pub fn close(&mut self, reason: &Error) -> ClosedChannel<T> {
         let mut all = ClosedChannel { tokens: Vec::new(), streams: Vec::new() };
         while let Some((&channel, _)) = self.channels.first_key_value() {
@@ -508,25 +564,36 @@ impl<T> Session<T> {
             all.tokens.extend(closed.tokens);
             all.streams.extend(closed.streams);
         }
+        self.assembly = Assembly::new(self.peer_role);
         all
     }
 
-    fn enqueue_large(&mut self, kind: Kind, channel: u16, mut header: BytesMut, payload: &Bytes) {
-        if header.len() + payload.len() <= BODY_BYTES_MAX {
-            // One copy into the frame is cheaper than a second piece for the socket, up to about a page.
-            if payload.len() <= 4096 {
-                header.put_slice(payload);
-                self.lanes.hot(kind, channel, header.freeze());
-            } else {
-                self.lanes.hot_parts(kind, channel, header.freeze(), payload.clone());
-            }
+    /// Forgets what is queued; for a link that has ended, whose handles may live on.
+    pub fn discard_output(&mut self) {
+        self.lanes = Lanes::new();
+    }
+
+    fn enqueue_sized(&mut self, kind: Kind, channel: u16, mut header: BytesMut, payload: &Bytes, opens: Option<StreamKey>) {
+        // One copy into the frame is cheaper than a second piece for the socket, up to about a page.
+        let body = if payload.len() <= COPIED_BYTES_MAX {
+            header.put_slice(payload);
+            Bytes::new()
         } else {
-            self.lanes.fragments(kind, channel, header.freeze(), payload.clone());
-        }
+            payload.clone()
+        };
+        self.lanes.sized(Outgoing { kind, channel, head: header.freeze(), body, opens });
     }
 }
 
 impl<T> Channel<T> {
+    fn take_call_out(&mut self, call: u32) -> Option<T> {
+        let token = self.calls_out.remove(&call)?;
+        if self.calls_out.is_empty() && self.calls_out.capacity() > CALLS_KEPT_WHEN_IDLE {
+            self.calls_out = HashMap::new();
+        }
+        Some(token)
+    }
+
     fn next_free_call(&mut self) -> u32 {
         // Bounded by CALLS_MAX calls in flight, so a free number is near.
         while self.next_call == 0 || self.calls_out.contains_key(&self.next_call) {

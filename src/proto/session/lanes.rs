@@ -5,8 +5,11 @@
 //! 3. **bulk**: stream data and fragments, round robin between their sources, one frame at a time.
 //!
 //! Hot and bulk share the socket 8 : 1 by bytes while both have something to send, so that neither starves the other.
+//!
+//! A stream that was opened by a call waits in its lane until the whole call has left: bytes that come before their call are bytes of a stream that nobody
+//! knows, and would be lost.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{HashMap, HashSet, VecDeque};
 
 use bytes::{BufMut, Bytes, BytesMut};
 
@@ -15,8 +18,18 @@ use super::streams::StreamKey;
 
 /// Urgent bytes that may wait. More means that the peer asks and does not read.
 pub(super) const URGENT_BYTES_MAX: usize = 1024 * 1024;
-/// Hot bytes that may pass before one bulk frame gets its turn.
-const HOT_BYTES_PER_BULK_FRAME: usize = 8 * BODY_BYTES_MAX;
+/// Bytes of control messages that may wait. The largest legitimate burst is a resync, which names every running task of a worker.
+pub(super) const MESSAGE_BYTES_MAX: usize = 16 * 1024 * 1024;
+/// Hot bytes for each bulk byte.
+const HOT_BYTES_PER_BULK_BYTE: usize = 8;
+/// Lead of the hot lane at which the bulk lane gets its turn: one bulk frame makes up for it.
+const HOT_LEAD_MAX: usize = HOT_BYTES_PER_BULK_BYTE * BODY_BYTES_MAX;
+/// What a waiting frame costs in memory beside its bytes, roughly, so that many small frames count as what they are.
+const FRAME_COST: usize = 128;
+/// Tables and buffers up to this size are kept while idle.
+const KEPT_WHEN_IDLE: usize = 64;
+/// The same for buffers of bytes.
+const BYTES_KEPT_WHEN_IDLE: usize = 4 * 1024;
 /// Bodies up to this size are copied behind their header; larger ones go to the socket as they are.
 const COPIED_BYTES_MAX: usize = 8 * 1024;
 
@@ -26,6 +39,9 @@ pub struct Outbox {
     pieces: VecDeque<Bytes>,
     tail: BytesMut,
     bytes: usize,
+    /// Bytes of this turn that were copied, and of turns before it with less and less weight: the buffer is made for about as much.
+    copied: usize,
+    copied_lately: usize,
 }
 
 impl Outbox {
@@ -37,6 +53,22 @@ impl Outbox {
     /// Whether nothing waits.
     pub fn is_empty(&self) -> bool {
         self.bytes == 0
+    }
+
+    /// Everything was written: after a burst the buffer shrinks, over a few turns.
+    pub fn drained(&mut self) {
+        self.copied_lately = std::mem::take(&mut self.copied).max(self.copied_lately / 2);
+        if self.tail.is_empty() && self.tail.capacity() > BYTES_KEPT_WHEN_IDLE.max(4 * self.copied_lately) {
+            self.tail = BytesMut::new();
+        }
+        if self.pieces.is_empty() && self.pieces.capacity() > KEPT_WHEN_IDLE {
+            self.pieces = VecDeque::new();
+        }
+    }
+
+    #[cfg(test)]
+    pub(super) fn kept_bytes(&self) -> usize {
+        self.tail.capacity() + self.pieces.capacity() * size_of::<Bytes>()
     }
 
     fn frame(&mut self, kind: Kind, channel: u16, parts: &[&Bytes]) {
@@ -60,6 +92,7 @@ impl Outbox {
 
     fn seal(&mut self) {
         if !self.tail.is_empty() {
+            self.copied += self.tail.len();
             self.pieces.push_back(self.tail.split().freeze());
         }
     }
@@ -91,12 +124,33 @@ struct Queued {
     channel: u16,
     head: Bytes,
     body: Bytes,
+    /// The stream that may send once this frame has left.
+    opens: Option<StreamKey>,
 }
 
 impl Queued {
     fn bytes(&self) -> usize {
         frame::HEADER_BYTES + self.head.len() + self.body.len()
     }
+
+    fn cost(&self) -> usize {
+        self.bytes() + FRAME_COST
+    }
+
+    /// Whether it is neither of a call nor of the journal, which have bounds of their own.
+    fn is_message(&self) -> bool {
+        !matches!(self.kind, Kind::Call | Kind::Reply | Kind::Cancel | Kind::Event)
+    }
+}
+
+/// A body for the hot lane, in fragments if it is large.
+pub(super) struct Outgoing {
+    pub(super) kind: Kind,
+    pub(super) channel: u16,
+    pub(super) head: Bytes,
+    pub(super) body: Bytes,
+    /// The stream that comes with it.
+    pub(super) opens: Option<StreamKey>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -107,34 +161,47 @@ enum Source {
 
 pub(super) struct Lanes {
     urgent: BytesMut,
+    urgent_lately: usize,
     hot: VecDeque<Queued>,
-    hot_since_bulk: usize,
+    /// Hot bytes that have left since the bulk lane had its share.
+    hot_lead: usize,
     bulk: HashMap<Source, VecDeque<Queued>>,
     turns: VecDeque<Source>,
+    /// Streams whose call has not left.
+    held: HashSet<StreamKey>,
     next_fragments: u32,
     queued_bytes: usize,
+    message_bytes: usize,
 }
 
 impl Lanes {
     pub(super) fn new() -> Self {
         Self {
             urgent: BytesMut::new(),
+            urgent_lately: 0,
             hot: VecDeque::new(),
-            hot_since_bulk: 0,
+            hot_lead: 0,
             bulk: HashMap::new(),
             turns: VecDeque::new(),
+            held: HashSet::new(),
             next_fragments: 1,
             queued_bytes: 0,
+            message_bytes: 0,
         }
     }
 
-    /// Bytes of the hot lane and of fragments: what calls and replies have queued.
+    /// What waits beside the data of streams, with its cost in memory.
     pub(super) fn queued_bytes(&self) -> usize {
         self.queued_bytes
     }
 
     pub(super) fn urgent_bytes(&self) -> usize {
         self.urgent.len()
+    }
+
+    /// Control messages that wait, with their cost in memory.
+    pub(super) fn message_bytes(&self) -> usize {
+        self.message_bytes
     }
 
     pub(super) fn has_output(&self) -> bool {
@@ -146,40 +213,59 @@ impl Lanes {
     }
 
     pub(super) fn hot(&mut self, kind: Kind, channel: u16, body: Bytes) {
-        self.hot_parts(kind, channel, body, Bytes::new());
+        self.push_hot(Queued { kind, channel, head: body, body: Bytes::new(), opens: None });
     }
 
-    pub(super) fn hot_parts(&mut self, kind: Kind, channel: u16, head: Bytes, body: Bytes) {
-        let queued = Queued { kind, channel, head, body };
-        self.queued_bytes += queued.bytes();
-        self.hot.push_back(queued);
-    }
-
-    /// Splits a body that is larger than a frame; see [`super::assembly`] for the layout.
-    pub(super) fn fragments(&mut self, kind: Kind, channel: u16, head: Bytes, body: Bytes) {
+    /// Queues a call or reply; a body that is larger than a frame goes to the bulk lane, see [`super::assembly`] for the layout.
+    pub(super) fn sized(&mut self, outgoing: Outgoing) {
+        let Outgoing { kind, channel, head, body, opens } = outgoing;
+        self.held.extend(opens);
+        if head.len() + body.len() <= BODY_BYTES_MAX {
+            self.push_hot(Queued { kind, channel, head, body, opens });
+            return;
+        }
         let id = self.next_fragments;
         self.next_fragments = self.next_fragments.wrapping_add(1);
-        let frames: VecDeque<Queued> = super::assembly::split(id, kind, head, body)
-            .into_iter()
-            .map(|(head, body)| Queued { kind: Kind::Fragment, channel, head, body })
-            .collect();
-        self.queued_bytes += frames.iter().map(Queued::bytes).sum::<usize>();
+        let fragments = super::assembly::split(id, kind, head, body).into_iter();
+        let mut frames: VecDeque<Queued> =
+            fragments.map(|(head, body)| Queued { kind: Kind::Fragment, channel, head, body, opens: None }).collect();
+        if let Some(last) = frames.back_mut() {
+            last.opens = opens;
+        }
+        self.queued_bytes += frames.iter().map(Queued::cost).sum::<usize>();
         self.bulk.insert(Source::Fragments(id), frames);
         self.turns.push_back(Source::Fragments(id));
     }
 
-    pub(super) fn stream(&mut self, key: StreamKey, kind: Kind, head: Bytes, body: Bytes) {
-        let frames = self.bulk.entry(Source::Stream(key)).or_default();
-        if frames.is_empty() {
-            self.turns.push_back(Source::Stream(key));
+    fn push_hot(&mut self, queued: Queued) {
+        self.queued_bytes += queued.cost();
+        if queued.is_message() {
+            self.message_bytes += queued.cost();
         }
-        frames.push_back(Queued { kind, channel: key.channel, head, body });
+        self.hot.push_back(queued);
     }
 
-    /// Forgets what a stream has queued.
+    pub(super) fn stream(&mut self, key: StreamKey, kind: Kind, head: Bytes, body: Bytes) {
+        let queued = Queued { kind, channel: key.channel, head, body, opens: None };
+        if kind != Kind::StreamData {
+            // Data is bounded by the stream it belongs to; what outlives its stream is not.
+            self.queued_bytes += queued.cost();
+        }
+        let frames = self.bulk.entry(Source::Stream(key)).or_default();
+        if frames.is_empty() && !self.held.contains(&key) {
+            self.turns.push_back(Source::Stream(key));
+        }
+        frames.push_back(queued);
+    }
+
+    /// Forgets the data that a stream has queued.
     pub(super) fn drop_stream(&mut self, key: StreamKey) {
-        if self.bulk.remove(&Source::Stream(key)).is_some() {
-            self.turns.retain(|source| *source != Source::Stream(key));
+        let source = Source::Stream(key);
+        if let Some(frames) = self.bulk.remove(&source) {
+            self.queued_bytes -= frames.iter().filter(|queued| queued.kind != Kind::StreamData).map(Queued::cost).sum::<usize>();
+            if !self.held.contains(&key) {
+                self.turns.retain(|turn| *turn != source);
+            }
         }
     }
 
@@ -187,26 +273,44 @@ impl Lanes {
     pub(super) fn transmit(&mut self, out: &mut Outbox, bytes_max: usize, mut sent: impl FnMut(StreamKey, usize)) {
         if !self.urgent.is_empty() {
             out.raw(&self.urgent);
+            self.urgent_lately = self.urgent.len().max(self.urgent_lately / 2);
             self.urgent.clear();
+            if self.urgent.capacity() > BYTES_KEPT_WHEN_IDLE.max(4 * self.urgent_lately) {
+                self.urgent = BytesMut::new();
+            }
         }
         while out.len() < bytes_max {
-            let bulk_turn = self.hot.is_empty() || self.hot_since_bulk >= HOT_BYTES_PER_BULK_FRAME;
-            if bulk_turn && let Some((source, queued)) = self.next_bulk() {
-                self.hot_since_bulk = 0;
-                out.frame(queued.kind, queued.channel, &[&queued.head, &queued.body]);
+            let bulk_turn = self.hot.is_empty() || self.hot_lead >= HOT_LEAD_MAX;
+            let left = if bulk_turn && let Some((source, queued)) = self.next_bulk() {
+                self.hot_lead = self.hot_lead.saturating_sub(HOT_BYTES_PER_BULK_BYTE * queued.bytes());
                 match source {
                     Source::Stream(key) if queued.kind == Kind::StreamData => sent(key, queued.body.len()),
-                    Source::Stream(_) => {}
-                    Source::Fragments(_) => self.queued_bytes -= queued.bytes(),
+                    _ => self.queued_bytes -= queued.cost(),
                 }
+                queued
             } else if let Some(queued) = self.hot.pop_front() {
-                let bytes = queued.bytes();
-                self.queued_bytes -= bytes;
-                self.hot_since_bulk = if self.turns.is_empty() { 0 } else { self.hot_since_bulk + bytes };
-                out.frame(queued.kind, queued.channel, &[&queued.head, &queued.body]);
+                self.queued_bytes -= queued.cost();
+                if queued.is_message() {
+                    self.message_bytes -= queued.cost();
+                }
+                self.hot_lead = if self.turns.is_empty() { 0 } else { self.hot_lead + queued.bytes() };
+                queued
             } else {
+                self.shrink();
                 return;
+            };
+            out.frame(left.kind, left.channel, &[&left.head, &left.body]);
+            if let Some(key) = left.opens {
+                self.release(key);
             }
+        }
+    }
+
+    /// The call of a stream has left.
+    fn release(&mut self, key: StreamKey) {
+        let source = Source::Stream(key);
+        if self.held.remove(&key) && self.bulk.contains_key(&source) {
+            self.turns.push_back(source);
         }
     }
 
@@ -220,5 +324,26 @@ impl Lanes {
             self.turns.push_back(source);
         }
         Some((source, queued))
+    }
+
+    /// Nothing waits: the room of a burst is given back.
+    fn shrink(&mut self) {
+        if self.hot.capacity() > KEPT_WHEN_IDLE {
+            self.hot = VecDeque::new();
+        }
+        if self.turns.capacity() > KEPT_WHEN_IDLE {
+            self.turns = VecDeque::new();
+        }
+        if self.bulk.is_empty() && self.bulk.capacity() > KEPT_WHEN_IDLE {
+            self.bulk = HashMap::new();
+        }
+        if self.held.is_empty() && self.held.capacity() > KEPT_WHEN_IDLE {
+            self.held = HashSet::new();
+        }
+    }
+
+    #[cfg(test)]
+    pub(super) fn kept_bytes(&self) -> usize {
+        self.urgent.capacity() + (self.hot.capacity() + self.bulk.capacity()) * size_of::<Queued>()
     }
 }

@@ -23,8 +23,14 @@ use crate::error::{Error, ErrorCode};
 pub const STREAM_WINDOW_BYTES: usize = 512 * 1024;
 /// Bytes of one stream that may wait in the lane.
 const QUEUED_BYTES_MAX: usize = 256 * 1024;
-/// Streams of one link, each direction of opening.
-const STREAMS_MAX: usize = 1024;
+/// Streams of one link that one side opened. Each side has its own bound, so that neither can use up the other's.
+pub(super) const STREAMS_MAX: usize = 1024;
+/// Frames up to this size are joined, so that a peer which sends single bytes costs no more than its bytes.
+const JOINED_BYTES_MAX: usize = 2 * 1024;
+/// Size from which a joined piece is complete.
+const JOINED_PIECE_BYTES: usize = 16 * 1024;
+/// Room for streams that is kept while there are none.
+const STREAMS_KEPT_WHEN_IDLE: usize = 64;
 /// Stream id and flags in front of the data.
 const DATA_HEAD_BYTES: usize = 5;
 const FLAG_END: u8 = 1;
@@ -61,6 +67,8 @@ struct Stream {
     writer_waits: bool,
     // Receiving.
     received: VecDeque<Bytes>,
+    /// Small frames, behind `received`.
+    joined: BytesMut,
     granted: usize,
     consumed: usize,
     end_received: bool,
@@ -74,13 +82,33 @@ impl Stream {
     }
 
     fn both_ended(&self) -> bool {
-        self.end_sent && self.end_received && self.received.is_empty()
+        self.end_sent && self.end_received && self.received.is_empty() && self.joined.is_empty()
+    }
+
+    fn receive(&mut self, body: Bytes) {
+        if body.len() <= JOINED_BYTES_MAX {
+            self.joined.put_slice(&body);
+            if self.joined.len() >= JOINED_PIECE_BYTES {
+                self.close_piece();
+            }
+        } else {
+            self.close_piece();
+            self.received.push_back(body);
+        }
+    }
+
+    fn close_piece(&mut self) {
+        if !self.joined.is_empty() {
+            self.received.push_back(std::mem::take(&mut self.joined).freeze());
+        }
     }
 }
 
 pub(super) struct Streams {
     side: Side,
     streams: HashMap<StreamKey, Stream>,
+    /// How many of them this side opened.
+    opened: usize,
     next: u32,
 }
 
@@ -90,7 +118,7 @@ impl Streams {
             Side::Dialler => 1,
             Side::Listener => 2,
         };
-        Self { side, streams: HashMap::new(), next }
+        Self { side, streams: HashMap::new(), opened: 0, next }
     }
 
     fn ours(&self, stream: u32) -> bool {
@@ -98,8 +126,8 @@ impl Streams {
     }
 
     pub(super) fn open(&mut self, channel: u16) -> Result<StreamKey, Error> {
-        if self.streams.len() >= 2 * STREAMS_MAX {
-            return Err(Error::new(ErrorCode::Busy, format!("{} streams are open on this link; try again", self.streams.len())));
+        if self.opened >= STREAMS_MAX {
+            return Err(Error::new(ErrorCode::Busy, format!("{} streams are open on this link; try again", self.opened)));
         }
         let mut key = StreamKey { channel, stream: self.next };
         while key.stream == 0 || self.streams.contains_key(&key) {
@@ -107,6 +135,7 @@ impl Streams {
         }
         self.next = key.stream.wrapping_add(2);
         self.streams.insert(key, Stream::new());
+        self.opened += 1;
         Ok(key)
     }
 
@@ -116,11 +145,20 @@ impl Streams {
         if self.ours(stream) || self.streams.contains_key(&key) {
             return Err(Fault::IdInUse { channel, id: stream });
         }
-        if self.streams.len() >= 2 * STREAMS_MAX {
+        if self.streams.len() - self.opened >= STREAMS_MAX {
             return Ok(None);
         }
         self.streams.insert(key, Stream::new());
         Ok(Some(key))
+    }
+
+    fn remove(&mut self, key: StreamKey) {
+        if self.streams.remove(&key).is_some() && self.ours(key.stream) {
+            self.opened -= 1;
+        }
+        if self.streams.is_empty() && self.streams.capacity() > STREAMS_KEPT_WHEN_IDLE {
+            self.streams = HashMap::new();
+        }
     }
 
     pub(super) fn write(&mut self, key: StreamKey, bytes: &[u8], lanes: &mut Lanes) -> Result<usize, Error> {
@@ -159,6 +197,9 @@ impl Streams {
 
     pub(super) fn read(&mut self, key: StreamKey, bytes_max: usize, lanes: &mut Lanes) -> StreamRead {
         let Some(stream) = self.streams.get_mut(&key) else { return StreamRead::Reset(gone()) };
+        if stream.received.is_empty() {
+            stream.close_piece();
+        }
         let Some(first) = stream.received.front_mut() else {
             return match &stream.failed {
                 _ if stream.end_received => StreamRead::End,
@@ -186,7 +227,7 @@ impl Streams {
     pub(super) fn reset(&mut self, key: StreamKey, lanes: &mut Lanes) {
         let Some(stream) = self.streams.get_mut(&key) else { return };
         if stream.failed.is_some() || stream.both_ended() {
-            self.streams.remove(&key);
+            self.remove(key);
             return;
         }
         let body = Bytes::copy_from_slice(&key.stream.to_be_bytes());
@@ -199,7 +240,7 @@ impl Streams {
             lanes.drop_stream(key);
             lanes.stream(key, Kind::StreamReset, body, Bytes::new());
         }
-        self.streams.remove(&key);
+        self.remove(key);
     }
 
     pub(super) fn reset_channel(&mut self, channel: u16, reason: &Error) -> Vec<StreamKey> {
@@ -211,6 +252,27 @@ impl Streams {
             }
         }
         keys
+    }
+
+    #[cfg(test)]
+    pub(super) fn len(&self) -> usize {
+        self.streams.len()
+    }
+
+    #[cfg(test)]
+    pub(super) fn credit(&self, key: StreamKey) -> usize {
+        self.streams[&key].credit
+    }
+
+    #[cfg(test)]
+    pub(super) fn queued(&self, key: StreamKey) -> usize {
+        self.streams[&key].queued_bytes
+    }
+
+    /// Pieces of memory in which received bytes lie.
+    #[cfg(test)]
+    pub(super) fn pieces(&self, key: StreamKey) -> usize {
+        self.streams[&key].received.len() + usize::from(!self.streams[&key].joined.is_empty())
     }
 
     /// Data of the stream has left; true if its writer may look again.
@@ -243,9 +305,11 @@ impl Streams {
                     return Err(Fault::CreditExceeded { channel, stream: id });
                 }
                 stream.granted -= body.len();
-                if !body.is_empty() && stream.failed.is_none() {
-                    stream.received.push_back(body);
+                if stream.failed.is_some() {
+                    // What it carries is lost, so its end is no end either: a reader must not take the beginning for the whole.
+                    return Ok(());
                 }
+                stream.receive(body);
                 stream.end_received |= flags & FLAG_END != 0;
                 out.push(Incoming::Readable(key));
             }

@@ -89,7 +89,7 @@ pub struct Entry {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", deny_unknown_fields)]
 pub enum Spec {
-    /// Hashes every regular file of a tree, or one file.
+    /// Hashes every regular file of a tree, or one file. Symbolic links, devices, pipes, sockets and unfinished transfers are left out.
     Hash {
         /// Relative to the file root.
         path: String,

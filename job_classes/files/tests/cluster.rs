@@ -19,7 +19,7 @@ use nkcluster::transfer::Checksum;
 use nkcluster::transport::MemoryNet;
 use nkcluster::types::{ClassName, NodeId, NodeStatus, Secret, WantedStatus};
 use nkcluster::{Error, ErrorCode, Result};
-use nkcluster_files::{Accepted, Command, Event, Files, Kind, Reply, Request, Spec};
+use nkcluster_files::{Accepted, Command, Event, Files, Kind, Reply, Request, Spec, TASKS_MAX};
 use tokio::sync::{mpsc, watch};
 
 /// Far longer than anything here takes: reached only when something is broken.
@@ -61,12 +61,7 @@ impl Site {
         let worker = Node::start_in(&net, worker, classes).await.expect("starts");
         let cluster = control.cluster().expect("a control node");
         let id = worker.node_id().clone();
-        let ready = async {
-            while !cluster.info(&id, DEADLINE).await.is_ok_and(|info| info.status == NodeStatus::Ready) {
-                tokio::time::sleep(Duration::from_millis(5)).await;
-            }
-        };
-        tokio::time::timeout(DEADLINE, ready).await.expect("the worker becomes ready");
+        cluster.wait_status(&id, NodeStatus::Ready, DEADLINE).await.expect("becomes ready");
         Self { dir, cluster, worker: id, _nodes: [control, worker] }
     }
 
@@ -303,4 +298,19 @@ async fn a_hash_waits_while_its_events_are_not_taken_in_and_none_is_lost() {
         }
     }
     assert_eq!(hashed, FILES);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn more_tasks_than_the_bound_are_refused_until_one_has_ended() {
+    let site = Site::start().await;
+    large_file(&site);
+    let mut events = site.events().await;
+    let first = site.hash("large").await.expect("started");
+    for _ in 1..TASKS_MAX {
+        site.hash("large").await.expect("started");
+    }
+    assert_eq!(site.hash("large").await.expect_err("refused").code(), &ErrorCode::Busy);
+    site.tell(&first, Command::Cancel).await.expect("answered");
+    until_end(&mut events, &first).await;
+    site.hash("large").await.expect("there is room again");
 }

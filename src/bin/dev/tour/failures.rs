@@ -54,7 +54,10 @@ impl Tour<'_> {
             let record = events.next(format_args!("the status {last}"), WAIT).await?;
             let event = &record["event"]["nkcluster"];
             has_ended |= event["task_stopped"]["id"] == TASK;
-            if let Some(status) = event["node_status"].as_str() {
+            // Every class with events is told; the worker itself is followed under `core`.
+            if record["class"] == "core"
+                && let Some(status) = event["node_status"].as_str()
+            {
                 statuses.push(json!(status));
                 if status == last {
                     break;

@@ -198,6 +198,40 @@ async fn a_call_of_a_worker_that_was_restarted_is_not_tried_again() {
 }
 
 #[tokio::test]
+async fn a_client_that_lost_its_own_link_does_nothing_twice_on_a_restarted_worker() {
+    let probe = Probe::<false>::new();
+    let (c, worker) = start(&probe).await;
+    let admin = c.admin().await;
+    c.net.set_flow("w1", "c1", Flow::Lost);
+    let asking = spawn_ask(&admin, Ask::Count, CallOptions::timeout(DEADLINE).with_retry());
+    executed(&probe, 1).await;
+    // The client loses the control node, and before it is back the worker has begun another life.
+    c.net.set_refused("admin", "c1", true);
+    c.net.cut("admin", "c1");
+    drop(worker);
+    c.net.set_flow("w1", "c1", Flow::Open);
+    let _again = c.worker("w1", probe.classes()).await;
+    c.net.set_refused("admin", "c1", false);
+    let error = failed(soon("the call", asking).await.expect("no panic"));
+    assert_eq!(kind(&error), ("connection_failed", true));
+    assert_eq!(probe.executed(), 1);
+    assert_eq!(ask(&admin, Ask::Count, once().with_retry()).await.expect("answered"), "2");
+}
+
+#[tokio::test]
+async fn a_client_that_lost_its_own_link_gets_the_reply_that_was_lost() {
+    let probe = Probe::<false>::new();
+    let (c, _worker) = start(&probe).await;
+    let admin = c.admin().await;
+    let asking = spawn_ask(&admin, Ask::Hold, once().with_retry());
+    executed(&probe, 1).await;
+    c.net.cut("admin", "c1");
+    probe.work.open();
+    assert_eq!(soon("the call", asking).await.expect("no panic").expect("answered"), "1");
+    assert_eq!(probe.executed(), 1);
+}
+
+#[tokio::test]
 async fn a_call_that_was_refused_may_be_done_by_the_next_incarnation() {
     let probe = Probe::<false>::new();
     let c = MemoryCluster::start(probe.classes()).await;

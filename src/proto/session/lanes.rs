@@ -67,7 +67,7 @@ impl Outbox {
     }
 
     #[cfg(test)]
-    pub(super) fn kept_bytes(&self) -> usize {
+    pub(crate) fn kept_bytes(&self) -> usize {
         self.tail.capacity() + self.pieces.capacity() * size_of::<Bytes>()
     }
 

@@ -36,20 +36,23 @@ const PIECES_MAX: usize = 32;
 struct ReadBuffer {
     bytes: BytesMut,
     want: usize,
+    /// Size of the block behind `bytes`, which may be more than its capacity.
+    block: usize,
 }
 
 impl ReadBuffer {
     fn new() -> Self {
-        Self { bytes: BytesMut::new(), want: READ_BYTES_MIN }
+        Self { bytes: BytesMut::new(), want: READ_BYTES_MIN, block: 0 }
     }
 
     /// Makes room for the next read.
-    fn prepare(&mut self) -> &mut BytesMut {
+    fn prepare(&mut self) {
         self.bytes.reserve(self.want);
-        if self.bytes.is_empty() && self.bytes.capacity() > 2 * self.want {
+        self.block = self.block.max(self.bytes.capacity());
+        if self.bytes.is_empty() && self.block > 2 * self.want {
             self.bytes = BytesMut::with_capacity(self.want);
+            self.block = self.bytes.capacity();
         }
-        &mut self.bytes
     }
 
     fn read(&mut self, count: usize) {
@@ -99,9 +102,9 @@ impl ReadLoop {
             if incoming.capacity() > INCOMING_KEPT {
                 incoming = Vec::new();
             }
-            let buffer = self.buffer.prepare();
+            self.buffer.prepare();
             #[cfg(test)]
-            self.link.inner.kept.0.store(buffer.capacity(), std::sync::atomic::Ordering::Relaxed);
+            self.link.inner.kept.0.store(self.buffer.block, std::sync::atomic::Ordering::Relaxed);
             let silence = self.options.keepalive.unwrap_or(Duration::MAX / 4);
             tokio::select! {
                 biased;
@@ -109,7 +112,7 @@ impl ReadLoop {
                     let reason = reason.ok().and_then(|reason| reason.clone());
                     return reason.unwrap_or_else(|| Error::new(ErrorCode::ConnectionFailed, "the link was closed"));
                 }
-                read = tokio::time::timeout(silence, self.reader.read_buf(buffer)) => match read {
+                read = tokio::time::timeout(silence, self.reader.read_buf(&mut self.buffer.bytes)) => match read {
                     Ok(Ok(0)) => return Error::new(ErrorCode::ConnectionFailed, "the peer closed the connection"),
                     Ok(Ok(count)) => {
                         misses = 0;

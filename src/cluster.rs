@@ -35,6 +35,9 @@ use crate::types::{ClassName, Incarnation, Meta, NodeId, NodeStatus, NodeUri, Pa
 /// Pause before a retry, at least and at most.
 const RETRY_PAUSE_MS: std::ops::Range<u64> = 20..200;
 
+/// Pause between two looks at the status of a node.
+const STATUS_PAUSE: Duration = Duration::from_millis(10);
+
 /// The cluster, as seen from anywhere.
 #[derive(Clone)]
 pub struct Cluster {
@@ -88,6 +91,28 @@ impl Cluster {
         match self.operate(Operation::Info { node: node.clone() }, timeout).await? {
             OperationReply::Info(info) => Ok(*info),
             other => Err(unexpected(&other)),
+        }
+    }
+
+    /// Waits until a node has a status, also one that is not known yet; returns what is known of it then.
+    ///
+    /// A worker says that it runs when it can take work, and becomes `ready` here a moment later, when its control node has adopted it.
+    ///
+    /// # Errors
+    /// `timeout`, with what was known last.
+    pub async fn wait_status(&self, node: &NodeId, status: NodeStatus, timeout: Duration) -> Result<NodeInfo> {
+        let deadline = Instant::now() + timeout;
+        loop {
+            let left = deadline.saturating_duration_since(Instant::now());
+            let last = match self.info(node, left).await {
+                Ok(info) if info.status == status => return Ok(info),
+                Ok(info) => format!("it is {}", info.status),
+                Err(error) => error.message().to_owned(),
+            };
+            if Instant::now() + STATUS_PAUSE >= deadline {
+                return Err(Error::new(ErrorCode::Timeout, format!("node {node} was not {status} within {timeout:?}: {last}")));
+            }
+            tokio::time::sleep(STATUS_PAUSE).await;
         }
     }
 

@@ -53,7 +53,7 @@ impl Control {
     /// Waits until this node's own worker is known, for a while.
     pub(crate) async fn own_worker(&self, patience: Duration) {
         let known = async {
-            while !self.shared.directory.find(&self.shared.id).is_some_and(|own| own.current().is_some()) {
+            while self.shared.directory.find(&self.shared.id).is_none_or(|own| own.current().is_none()) {
                 tokio::time::sleep(Duration::from_millis(1)).await;
             }
         };
@@ -81,31 +81,41 @@ impl Control {
         }
     }
 
+    /// Cuts: nobody is told.
+    pub(crate) fn cut(&self) {
+        self.end(&Error::new(ErrorCode::ConnectionFailed, "the node was dropped"));
+    }
+
     /// Stops in order: tells everybody to go elsewhere, waits for the answers that callers wait for, cuts.
     pub(crate) async fn stop(self, grace: Duration) {
         let deadline = Instant::now() + grace;
         let reason = Error::new(ErrorCode::ShuttingDown, format!("control node {} is stopping", self.shared.id));
         let away = Message::GoAway(GoAway { reason: reason.clone(), reconnect_after_ms: None });
         self.shared.begin_stop();
-        let admins = self.shared.admin_links();
-        for link in &admins {
+        let links = self.shared.links();
+        let (clients, workers): (Vec<&Link>, Vec<&Link>) = links.iter().partition(|link| link.peer().role == Role::Admin);
+        for link in &clients {
             link.channel_zero().message(&away);
         }
-        while admins.iter().any(|link| !link.has_ended() && link.calls_being_answered() > 0) && Instant::now() < deadline {
+        while clients.iter().any(|link| !link.has_ended() && link.calls_being_answered() > 0) && Instant::now() < deadline {
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
-        let proxies = self.shared.directory.all();
-        let workers: Vec<Link> = proxies.iter().filter_map(|proxy| proxy.current().map(|current| current.channel.link().clone())).collect();
-        for link in workers.iter().chain(&admins) {
-            if link.peer().role == Role::Worker {
-                link.channel_zero().message(&away);
-            }
-            link.close(reason.clone());
+        for link in workers {
+            link.channel_zero().message(&away);
         }
-        for link in workers.iter().chain(&admins) {
+        self.end(&reason);
+        for link in &links {
             let _ = tokio::time::timeout(FAREWELL, link.ended()).await;
         }
-        for proxy in proxies {
+    }
+
+    /// Ends every link, also of those that no proxy knows yet, and every proxy.
+    fn end(&self, reason: &Error) {
+        self.shared.begin_stop();
+        for link in self.shared.links() {
+            link.close(reason.clone());
+        }
+        for proxy in self.shared.directory.all() {
             proxy.stop();
         }
     }

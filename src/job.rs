@@ -33,7 +33,7 @@ mod typed;
 pub(crate) use self::actor::TaskEnd;
 pub use self::actor::TaskRun;
 pub use self::class::{JobClass, JobEvent, JobEventKind, NoRequests, Started, TaskClass};
-pub use self::context::{CommandContext, EventContext, RequestContext, TaskContext};
+pub use self::context::{CommandContext, EVENTS_AHEAD_MAX, EventContext, RequestContext, TaskContext};
 pub(crate) use self::context::{LocalNode, RawTaskContext};
 pub use self::registry::Classes;
 pub(crate) use self::registry::{ErasedClass, Function, RawEvent, RawEventKind, RawStarted, TaskHandle};

@@ -29,6 +29,9 @@ const OWN: &str = "own";
 /// How long a control node waits for its own worker before it says that it runs.
 const OWN_WORKER: Duration = Duration::from_secs(5);
 
+/// How much longer than `drain_timeout` a stop may take.
+const LAST_WORDS: Duration = Duration::from_secs(10);
+
 /// Why a node did not start.
 #[derive(Debug, thiserror::Error)]
 pub enum NodeError {
@@ -160,7 +163,7 @@ impl Node {
             }
         };
         tracing::info!(node = %id, role = %config.role, listen = ?listen.iter().map(ToString::to_string).collect::<Vec<_>>(), "started");
-        Ok(NodeHandle { id, config, listen, control, worker, tasks })
+        Ok(NodeHandle { id, config, listen, control, worker: Some(worker), tasks })
     }
 }
 
@@ -170,8 +173,20 @@ pub struct NodeHandle {
     config: Arc<Config>,
     listen: Vec<NodeUri>,
     control: Option<Control>,
-    worker: Worker,
+    /// There until it is stopped.
+    worker: Option<Worker>,
     tasks: JoinSet<()>,
+}
+
+impl Drop for NodeHandle {
+    fn drop(&mut self) {
+        if let Some(control) = self.control.take() {
+            control.cut();
+        }
+        if let Some(worker) = self.worker.take() {
+            worker.cut();
+        }
+    }
 }
 
 impl std::fmt::Debug for NodeHandle {
@@ -201,20 +216,29 @@ impl NodeHandle {
         self.control.as_ref().map(Control::cluster)
     }
 
+    /// Makes a worker forget the addresses of control nodes: it stays connected, but looks for nobody when that ends (checklist N5.5).
+    pub fn clear_cluster_addr(&self) {
+        if let Some(worker) = &self.worker {
+            worker.clear_cluster_addr();
+        }
+    }
+
     /// Stops: accepts nobody any more, drains for at most `drain_timeout`, then cuts.
     pub async fn stop(mut self) {
         let grace = self.config.drain_timeout;
         self.tasks.shutdown().await;
-        match self.control {
-            Some(control) => {
-                let cut = tokio::time::timeout(grace + Duration::from_secs(5), async {
-                    tokio::join!(control.clone().stop(grace), self.worker.stop(grace));
-                });
-                if cut.await.is_err() {
-                    tracing::warn!("the node did not drain in time");
+        let control = self.control.clone();
+        let Some(worker) = self.worker.take() else { return };
+        let drained = tokio::time::timeout(grace + LAST_WORDS, async {
+            match control {
+                Some(control) => {
+                    tokio::join!(control.stop(grace), worker.stop(grace));
                 }
+                None => worker.stop(grace).await,
             }
-            None => self.worker.stop(grace).await,
+        });
+        if drained.await.is_err() {
+            tracing::warn!(node = %self.id, "did not drain in time");
         }
         tracing::info!(node = %self.id, "stopped");
     }

@@ -53,7 +53,7 @@ use xxhash_rust::xxh3::{Xxh3, xxh3_128};
 use crate::error::{Error, ErrorCode, Result};
 
 pub use self::client::FileCalls;
-pub use self::path::{PATH_BYTES_MAX, RelPath};
+pub use self::path::{PATH_BYTES_MAX, RESERVED_PREFIX, RelPath};
 pub use self::root::FileRoot;
 
 use self::root::Place;

@@ -67,9 +67,24 @@ impl Worker {
         Self { shared, tasks }
     }
 
+    /// Forgets the addresses of control nodes: the worker stays where it is, but looks for nobody any more.
+    pub(crate) fn clear_cluster_addr(&self) {
+        self.shared.lock().preferred.clear();
+        self.shared.dials.send_replace(false);
+    }
+
     /// For whoever accepts links for this worker.
     pub(crate) fn door(&self) -> Door {
         Door { shared: Arc::clone(&self.shared) }
+    }
+
+    /// Cuts: nobody is told, tasks end with the runtime.
+    pub(crate) fn cut(mut self) {
+        self.tasks.abort_all();
+        self.shared.kill_all_tasks();
+        for link in self.shared.links() {
+            link.close(Error::new(ErrorCode::ConnectionFailed, "the node was dropped"));
+        }
     }
 
     /// Drains: no more tasks, those that run are told and get `grace` to end, the last events leave, the links close.

@@ -37,7 +37,7 @@ pub(crate) struct Cli {
 #[command(next_help_heading = "Global options")]
 pub(crate) struct Global {
     /// Any control nodes, separated by commas; the first that lets us in is used.
-    #[arg(long, global = true, env = "NKCLUSTER_CONNECT", value_name = "URIS", value_parser = uris, default_value = DEVELOPMENT_URI)]
+    #[arg(long, global = true, env = "NKCLUSTER_CONNECT", hide_env_values = true, value_name = "URIS", value_parser = uris, default_value = DEVELOPMENT_URI)]
     pub(crate) connect: Uris,
     /// Name of the cluster.
     #[arg(long, global = true, env = "NKCLUSTER_CLUSTER_NAME", value_name = "NAME", default_value = "nkcluster")]

@@ -17,7 +17,8 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::Parser;
-use nkcluster::config::Config;
+use nkcluster::ErrorCode;
+use nkcluster::config::{Config, ConfigError};
 use nkcluster::job::Classes;
 use nkcluster::node::{Node, NodeError, NodeHandle};
 use nkcluster::types::{NodeId, NodeUri};
@@ -51,6 +52,9 @@ pub(crate) fn main() -> ExitCode {
         };
     }
     logs::start(filter, config.log_format);
+    if let Some(address) = config.http {
+        tracing::warn!(%address, "http is ignored: there is no HTTP server yet");
+    }
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => return bug(format!("no threads: {error}")).tell(Form::People),
@@ -66,15 +70,19 @@ pub(crate) fn main() -> ExitCode {
 }
 
 fn configure(arguments: &Arguments) -> Result<(Config, tracing_subscriber::EnvFilter), Failure> {
-    let wrong = |error: &dyn std::fmt::Display| Failure::new("invalid_config", error.to_string()).with_exit(exit::CONFIG);
-    let config = arguments.config().map_err(|error| wrong(&error))?;
-    let filter = logs::filter(&config.log).map_err(|error| wrong(&format!("log = \"{}\": {error}", config.log)))?;
+    let wrong = |error: ConfigError| Failure::new(error.code(), error.to_string()).with_exit(exit::CONFIG);
+    let config = arguments.config().map_err(wrong)?;
+    let filter = logs::filter(&config.log).map_err(|error| {
+        let message = format!("log = {:?}: {error}", config.log);
+        Failure::new(ErrorCode::InvalidConfig, message).with_exit(exit::CONFIG)
+    })?;
     Ok((config, filter))
 }
 
 /// The classes of this program. Which of them run is the configuration's choice.
 fn classes() -> Classes {
-    Classes::new().with_function("echo", |args: Vec<serde_json::Value>| async move { Ok(serde_json::Value::Array(args)) })
+    let echo = |args: Vec<serde_json::Value>| async move { Ok(serde_json::Value::Array(args)) };
+    Classes::new().with_tasks(nkcluster_files::Files::default()).with_function("echo", echo)
 }
 
 async fn run(config: Config, exit_with_stdin: bool) -> Result<(), Failure> {
@@ -108,7 +116,7 @@ async fn run(config: Config, exit_with_stdin: bool) -> Result<(), Failure> {
 
 fn start_failure(error: NodeError) -> Failure {
     match error {
-        NodeError::Config(error) => Failure::new("invalid_config", error.to_string()).with_exit(exit::CONFIG),
+        NodeError::Config(error) => Failure::from(error).with_exit(exit::CONFIG),
         NodeError::Bind(error) => Failure::from(error).with_exit(exit::UNAVAILABLE),
         NodeError::Internal(error) => bug(error.to_string()),
     }

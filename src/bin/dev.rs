@@ -45,7 +45,11 @@ pub(crate) async fn run(args: DevArgs, form: Form) -> Outcome {
             if !form.is_json() {
                 output::to_stderr(&format!("{name}: stopping the nodes, again kills them"));
             }
-            Ok(())
+            match args.once {
+                // Whoever waits for its result must not take half a tour for a whole one.
+                true => Err(Failure::new("interrupted", format!("the tour was ended by {name}"))),
+                false => Ok(()),
+            }
         }
     };
     tokio::select! {
@@ -57,7 +61,7 @@ pub(crate) async fn run(args: DevArgs, form: Form) -> Outcome {
 }
 
 async fn work(cluster: &mut DevCluster, args: &DevArgs, form: Form) -> Outcome {
-    cluster.start().await?;
+    start(cluster, args).await?;
     let public = Public::new(cluster.connect_uri())?;
     let nodes = cluster.wait_ready(&public).await?;
     if args.once {
@@ -70,6 +74,22 @@ async fn work(cluster: &mut DevCluster, args: &DevArgs, form: Form) -> Outcome {
     loop {
         let (node, status) = cluster.next_death().await;
         tell_death(cluster, form, &node, status);
+    }
+}
+
+/// Starts the nodes; on other ports, if any will do and somebody took one of them between our look and the start.
+async fn start(cluster: &mut DevCluster, args: &DevArgs) -> Outcome {
+    const TRIES: u32 = 5;
+    let mut tries = if args.base_port == 0 { TRIES } else { 1 };
+    loop {
+        tries -= 1;
+        match cluster.start().await {
+            Err(Failure::Told { code, .. }) if code == ports::IN_USE && tries > 0 => {
+                cluster.stop().await;
+                *cluster = DevCluster::new(args, cluster.dir().to_owned())?;
+            }
+            result => return result,
+        }
     }
 }
 

@@ -1,4 +1,4 @@
-//! The handle of a link. Its two tasks are in [`drive`], calls under way in [`calls`].
+//! The handle of a link. Its two tasks are in `drive`, calls under way in `calls`.
 
 mod calls;
 mod drive;
@@ -13,7 +13,7 @@ use bytes::Bytes;
 use tokio::sync::{Notify, oneshot, watch};
 use tokio::time::Instant;
 
-pub use self::calls::{IncomingCall, PendingAnswer};
+pub use self::calls::{Cancellation, IncomingCall, PendingAnswer};
 use self::drive::{ReadLoop, write_loop};
 use super::establish::Established;
 use super::stream::ByteStream;

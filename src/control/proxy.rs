@@ -27,6 +27,9 @@ use crate::proto::message::{Adopted, Describe, Fenced, Message, Preferred, Resyn
 use crate::proto::session::Side;
 use crate::types::{Incarnation, NodeId, NodeStats, NodeStatus, NodeUri};
 
+/// How long a worker that was dialled may take to introduce itself.
+const INTRODUCTION: Duration = Duration::from_secs(5);
+
 /// Restart of the actor's loop after a panic would lose the state: instead its worker is met anew.
 pub(super) enum Msg {
     LinkUp { key: LinkKey, link: Link, describe: Box<Describe> },
@@ -198,6 +201,8 @@ impl Actor for ProxyActor {
         let now = Instant::now().into_std();
         let actions = match message {
             Msg::LinkUp { key, link, describe } => {
+                // Whoever was being dialled is here, or no longer needed.
+                own.dialling.take().inspect(JoinHandle::abort);
                 let incarnation = link.peer().incarnation;
                 own.links.entry(key).or_insert((link, None));
                 own.state.link_up(key, incarnation, *describe, now)
@@ -384,13 +389,22 @@ fn latency_info(summary: super::latency::LatencySummary) -> LatencyInfo {
     }
 }
 
-/// Dials a worker that has gone away; it introduces itself on the new link.
+/// Dials a worker that has gone away; it introduces itself on the new link, which ends this task.
 async fn dial(shared: Arc<Shared>, id: NodeId, addresses: Vec<NodeUri>, proxy: ActorRef<Msg>) {
     let expect = Expect { role: Role::Worker, id: Some(id) };
     match dial_and_establish(&addresses, &shared.party, &expect, Order::AsGiven, &shared.dial).await {
         Ok(established) => {
             let parts = LinkParts { established, side: Side::Dialler };
-            Link::start(parts, shared.link_options(), |link| super::workers::handler(Arc::clone(&shared), link));
+            let link = Link::start(parts, shared.link_options(), |link| super::workers::handler(Arc::clone(&shared), link));
+            let error = tokio::select! {
+                reason = link.ended() => reason,
+                () = tokio::time::sleep(INTRODUCTION) => {
+                    let late = Error::new(ErrorCode::Timeout, "it answered, but did not introduce itself");
+                    link.close(late.clone());
+                    late
+                }
+            };
+            let _ = proxy.cast(Msg::DialFailed { error });
         }
         Err(error) => {
             let _ = proxy.cast(Msg::DialFailed { error: error.into() });

@@ -6,6 +6,7 @@ use std::time::Duration;
 use bytes::Bytes;
 
 use super::backend::Local;
+use super::proxy::state::LinkKey;
 use super::shared::Shared;
 use crate::cluster::{Backend as _, NodeCall, Operation, write_events};
 use crate::connection::{ByteStream, Channel, IncomingCall, Link, LinkHandler};
@@ -18,14 +19,14 @@ use crate::types::Payload;
 const RELAY_BYTES: usize = 128 * 1024;
 
 pub(super) fn handler(shared: Arc<Shared>, link: &Link) -> Arc<dyn LinkHandler> {
-    let number = shared.add_admin(link);
-    Arc::new(Handler { backend: Arc::new(Local::new(&shared)), shared, number })
+    let key = shared.add_link(link);
+    Arc::new(Handler { backend: Arc::new(Local::new(&shared)), shared, key })
 }
 
 struct Handler {
     shared: Arc<Shared>,
     backend: Arc<Local>,
-    number: u64,
+    key: LinkKey,
 }
 
 impl LinkHandler for Handler {
@@ -49,17 +50,17 @@ impl LinkHandler for Handler {
     fn pinged(&self, _: u16, _: Rank) {}
 
     fn closed(&self, _: &Error) {
-        self.shared.remove_admin(self.number);
+        self.shared.remove_link(self.key);
     }
 }
 
 async fn serve(backend: Arc<Local>, mut call: IncomingCall) {
     let stream = call.stream.take();
-    let cancelled = call.cancelled();
+    let cancellation = call.cancellation();
     let outcome = tokio::select! {
         outcome = answer(&backend, &call, stream) => outcome,
         // Nobody waits any more: the call is given up on the way to its worker too.
-        () = cancelled => Err(Error::new(ErrorCode::Timeout, "the caller no longer waits").after_sending()),
+        () = cancellation.cancelled() => Err(Error::new(ErrorCode::Timeout, "the caller no longer waits").after_sending()),
     };
     call.reply(&outcome);
 }

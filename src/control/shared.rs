@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
 use super::backend::Local;
 use super::directory::Directory;
 use super::events::Hub;
+use super::proxy::state::LinkKey;
 use crate::cluster::Cluster;
 use crate::config::Config;
 use crate::connection::establish::Party;
@@ -29,8 +30,8 @@ pub(crate) struct Shared {
     pub(super) listen: OnceLock<Vec<NodeUri>>,
     me: Weak<Shared>,
     cluster: OnceLock<Cluster>,
-    admins: Mutex<BTreeMap<u64, Link>>,
-    next_admin: AtomicU64,
+    links: Mutex<BTreeMap<LinkKey, Link>>,
+    next_link: AtomicU64,
     stopping: AtomicBool,
 }
 
@@ -55,8 +56,8 @@ impl Shared {
             listen: OnceLock::new(),
             me: me.clone(),
             cluster: OnceLock::new(),
-            admins: Mutex::default(),
-            next_admin: AtomicU64::new(1),
+            links: Mutex::default(),
+            next_link: AtomicU64::new(1),
             stopping: AtomicBool::new(false),
         })
     }
@@ -84,18 +85,20 @@ impl Shared {
         LinkOptions { keepalive: Some(self.config.ping_time) }
     }
 
-    pub(super) fn add_admin(&self, link: &Link) -> u64 {
-        let number = self.next_admin.fetch_add(1, Ordering::Relaxed);
-        self.admins.lock().unwrap_or_else(PoisonError::into_inner).insert(number, link.clone());
-        number
+    /// Remembers a link until [`Shared::remove_link`], so that it ends with this node at the latest.
+    pub(super) fn add_link(&self, link: &Link) -> LinkKey {
+        let key = self.next_link.fetch_add(1, Ordering::Relaxed);
+        self.links.lock().unwrap_or_else(PoisonError::into_inner).insert(key, link.clone());
+        key
     }
 
-    pub(super) fn remove_admin(&self, number: u64) {
-        self.admins.lock().unwrap_or_else(PoisonError::into_inner).remove(&number);
+    pub(super) fn remove_link(&self, key: LinkKey) {
+        self.links.lock().unwrap_or_else(PoisonError::into_inner).remove(&key);
     }
 
-    pub(super) fn admin_links(&self) -> Vec<Link> {
-        self.admins.lock().unwrap_or_else(PoisonError::into_inner).values().cloned().collect()
+    /// Every link, of workers and of clients, whether a proxy uses it or not.
+    pub(super) fn links(&self) -> Vec<Link> {
+        self.links.lock().unwrap_or_else(PoisonError::into_inner).values().cloned().collect()
     }
 
     pub(super) fn begin_stop(&self) {

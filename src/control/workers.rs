@@ -1,6 +1,5 @@
 //! What a control node does with the frames of one worker's link.
 
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 
 use bytes::Bytes;
@@ -15,8 +14,8 @@ use crate::proto::head::{EventHead, Rank};
 use crate::proto::message::Message;
 
 pub(super) fn handler(shared: Arc<Shared>, link: &Link) -> Arc<dyn LinkHandler> {
-    static NEXT: AtomicU64 = AtomicU64::new(1);
-    Arc::new(Handler { shared, key: NEXT.fetch_add(1, Ordering::Relaxed), link: link.clone(), proxy: OnceLock::new() })
+    let key = shared.add_link(link);
+    Arc::new(Handler { shared, key, link: link.clone(), proxy: OnceLock::new() })
 }
 
 struct Handler {
@@ -87,6 +86,7 @@ impl LinkHandler for Handler {
     fn pinged(&self, _: u16, _: Rank) {}
 
     fn closed(&self, _: &Error) {
+        self.shared.remove_link(self.key);
         if let Some(proxy) = self.proxy.get() {
             proxy.cast(Msg::LinkDown { key: self.key });
         }

@@ -124,7 +124,7 @@ pub enum JobEventKind<E> {
     TaskStopped {
         /// Which.
         id: TaskId,
-        /// `normal`, `killed`, `node_restarted` or `error: …`.
+        /// `normal`, `killed`, `node_restarted`, `error: …` or `panicked: …`.
         reason: String,
     },
     /// The status of the worker.

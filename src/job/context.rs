@@ -10,7 +10,7 @@ use tokio::time::Instant;
 use super::class::TaskClass;
 use super::registry::Function;
 use crate::cluster::{BoxFuture, NodeInfo, TaskEntry};
-use crate::connection::ByteStream;
+use crate::connection::{ByteStream, Cancellation};
 use crate::error::Result;
 use crate::proto::identity::CallIdentity;
 use crate::types::{ClassName, Incarnation, Meta, NodeId, NodeStatus, Payload, TaskId, WantedStatus};
@@ -33,7 +33,12 @@ pub(crate) trait LocalNode: Send + Sync + 'static {
     fn functions(&self) -> Vec<String>;
     fn file_root(&self) -> &Path;
     fn emit(&self, class: &ClassName, payload: Payload) -> Result<u64>;
+    /// Ends when fewer than this many events of the class wait for their acknowledgement.
+    fn until_fewer_events(&self, class: &ClassName, than: u64) -> BoxFuture<'_, ()>;
 }
+
+/// Events of one class that [`TaskContext::emit_paced`] lets wait: a window on its way, which is what keeps a link busy.
+pub const EVENTS_AHEAD_MAX: u64 = 256;
 
 /// What a request may use.
 pub struct RequestContext {
@@ -42,7 +47,7 @@ pub struct RequestContext {
     pub(crate) identity: CallIdentity,
     pub(crate) deadline: Instant,
     pub(crate) stream: Option<ByteStream>,
-    pub(crate) cancelled: BoxFuture<'static, ()>,
+    pub(crate) cancellation: Cancellation,
 }
 
 impl fmt::Debug for RequestContext {
@@ -73,8 +78,8 @@ impl RequestContext {
     }
 
     /// Ends when the caller no longer waits. A request may go on all the same: its outcome is kept for a retry.
-    pub async fn cancelled(&mut self) {
-        (&mut self.cancelled).await;
+    pub async fn cancelled(&self) {
+        self.cancellation.cancelled().await;
     }
 
     /// The stream of bytes that came with the call, once.
@@ -152,6 +157,25 @@ impl<C: TaskClass> TaskContext<C> {
     /// `payload_too_large`, or `invalid_payload` if it cannot be encoded.
     pub fn emit(&self, event: &C::Event) -> Result<u64> {
         self.raw.node.emit(&self.raw.class, Payload::encode(event)?)
+    }
+
+    /// Sends an event as soon as fewer than [`EVENTS_AHEAD_MAX`] of the class wait to be taken in.
+    ///
+    /// [`emit`](Self::emit) never waits, so a task that produces events faster than they are taken in, or while the worker is out of reach, fills the journal until
+    /// its oldest events are dropped. A task that can wait uses this one.
+    ///
+    /// # Errors
+    /// As [`emit`](Self::emit).
+    ///
+    /// # Cancellation
+    /// Dropping the future before its end sends nothing.
+    pub async fn emit_paced(&self, event: &C::Event) -> Result<u64>
+    where
+        C::Event: Sync,
+    {
+        let payload = Payload::encode(event)?;
+        self.raw.node.until_fewer_events(&self.raw.class, EVENTS_AHEAD_MAX).await;
+        self.raw.node.emit(&self.raw.class, payload)
     }
 
     /// The directory that files of this worker stay in.

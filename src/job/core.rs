@@ -9,6 +9,27 @@ use crate::transfer;
 
 pub(super) struct Core;
 
+/// What changes the worker, or runs something on it, leaves a line in the log.
+fn audited(request: &CoreRequest) -> Option<String> {
+    match request {
+        CoreRequest::SetStatus(wanted) => Some(format!("set_status {}", wanted.name())),
+        CoreRequest::StopTask { class, id } => Some(format!("stop_task {class} {id}")),
+        CoreRequest::UpdateMeta(changes) => Some(format!("update_meta {changes}")),
+        CoreRequest::RemoveMeta(names) => Some(format!("remove_meta {names:?}")),
+        CoreRequest::PutData { key, .. } => Some(format!("put_data {key:?}")),
+        CoreRequest::DelData(key) => Some(format!("del_data {key:?}")),
+        CoreRequest::Call { function, .. } => Some(format!("call {function:?}")),
+        CoreRequest::File(_) => Some("file transfer".to_owned()),
+        CoreRequest::Ping
+        | CoreRequest::Info
+        | CoreRequest::Status
+        | CoreRequest::Tasks { .. }
+        | CoreRequest::Meta
+        | CoreRequest::GetData(_)
+        | CoreRequest::Functions => None,
+    }
+}
+
 impl JobClass for Core {
     const NAME: &'static str = CORE_CLASS;
     type Request = CoreRequest;
@@ -16,6 +37,9 @@ impl JobClass for Core {
 
     async fn request(&self, mut ctx: RequestContext, request: CoreRequest) -> Result<CoreReply> {
         let node = ctx.node();
+        if let Some(what) = audited(&request) {
+            tracing::info!(target: "nkcluster::audit", node = %node.id(), call = %ctx.identity(), what, "core");
+        }
         Ok(match request {
             CoreRequest::Ping => CoreReply::Pong { time_ms: unix_time_ms() },
             CoreRequest::Info => CoreReply::Info(Box::new(node.info())),
@@ -50,9 +74,12 @@ impl JobClass for Core {
             CoreRequest::File(FileRequest::Transfer) => {
                 let root = transfer::FileRoot::open(ctx.file_root())?;
                 let stream = ctx.open_stream().ok_or_else(|| Error::new(ErrorCode::NotAllowed, "a transfer needs a call with a stream"))?;
-                let bytes = match transfer::handle(stream, &root).await? {
-                    transfer::Outcome::Received { file, .. } | transfer::Outcome::Served { file, .. } => file.bytes,
+                let (what, path, file) = match transfer::handle(stream, &root).await? {
+                    transfer::Outcome::Received { path, file } => ("received", path, file),
+                    transfer::Outcome::Served { path, file } => ("served", path, file),
                 };
+                tracing::info!(target: "nkcluster::audit", call = %ctx.identity(), what, path = path.as_str(), bytes = file.bytes, "file");
+                let bytes = file.bytes;
                 CoreReply::File { bytes }
             }
         })

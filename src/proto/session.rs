@@ -10,7 +10,7 @@
 //! - A **channel** is opened by either side and has its own call ids, stream ids and term; channel 0 is the link itself.
 //! - A **call** gets exactly one answer: a reply, or the reason why its channel or link ended. `T` is whatever the shell wants back with that answer.
 //! - A **stream** belongs to a call and carries bytes both ways; each side sends only what the other has granted ([`STREAM_WINDOW_BYTES`] at first).
-//! - **Lanes**: see [`lanes`]. **Fragments**: see [`assembly`].
+//! - **Lanes**: urgent, hot, bulk (`session/lanes.rs`). **Fragments**: what is larger than a frame (`session/assembly.rs`).
 
 mod assembly;
 mod lanes;

@@ -101,7 +101,14 @@ async fn settle<T>(transfer: impl Future<Output = Result<T>>, call: PendingCall,
         tokio::select! {
             biased;
             result = &mut transfer => return match (result, answer) {
-                (Err(error), Some(Err(refused))) if *error.code() == ErrorCode::ConnectionFailed => Err(refused),
+                // A stream that broke does not know why; its call does, or will in a moment.
+                (Err(broken), None) if *broken.code() == ErrorCode::ConnectionFailed => {
+                    match tokio::time::timeout(LAST_WORDS, answered).await {
+                        Ok(Err(refused)) => Err(refused),
+                        _ => Err(broken),
+                    }
+                }
+                (Err(broken), Some(Err(refused))) if *broken.code() == ErrorCode::ConnectionFailed => Err(refused),
                 (result, _) => result,
             },
             // The worker has ended the call: its stream follows, with better words if it has any.

@@ -12,8 +12,8 @@ pub const PATH_BYTES_MAX: usize = 1024;
 /// Longest component in bytes, as on every Linux file system.
 const COMPONENT_BYTES_MAX: usize = 255;
 
-/// Start of the names of our temporaries, which nobody else may use.
-pub(super) const RESERVED_PREFIX: &str = ".nkcluster-partial-";
+/// Start of the names of unfinished transfers, which nobody else may use.
+pub const RESERVED_PREFIX: &str = ".nkcluster-partial-";
 
 /// A path relative to a [`FileRoot`](super::FileRoot) that names a file, such as `logs/today.txt`.
 ///

@@ -6,7 +6,7 @@
 //! `openat2` (Linux before 5.6, or a sandbox that forbids it) there is no root: a weaker way is not offered.
 
 use std::ffi::OsString;
-use std::fs::{DirBuilder, File};
+use std::fs::{DirBuilder, File, Metadata};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::DirBuilderExt;
@@ -79,6 +79,26 @@ impl FileRoot {
         let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
         let file = self.resolve(path.as_path(), flags).map_err(|errno| reading(errno, path.as_str()))?;
         regular(File::from(file), path.as_str())
+    }
+
+    /// Opens a directory for reading; without a path, the root itself.
+    ///
+    /// What is opened relative to it, one name at a time and without following links, stays below the root as well.
+    /// Blocks for a few system calls. `invalid_path` if a link leads out, `invalid_file` if there is no such directory or
+    /// it may not be read.
+    pub fn open_dir(&self, path: Option<&RelPath>) -> Result<OwnedFd> {
+        let path = path.map_or(Path::new("."), RelPath::as_path);
+        self.directory(path).map_err(|errno| reading(errno, &path.to_string_lossy()))
+    }
+
+    /// What the path names now, links inside of the root followed; without a path, the root itself.
+    ///
+    /// Needs no right to read the file. Blocks for a few system calls. `invalid_path` if a link leads out, `invalid_file` if
+    /// there is no such thing.
+    pub fn metadata(&self, path: Option<&RelPath>) -> Result<Metadata> {
+        let path = path.map_or(Path::new("."), RelPath::as_path);
+        let found = self.resolve(path, OFlags::PATH | OFlags::CLOEXEC).map_err(io::Error::from);
+        found.and_then(|found| File::from(found).metadata()).map_err(|error| reading(error, &path.to_string_lossy()))
     }
 
     /// A descriptor that only tells what the path now names.

@@ -41,10 +41,19 @@ pub(crate) struct Dialled {
 }
 
 pub(super) async fn run(shared: Arc<Shared>, connector: Arc<dyn Connector>) {
+    let mut dials = shared.dials.subscribe();
+    tokio::select! {
+        () = look(&shared, &*connector) => {}
+        // The links that it has made live on.
+        _ = dials.wait_for(|dials| !dials) => tracing::info!(node = %shared.id, "looks for no control node any more"),
+    }
+}
+
+async fn look(shared: &Arc<Shared>, connector: &dyn Connector) {
     let mut backoff = Backoff::new(PAUSE_FIRST, PAUSE_MAX);
     let mut told = false;
     loop {
-        lost(&shared).await;
+        lost(shared).await;
         let (preferred, wait) = {
             let mut state = shared.lock();
             (state.preferred.clone(), state.reconnect_after.take())
@@ -56,10 +65,10 @@ pub(super) async fn run(shared: Arc<Shared>, connector: Arc<dyn Connector>) {
         }
         match connector.connect(preferred).await {
             Ok(dialled) => {
-                let link = Link::start(dialled.parts, dialled.options, |link| handler::new(Arc::clone(&shared), link));
+                let link = Link::start(dialled.parts, dialled.options, |link| handler::new(Arc::clone(shared), link));
                 tracing::info!(node = %shared.id, control = %link.peer().id, remote = link.remote(), "connected");
                 shared.introduce(&link);
-                if adopted(&shared, &link).await {
+                if adopted(shared, &link).await {
                     backoff.reset();
                     told = false;
                     continue;
@@ -83,7 +92,7 @@ pub(super) async fn run(shared: Arc<Shared>, connector: Arc<dyn Connector>) {
         tokio::select! {
             () = tokio::time::sleep(pause) => {}
             // Somebody else dialled us meanwhile.
-            () = held(&shared) => {}
+            () = held(shared) => {}
         }
     }
 }

@@ -87,14 +87,13 @@ fn prepare(shared: &Arc<Shared>, call: &IncomingCall) -> Result<Prepared> {
 }
 
 async fn request(shared: Arc<Shared>, class: Arc<dyn ErasedClass>, name: ClassName, mut call: IncomingCall, permit: OwnedSemaphorePermit) {
-    let cancelled = call.cancelled();
     let ctx = RequestContext {
         node: Arc::clone(&shared) as Arc<dyn LocalNode>,
         class: name,
         identity: call.head.identity,
         deadline: call.deadline(),
         stream: call.stream.take(),
-        cancelled: Box::pin(cancelled),
+        cancellation: call.cancellation(),
     };
     let payload = Payload::from_bytes(call.payload.clone());
     let outcome = CatchPanic::new(class.request(ctx, payload)).await.unwrap_or_else(|panic| Err(panicked(&panic)));
@@ -130,7 +129,7 @@ fn command(shared: &Arc<Shared>, class: &ClassName, call: IncomingCall) {
         return;
     };
     let remembering = Arc::clone(shared);
-    let queued = running.command(call, Box::new(move |call, outcome| finish(&remembering, call, outcome)));
+    let queued = running.command(Box::new(call), Box::new(move |call, outcome| finish(&remembering, call, outcome)));
     drop(state);
     if let Err((call, error)) = queued {
         shared.lock().outcomes.abandon(call.head.identity);

@@ -95,11 +95,9 @@ impl LinkHandler for Handler {
         match message {
             Message::Adopt(adopt) => self.adopt(channel, adopt),
             Message::EventAck(ack) => self.acknowledged(channel, &ack),
-            Message::Preferred(preferred) => {
-                // Obeyed only on the holder's channel: nobody else may lead a worker away.
-                if self.standing(channel.id()) == Standing::Current {
-                    self.shared.lock().preferred = preferred.addresses;
-                }
+            // Obeyed only on the holder's channel: nobody else may lead a worker away.
+            Message::Preferred(preferred) if self.standing(channel.id()) == Standing::Current => {
+                self.shared.lock().preferred = preferred.addresses;
             }
             Message::GoAway(away) if channel.link().peer().role == Role::Control => {
                 tracing::info!(node = %self.shared.id, reason = away.reason.message(), "the control node sends us away");

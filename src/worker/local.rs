@@ -4,7 +4,7 @@ use std::path::Path;
 
 use super::shared::{DATA_BYTES_MAX, DATA_KEYS_MAX, Shared};
 use super::tasks::TaskState as RowState;
-use crate::cluster::{NodeInfo, TaskEntry, TaskState};
+use crate::cluster::{BoxFuture, NodeInfo, TaskEntry, TaskState};
 use crate::error::{Error, ErrorCode, Result};
 use crate::job::{Function, LocalNode};
 use crate::types::{ClassName, Meta, NodeId, NodeStatus, Payload, TaskId, WantedStatus};
@@ -138,5 +138,13 @@ impl LocalNode for Shared {
 
     fn emit(&self, class: &ClassName, payload: Payload) -> Result<u64> {
         Shared::emit(self, class, payload)
+    }
+
+    fn until_fewer_events(&self, class: &ClassName, than: u64) -> BoxFuture<'_, ()> {
+        let class = class.clone();
+        Box::pin(self.until(move |state| {
+            let marks = state.journal.marks(&class);
+            marks.appended - marks.acknowledged < than
+        }))
     }
 }

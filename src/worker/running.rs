@@ -51,13 +51,13 @@ impl Running {
     ///
     /// # Errors
     /// `busy`, with the command given back.
-    pub(super) fn command(&self, call: IncomingCall, finish: Finish) -> Result<(), (IncomingCall, Error)> {
+    pub(super) fn command(&self, call: Box<IncomingCall>, finish: Finish) -> Result<(), (Box<IncomingCall>, Error)> {
         if self.waiting.fetch_add(1, Ordering::Relaxed) >= COMMANDS_MAX {
             self.waiting.fetch_sub(1, Ordering::Relaxed);
             return Err((call, Error::new(ErrorCode::Busy, format!("{COMMANDS_MAX} commands wait for this task already; try again"))));
         }
-        match self.told.send(Told::Command(Box::new(call), finish)) {
-            Err(mpsc::error::SendError(Told::Command(call, _))) => Err((*call, not_found())),
+        match self.told.send(Told::Command(call, finish)) {
+            Err(mpsc::error::SendError(Told::Command(call, _))) => Err((call, not_found())),
             _ => Ok(()),
         }
     }

@@ -2,7 +2,7 @@
 //!
 //! The lock guards a few lines at a time. Whoever holds it may put frames into a link (its own, inner lock); nobody who holds a link's lock ever takes this one.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -15,6 +15,7 @@ use super::journal::{Journal, Outgoing};
 use super::outcomes::Outcomes;
 use super::running::Running;
 use super::tasks::{Action, Tasks};
+use crate::cluster::core_class;
 use crate::config::Config;
 use crate::connection::{Channel, IncomingCall, Link, unix_time_ms};
 use crate::error::{Error, ErrorCode, Result};
@@ -43,6 +44,8 @@ pub(super) struct Shared {
     state: Mutex<State>,
     /// Changes with every adoption, loss of the holder and its silence.
     pub(super) held: watch::Sender<Held>,
+    /// Whether the agent looks for control nodes.
+    pub(super) dials: watch::Sender<bool>,
     /// Something moved: a task ended, an event was acknowledged.
     moved: Notify,
     next_link: AtomicU64,
@@ -102,6 +105,7 @@ impl Shared {
             file_root: config.file_root(),
             state: Mutex::new(state),
             held: watch::Sender::new(Held::No),
+            dials: watch::Sender::new(true),
             moved: Notify::new(),
             next_link: AtomicU64::new(1),
             config,
@@ -196,7 +200,9 @@ impl Shared {
                 Action::EmitStopped { class, id, reason } => state.append_own(&class, EntryKind::TaskStopped { id, reason }),
                 Action::EmitStatus(status) => {
                     tracing::info!(node = %self.id, %status, "status changed");
-                    let classes: Vec<ClassName> = state.journal.classes().map(|(class, _)| class.clone()).collect();
+                    // Every class that ever had an event, and `core` for whoever follows the worker itself.
+                    let mut classes: BTreeSet<ClassName> = state.journal.classes().map(|(class, _)| class.clone()).collect();
+                    classes.insert(core_class());
                     for class in classes {
                         state.append_own(&class, EntryKind::NodeStatus(status));
                     }
@@ -236,7 +242,8 @@ impl Shared {
         self.until(|state| state.journal.is_settled() || state.current.is_none()).await;
     }
 
-    async fn until(&self, done: impl Fn(&State) -> bool) {
+    /// Ends when this holds; looked at after everything that calls [`Shared::has_moved`].
+    pub(super) async fn until(&self, done: impl Fn(&State) -> bool) {
         loop {
             let moved = self.moved.notified();
             tokio::pin!(moved);

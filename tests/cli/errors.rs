@@ -42,7 +42,7 @@ fn every_command_has_help_with_an_example() {
 
 #[test]
 fn nobody_listens_exits_with_3() {
-    let nobody = Cli { connect: "nkcluster://127.0.0.1:1;transport=tcp".to_owned() };
+    let nobody = Cli::at("nkcluster://127.0.0.1:1;transport=tcp");
     nobody.script(&["--timeout", "10s", "nodes"]).fails(3, "no_connections").naming(&["127.0.0.1:1"]);
     nobody.run(&["--timeout", "10s", "nodes"]).fails(3, "no_connections");
 }
@@ -78,7 +78,7 @@ fn the_address_may_come_from_the_environment() {
 
 #[test]
 fn a_second_address_is_used_when_nobody_listens_at_the_first() {
-    let both = Cli { connect: format!("nkcluster://127.0.0.1:1;transport=tcp, {}", cli().connect) };
+    let both = Cli::at(format!("nkcluster://127.0.0.1:1;transport=tcp, {}", cli().connect));
     assert_eq!(both.json(&["info", "w1"])["id"], "w1");
 }
 

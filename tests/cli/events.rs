@@ -9,7 +9,7 @@ use rustix::process::{Signal, kill_process};
 use serde_json::{Value, json};
 
 use crate::support::{Cli, DEADLINE, Daemon, pid, wait_for};
-use crate::{cli, shared};
+use crate::{cli, shared, start_slow_task};
 
 /// `nkcluster events` that runs.
 struct Events {
@@ -87,9 +87,10 @@ fn the_end_of_the_link_is_told_with_3() {
 fn a_change_of_status_is_an_event() {
     let dir = tempfile::tempdir().expect("a directory");
     let control = Daemon::control(dir.path(), "c1");
-    let _worker = Daemon::worker(dir.path(), "w1", &control);
+    let worker = Daemon::worker(dir.path(), "w1", &control);
     let cli = Cli::to(&control);
     cli.wait_status("w1", "ready");
+    start_slow_task(&cli, &worker);
     let events = Events::start(&cli, &["--json", "--node", "w1"]);
     cli.json(&["status", "w1", "standby"]);
     let event = std::iter::repeat_with(|| events.next()).find(|event| event["event"]["nkcluster"]["node_status"] == "standby");

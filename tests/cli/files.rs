@@ -93,7 +93,7 @@ fn a_cut_transfer_goes_on_where_it_stopped() {
     let local = dir.path().join("local");
     // Sparse, so that it is large and costs little; long enough on the way to be cut.
     let file = std::fs::File::create(&local).expect("made");
-    let length: u64 = 512 * 1024 * 1024;
+    let length: u64 = 256 * 1024 * 1024;
     file.set_len(length).expect("set");
     let mut command = cli.command(&["--json", "send", "w1", &text(&local), "large"]);
     let child = command.stdout(std::process::Stdio::piped()).stderr(std::process::Stdio::piped()).spawn().expect("starts");

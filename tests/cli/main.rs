@@ -40,3 +40,14 @@ fn shared() -> &'static Shared {
 fn cli() -> &'static Cli {
     &shared().cli
 }
+
+/// Starts a task of the class `files` that takes longer than any test; returns its id.
+fn start_slow_task(cli: &Cli, worker: &Daemon) -> String {
+    let dir = worker.dir().join("files/slow");
+    std::fs::create_dir_all(&dir).expect("made");
+    // Without content on the disk; reading it takes minutes.
+    std::fs::File::create(dir.join("file")).and_then(|file| file.set_len(1 << 40)).expect("made");
+    let id = worker.ready["node_id"].as_str().expect("an id");
+    let started = cli.json(&["task", "start", id, "files", "{\"hash\":{\"path\":\"slow\"}}"]);
+    started["task_id"].as_str().expect("an id").to_owned()
+}

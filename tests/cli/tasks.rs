@@ -2,8 +2,8 @@
 
 use serde_json::json;
 
-use crate::support::{Ran, start_slow_task};
-use crate::{cli, shared};
+use crate::support::Ran;
+use crate::{cli, shared, start_slow_task};
 
 #[test]
 fn a_request_is_answered() {

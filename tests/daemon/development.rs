@@ -11,6 +11,9 @@ use serde_json::{Value, json};
 
 use crate::support::{Cli, Ran, command, pid, wait_for};
 
+/// The rounds of a development cluster, which takes nothing from its environment.
+const ROUNDS_DEFAULT: &str = "600000";
+
 /// `nkcluster dev` with its temporary files in a directory of the test.
 fn dev(tmp: &Path, arguments: &[&str]) -> Command {
     let mut command = command(env!("CARGO_BIN_EXE_nkcluster"));
@@ -42,7 +45,8 @@ impl Dev {
     }
 
     fn cli(&self) -> Cli {
-        Cli { connect: self.ready["connect"].as_str().expect("an address").to_owned() }
+        let connect = self.ready["connect"].as_str().expect("an address").to_owned();
+        Cli { connect, rounds: ROUNDS_DEFAULT }
     }
 }
 
@@ -125,6 +129,19 @@ fn a_child_that_dies_is_told_and_not_started_again() {
     let warning: Value = serde_json::from_str(&line).expect("JSON");
     assert_eq!(warning["warning"]["node"], "dev2", "{line}");
     dev.cli().wait_status("dev2", "not_connected");
+}
+
+#[test]
+fn a_tour_that_is_interrupted_has_failed() {
+    let tmp = tempfile::tempdir().expect("a directory");
+    let mut command = dev(tmp.path(), &["--once", "--base-port", "0"]);
+    let mut child = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("starts");
+    let mut line = String::new();
+    BufReader::new(child.stdout.take().expect("piped")).read_line(&mut line).expect("text");
+    assert!(line.starts_with("step  1 "), "{line}");
+    kill_process(pid(&child), Signal::INT).expect("it runs");
+    assert_eq!(wait_for("its end", || child.try_wait().expect("ours")).code(), Some(1));
+    assert_eq!(std::fs::read_dir(tmp.path()).expect("reads").count(), 0, "nothing is left behind");
 }
 
 #[test]

@@ -2,6 +2,7 @@
 
 mod development;
 mod failures;
+mod security;
 mod start;
 mod stop;
 mod support;

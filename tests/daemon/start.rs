@@ -5,7 +5,7 @@ use std::process::Stdio;
 
 use serde_json::{Value, json};
 
-use crate::support::{Cli, Daemon, Ran, daemon_command, wait_for};
+use crate::support::{Cli, DEADLINE, Daemon, Ran, daemon_command, wait_for};
 
 fn daemon(arguments: &[&str]) -> Ran {
     let mut command = daemon_command();
@@ -177,4 +177,24 @@ fn logs_are_json_if_asked() {
     let log = wait_for("the log line", || Some(worker.log()).filter(|log| log.contains("ready")));
     let lines: Vec<Value> = log.lines().map(|line| serde_json::from_str(line).expect("each line is JSON")).collect();
     assert!(lines.iter().any(|line| line["message"] == "ready" && line["node"] == "w1"), "{log}");
+}
+
+#[test]
+fn systemd_is_told_that_it_is_ready_and_that_it_stops() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let path = dir.path().join("notify");
+    let socket = std::os::unix::net::UnixDatagram::bind(&path).expect("a socket");
+    socket.set_read_timeout(Some(DEADLINE)).expect("set");
+    let told = || {
+        let mut buffer = [0; 1024];
+        let length = socket.recv(&mut buffer).expect("a message in time");
+        String::from_utf8_lossy(&buffer[..length]).trim_end().to_owned()
+    };
+    let mut worker = Daemon::start_with(&dir.path().join("w1"), &["--worker"], |command| {
+        command.env("NOTIFY_SOCKET", &path);
+    });
+    assert_eq!(told(), "READY=1");
+    worker.close_stdin();
+    assert_eq!(told(), "STOPPING=1");
+    assert_eq!(worker.wait().code(), Some(0));
 }

@@ -242,16 +242,23 @@ impl Ran {
 #[derive(Clone)]
 pub(crate) struct Cli {
     pub(crate) connect: String,
+    /// Rounds that stretch the password there.
+    pub(crate) rounds: &'static str,
 }
 
 impl Cli {
     pub(crate) fn to(control: &Daemon) -> Self {
-        Self { connect: control.uri() }
+        Self::at(control.uri())
+    }
+
+    /// The control node that listens at an address.
+    pub(crate) fn at(connect: impl Into<String>) -> Self {
+        Self { connect: connect.into(), rounds: ROUNDS }
     }
 
     pub(crate) fn command(&self, arguments: &[&str]) -> Command {
         let mut command = command(env!("CARGO_BIN_EXE_nkcluster"));
-        command.args(["--connect", &self.connect]).args(arguments);
+        command.env("NKCLUSTER_PBKDF2_ITERS", self.rounds).args(["--connect", &self.connect]).args(arguments);
         command
     }
 
@@ -282,15 +289,4 @@ impl Cli {
     pub(crate) fn wait_status(&self, id: &str, status: &str) -> Value {
         wait_for(&format!("{id} to be {status}"), || self.node(id).filter(|node| node["status"] == status))
     }
-}
-
-/// Starts a task of the class `files` that takes longer than any test; returns its id.
-pub(crate) fn start_slow_task(cli: &Cli, worker: &Daemon) -> String {
-    let dir = worker.dir().join("files/slow");
-    std::fs::create_dir_all(&dir).expect("made");
-    // Without content on the disk; reading it takes minutes.
-    std::fs::File::create(dir.join("file")).and_then(|file| file.set_len(1 << 40)).expect("made");
-    let id = worker.ready["node_id"].as_str().expect("an id");
-    let started = cli.json(&["task", "start", id, "files", "{\"hash\":{\"path\":\"slow\"}}"]);
-    started["task_id"].as_str().expect("an id").to_owned()
 }

@@ -1,4 +1,9 @@
 //! Clusters in one process, on the memory network and on loopback sockets.
 
+mod classes;
+mod failure;
 mod harness;
-mod smoke;
+mod original_basic;
+mod original_task;
+mod raw;
+mod relay;

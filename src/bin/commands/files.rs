@@ -5,6 +5,7 @@
 
 use std::io::IsTerminal;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
@@ -161,7 +162,9 @@ impl Job {
                 Ok(file) => return Ok(file),
                 Err(error) => error,
             };
-            if !goes_on_after(error.code()) {
+            // A worker that was away from the start is told at once, as by every other command.
+            let never_began = *error.code() == ErrorCode::NotConnected && !silence.was_broken();
+            if never_began || !goes_on_after(error.code()) {
                 return Err(error.into());
             }
             if silence.left() < RETRY_PAUSE {
@@ -216,16 +219,23 @@ fn goes_on_after(code: &ErrorCode) -> bool {
 /// How long nothing has moved.
 struct Silence {
     since: Mutex<Instant>,
+    broken: AtomicBool,
     most: Duration,
 }
 
 impl Silence {
     fn starts_now(most: Duration) -> Self {
-        Self { since: Mutex::new(Instant::now()), most }
+        Self { since: Mutex::new(Instant::now()), broken: AtomicBool::new(false), most }
     }
 
     fn ends(&self) {
+        self.broken.store(true, Ordering::Relaxed);
         *self.since.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
+    }
+
+    /// Whether anything has moved at all.
+    fn was_broken(&self) -> bool {
+        self.broken.load(Ordering::Relaxed)
     }
 
     fn left(&self) -> Duration {
@@ -281,7 +291,9 @@ mod tests {
         let silence = Silence::starts_now(Duration::from_secs(10));
         tokio::time::advance(Duration::from_secs(9)).await;
         assert_eq!(silence.left(), Duration::from_secs(1));
+        assert!(!silence.was_broken());
         silence.ends();
+        assert!(silence.was_broken());
         tokio::time::advance(Duration::from_secs(9)).await;
         assert_eq!(silence.left(), Duration::from_secs(1));
     }

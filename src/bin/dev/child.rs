@@ -11,6 +11,7 @@ use tokio::io::{AsyncBufReadExt, AsyncReadExt, BufReader};
 use tokio::process::{Child, ChildStdin, ChildStdout, Command};
 use tokio::sync::watch;
 
+use super::ports;
 use super::public::without_settings;
 use crate::failure::{Failure, Outcome};
 use crate::{DAEMON_NAME, exit};
@@ -98,6 +99,8 @@ impl Running {
     /// Lets it drain, and kills it if it takes too long.
     pub(super) async fn stop(&mut self) {
         drop(self.stdin.take());
+        // One that is frozen could not hear of it. It fails only if the child has ended.
+        let _ = self.signal(Signal::CONT);
         if tokio::time::timeout(STOP_TIMEOUT, self.wait()).await.is_err() {
             self.kill();
             self.wait().await;
@@ -127,7 +130,7 @@ async fn ready(stdout: ChildStdout, child: &mut Child) -> Outcome<BufReader<Chil
     }
     let status = child.wait().await.map_err(|error| Failure::io("cannot wait for a node", &error))?;
     match status.code() == Some(i32::from(exit::UNAVAILABLE)) {
-        true => Err(Failure::new("port_in_use", "its port is in use")),
+        true => Err(Failure::new(ports::IN_USE, "its port is in use")),
         false => Err(Failure::new("process_failed", format!("it ended before it was ready ({status})"))),
     }
 }

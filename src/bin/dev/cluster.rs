@@ -258,7 +258,7 @@ impl DevCluster {
 impl DevNode {
     fn start_failure(&self, failure: Failure) -> Failure {
         match failure {
-            Failure::Told { code, .. } if code == "port_in_use" => ports::in_use(self.port, self.number.into()),
+            Failure::Told { code, .. } if code == ports::IN_USE => ports::in_use(self.port, self.number.into()),
             failure => {
                 let last = last_line(&self.start.log).map(|line| format!(" ({line})")).unwrap_or_default();
                 failure.context(format_args!("{}{last}", self.id))

@@ -8,6 +8,8 @@ use crate::failure::{Failure, Outcome};
 
 /// Ports that nobody else is likely to want: above the usual services, below the ephemeral ones of Linux.
 const FREE_RANGE: std::ops::Range<u16> = 20_000..32_000;
+/// Name of the failure when somebody else has a port.
+pub(super) const IN_USE: &str = "port_in_use";
 /// Tries to find free ports.
 const TRIES: u32 = 100;
 
@@ -18,7 +20,7 @@ pub(super) fn base(base: u16, count: u16) -> Outcome<u16> {
     if base == 0 {
         let mut free = (0..TRIES).map(|_| rand::rng().random_range(FREE_RANGE));
         let free = free.find(|base| first_taken(*base, count).is_none());
-        return free.ok_or_else(|| Failure::new("port_in_use", format!("no {count} ports in a row are free")));
+        return free.ok_or_else(|| Failure::new(IN_USE, format!("no {count} ports in a row are free")));
     }
     if base.checked_add(count - 1).is_none() {
         return Err(Failure::usage(
@@ -34,7 +36,7 @@ pub(super) fn base(base: u16, count: u16) -> Outcome<u16> {
 
 /// Somebody else listens on the port of a node.
 pub(super) fn in_use(port: u16, number: u32) -> Failure {
-    Failure::new("port_in_use", format!("port {port} of dev{number} is in use; choose other ports with --base-port"))
+    Failure::new(IN_USE, format!("port {port} of dev{number} is in use; choose other ports with --base-port"))
 }
 
 fn first_taken(base: u16, count: u16) -> Option<u16> {

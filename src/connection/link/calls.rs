@@ -109,18 +109,37 @@ impl IncomingCall {
         self.channel.link.wake_writer();
     }
 
-    /// A future that ends when the caller no longer waits, or its channel or link is gone. Each call of this makes another one.
-    pub fn cancelled(&self) -> impl Future<Output = ()> + Send + 'static {
+    /// What tells that the caller no longer waits. Costs nothing until it is asked.
+    pub fn cancellation(&self) -> Cancellation {
+        Cancellation { channel: self.channel.clone(), call: self.call }
+    }
+}
+
+/// Tells whether the caller of a call still waits.
+#[derive(Debug)]
+pub struct Cancellation {
+    channel: Channel,
+    call: u32,
+}
+
+impl Cancellation {
+    /// Ends when the caller no longer waits, the call was answered, or its channel or link is gone. Any number of tasks may wait.
+    pub async fn cancelled(&self) {
+        // It is never sent, only dropped.
+        let _ = self.register().await;
+    }
+
+    fn register(&self) -> oneshot::Receiver<()> {
         let (token, cancelled) = oneshot::channel();
         let mut state = self.channel.link.lock();
-        // Not registered: the sender is dropped here, and the future ends at once.
+        // Otherwise the sender is dropped here, and the wait ends at once.
         if state.session.caller_waits(self.channel.id, self.call) {
-            state.cancels.entry((self.channel.id, self.call)).or_default().push(token);
+            let waiting = state.cancels.entry((self.channel.id, self.call)).or_default();
+            // Those that gave up waiting, as the losers of a `select!` do each time.
+            waiting.retain(|other| !other.is_closed());
+            waiting.push(token);
         }
-        drop(state);
-        async move {
-            let _ = cancelled.await;
-        }
+        cancelled
     }
 }
 

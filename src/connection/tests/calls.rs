@@ -78,7 +78,7 @@ async fn a_late_answer_changes_nothing() {
     let error = caller.call(b"slow", Duration::from_secs(1)).await.expect_err("nobody answers in time");
     assert_eq!((error.code(), error.may_have_run()), (&ErrorCode::Timeout, true));
     let late = answerer.next().await;
-    in_time("the word that nobody waits", late.cancelled()).await;
+    in_time("the word that nobody waits", late.cancellation().cancelled()).await;
     late.reply(&Ok(Bytes::from_static(b"late")));
     let (_link, _) = answerer.echo();
     assert_eq!(caller.call(b"next", DEADLINE).await, Ok(Bytes::from_static(b"next")));
@@ -90,14 +90,19 @@ async fn a_call_whose_future_is_dropped_is_given_up() {
     let channel = caller.link.channel_zero();
     let waiting = tokio::spawn(async move { channel.call(&head(), &Bytes::new(), DEADLINE).await });
     let call = answerer.next().await;
-    let (one, two) = (call.cancelled(), call.cancelled());
-    tokio::pin!(one);
+    let cancellation = call.cancellation();
+    let (one, two) = (cancellation.cancelled(), cancellation.cancelled());
+    tokio::pin!(one, two);
     // Whoever asks a second time does not end the first.
-    assert!(std::future::poll_fn(|cx| std::task::Poll::Ready(one.as_mut().poll(cx).is_pending())).await);
+    for _ in 0..2 {
+        let both_wait =
+            std::future::poll_fn(|cx| std::task::Poll::Ready(one.as_mut().poll(cx).is_pending() && two.as_mut().poll(cx).is_pending()));
+        assert!(both_wait.await);
+    }
     waiting.abort();
     in_time("both are told", async { tokio::join!(one, two) }).await;
     assert_eq!(caller.link.channel_zero().calls_in_flight(), 0);
-    in_time("asked afterwards it ends at once", call.cancelled()).await;
+    in_time("asked afterwards it ends at once", call.cancellation().cancelled()).await;
 }
 
 #[tokio::test]
@@ -106,9 +111,9 @@ async fn the_end_of_the_link_cancels_its_calls() {
     let channel = caller.link.channel_zero();
     let waiting = tokio::spawn(async move { channel.call(&head(), &Bytes::new(), DEADLINE).await });
     let call = answerer.next().await;
-    let cancelled = call.cancelled();
+    let cancellation = call.cancellation();
     caller.link.close(gone());
-    in_time("the answerer is told", cancelled).await;
+    in_time("the answerer is told", cancellation.cancelled()).await;
     let error = in_time("the caller is told", waiting).await.expect("no panic").expect_err("it was cut");
     assert_eq!((error.code(), error.may_have_run()), (&ErrorCode::ConnectionFailed, true));
     call.reply(&Ok(Bytes::new()));
@@ -127,18 +132,18 @@ async fn the_end_of_a_channel_cancels_its_calls_and_no_others() {
         }
         let (one, other) = (answerer.next().await, answerer.next().await);
         let (on_channel, on_zero) = if one.channel().id() == channel.id() { (one, other) } else { (other, one) };
-        let (cancelled, stays) = (on_channel.cancelled(), on_zero.cancelled());
+        let (cancelled, stays) = (on_channel.cancellation(), on_zero.cancellation());
         if closed_by_caller {
             channel.close(&gone());
         } else {
             on_channel.channel().close(&gone());
         }
-        in_time("the call of the channel is cancelled", cancelled).await;
+        in_time("the call of the channel is cancelled", cancelled.cancelled()).await;
         let error = in_time("its caller is told", waiting.remove(0)).await.expect("no panic").expect_err("it was closed");
         assert_eq!((error.code(), error.may_have_run()), (&ErrorCode::ShuttingDown, true));
         on_zero.reply(&Ok(Bytes::from_static(b"good")));
         assert_eq!(in_time("the other answer", waiting.remove(0)).await.expect("no panic"), Ok(Bytes::from_static(b"good")));
-        stays.await;
+        stays.cancelled().await;
         assert!(!channel.is_open());
     }
 }

@@ -138,3 +138,26 @@ fn root_is_made_for_its_owner_only_and_must_be_a_directory() {
     fs::write(dir.path().join("file"), "x").expect("written");
     assert_eq!(code(&FileRoot::open(dir.path().join("file"))), &ErrorCode::InvalidConfig);
 }
+
+#[test]
+fn directories_are_confined_like_files() {
+    let site = Site::new();
+    fs::create_dir(site.remote("dir")).expect("made");
+    fs::write(site.remote("dir/file"), "four").expect("written");
+    symlink("dir", site.remote("inside")).expect("linked");
+    symlink("..", site.remote("outside")).expect("linked");
+    let path = |text| RelPath::parse(text).expect("valid");
+
+    for dir in [None, Some(path("dir")), Some(path("inside"))] {
+        site.root.open_dir(dir.as_ref()).expect("opened");
+        assert!(site.root.metadata(dir.as_ref()).expect("there").is_dir());
+    }
+    assert_eq!(site.root.metadata(Some(&path("inside/file"))).expect("there").len(), 4);
+    for (text, code) in
+        [("outside", ErrorCode::InvalidPath), ("outside/remote", ErrorCode::InvalidPath), ("missing", ErrorCode::InvalidFile)]
+    {
+        assert_eq!(site.root.open_dir(Some(&path(text))).expect_err("refused").code(), &code, "{text}");
+        assert_eq!(site.root.metadata(Some(&path(text))).expect_err("refused").code(), &code, "{text}");
+    }
+    assert_eq!(site.root.open_dir(Some(&path("dir/file"))).expect_err("refused").code(), &ErrorCode::InvalidFile);
+}

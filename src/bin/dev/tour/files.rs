@@ -48,26 +48,30 @@ impl Tour<'_> {
         let mut events = self.public.events(&["--class", "files", "--node", worker]).await?;
         let spec = json!({ "hash": { "path": REMOTE } }).to_string();
         let started = self.public.json(&["task", "start", worker, "files", &spec, "--id", TASK]).await?;
-        expect("the id of the task", &started["task_id"], &json!(TASK))?;
+        expect("the started task", &started, &json!({ "task_id": TASK, "reply": { "path": REMOTE } }))?;
         let first = events.next("the start of the task", EVENT_WAIT).await?;
         expect("the first event", &first["event"], &json!({ "nkcluster": { "task_started": TASK } }))?;
         let mut seq = first["seq"].as_u64().unwrap_or_default();
         let mut left = files.clone();
+        let mut summary = Value::Null;
         loop {
-            let record = events.next(format_args!("{} more files", left.len()), EVENT_WAIT).await?;
-            expect("the number of the next event", &record["seq"], &json!(seq + 1))?;
+            let record = events.next(format_args!("{} more files and the end of the task", left.len()), EVENT_WAIT).await?;
             seq += 1;
+            expect("the number of the next event", &record["seq"], &json!(seq))?;
             let event = &record["event"];
-            if !event["nkcluster"].is_null() {
+            if let Some(hashed) = event.get("hashed") {
+                let known = hashed["path"].as_str().and_then(|path| left.remove(path));
+                let known = known.ok_or_else(|| unexpected(format!("{event} should be of a file that was sent and not told before")))?;
+                expect("the size and hash in an event", &json!([hashed["bytes"], hashed["xxh3"]]), &json!([known.bytes, known.xxh3]))?;
+            } else if let Some(told) = event.get("summary") {
+                summary = told.clone();
+            } else if event.get("progress").is_none() {
                 expect("the last event", event, &json!({ "nkcluster": { "task_stopped": { "id": TASK, "reason": "normal" } } }))?;
                 break;
             }
-            let Some(hash) = Hashed::of(event) else { continue };
-            let known = left
-                .remove(&hash.path)
-                .ok_or_else(|| unexpected(format!("{event} should be of a file that was sent and not hashed before")))?;
-            expect("the size and hash of a file", &json!([hash.path, hash.size, hash.xxh3]), &json!([hash.path, known.bytes, known.xxh3]))?;
         }
+        let bytes: u64 = files.values().map(|file| file.bytes).sum();
+        expect("the summary of the task", &summary, &json!({ "task": TASK, "files": files.len(), "bytes": bytes, "errors": 0 }))?;
         match left.keys().next() {
             None => Ok(()),
             Some(name) => Err(unexpected(format!("every file should be hashed, but {} are not, such as {name}", left.len()))),
@@ -89,20 +93,5 @@ impl Tour<'_> {
         }
         let nothing = self.work.path().join("nothing").display().to_string();
         self.public.refused(&["fetch", worker, "no/such/file", &nothing], exit::FAILED, "invalid_file").await
-    }
-}
-
-/// One file as the class `files` tells it.
-struct Hashed {
-    path: String,
-    size: u64,
-    xxh3: String,
-}
-
-impl Hashed {
-    fn of(event: &Value) -> Option<Self> {
-        let path = event["path"].as_str()?;
-        let path = path.strip_prefix(REMOTE).map_or(path, |rest| rest.trim_start_matches('/'));
-        Some(Self { path: path.to_owned(), size: event["size"].as_u64()?, xxh3: event["xxh3"].as_str()?.to_owned() })
     }
 }

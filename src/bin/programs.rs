@@ -26,7 +26,8 @@ use std::process::ExitCode;
 /// The name under which the program is the daemon.
 pub(crate) const DAEMON_NAME: &str = "nkcluster-node";
 
-fn main() -> ExitCode {
+/// The one `main` of both programs: which of them it is, its name says.
+pub fn main() -> ExitCode {
     let path = std::env::args_os().next().unwrap_or_default();
     match Path::new(&path).file_name() {
         Some(name) if name == OsStr::new(DAEMON_NAME) => daemon::main(),

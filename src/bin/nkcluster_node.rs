@@ -1,0 +1,5 @@
+//! The daemon `nkcluster-node`; see `nkcluster_programs`.
+
+fn main() -> std::process::ExitCode {
+    nkcluster_programs::main()
+}

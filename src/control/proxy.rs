@@ -13,7 +13,7 @@ use rand::RngExt as _;
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
-use self::state::{Action, LinkKey, Setup, State};
+use self::state::{Action, LinkKey, PingFor, Setup, State};
 use super::events::{Dispatcher, Took};
 use super::latency::Latency;
 use super::shared::Shared;
@@ -37,9 +37,9 @@ pub(super) enum Msg {
     Adopted { key: LinkKey, channel: u16, answer: Adopted },
     Fenced { key: LinkKey, fenced: Fenced },
     Updated { key: LinkKey, update: Box<Update> },
-    Ponged { key: LinkKey, round_trip: Duration, peer_time_ms: u64 },
+    Ponged { key: LinkKey, purpose: PingFor, round_trip: Duration, peer_time_ms: u64 },
     PingLost { key: LinkKey },
-    DialFailed { error: Error },
+    DialFailed { dial: u64, error: Error },
     Forget,
     Deadline,
 }
@@ -169,6 +169,8 @@ struct Own {
     tasks: u32,
     timer: Option<JoinHandle<()>>,
     dialling: Option<JoinHandle<()>>,
+    /// Dials so far; the number of the last one tells it from those before.
+    dials: u64,
 }
 
 impl Actor for ProxyActor {
@@ -194,6 +196,7 @@ impl Actor for ProxyActor {
             tasks: 0,
             timer: None,
             dialling: None,
+            dials: 0,
         })
     }
 
@@ -217,19 +220,25 @@ impl Actor for ProxyActor {
             }
             Msg::Fenced { key, fenced } => own.state.fenced(key, fenced.term, now),
             Msg::Updated { key, update } => {
-                own.tasks = update.tasks;
-                own.stats = update.stats.clone().or(own.stats.take());
-                own.state.updated(key, *update);
+                if own.state.uses(key) {
+                    own.tasks = update.tasks;
+                    own.stats = update.stats.clone().or(own.stats.take());
+                    own.state.updated(key, *update);
+                }
                 Vec::new()
             }
-            Msg::Ponged { key, round_trip, peer_time_ms } => {
-                own.latency.record(round_trip);
-                let here = unix_time_ms().saturating_sub(u64::try_from(round_trip.as_millis()).unwrap_or(0) / 2);
-                own.skew_ms = Some(peer_time_ms.cast_signed().wrapping_sub(here.cast_signed()));
-                own.state.ponged(key, now)
+            Msg::Ponged { key, purpose, round_trip, peer_time_ms } => {
+                if own.state.uses(key) {
+                    own.latency.record(round_trip);
+                    let here = unix_time_ms().saturating_sub(u64::try_from(round_trip.as_millis()).unwrap_or(0) / 2);
+                    own.skew_ms = Some(peer_time_ms.cast_signed().wrapping_sub(here.cast_signed()));
+                }
+                own.state.ponged(key, purpose, now)
             }
             Msg::PingLost { key } => own.state.ping_lost(key, now),
-            Msg::DialFailed { error } => {
+            // Of one that was given up, while another is under way.
+            Msg::DialFailed { dial, .. } if dial != own.dials => Vec::new(),
+            Msg::DialFailed { error, .. } => {
                 tracing::debug!(worker = %self.proxy.id, %error, "the worker cannot be reached");
                 own.dialling = None;
                 own.state.dial_failed(rand::rng().random(), now);
@@ -297,20 +306,24 @@ impl ProxyActor {
                     link.close(reason);
                 }
             }
-            Action::Ping { link: key, timeout } => {
+            Action::Ping { link: key, purpose, timeout } => {
                 let Some((link, channel)) = own.links.get(&key) else { return };
                 let channel = channel.clone().unwrap_or_else(|| link.channel_zero());
                 let (rank, proxy) = (self.shared.rank(), myself.clone());
                 tokio::spawn(async move {
                     let message = match channel.ping(rank, timeout).await {
-                        Ok((round_trip, peer_time_ms)) => Msg::Ponged { key, round_trip, peer_time_ms },
+                        Ok((round_trip, peer_time_ms)) => Msg::Ponged { key, purpose, round_trip, peer_time_ms },
                         Err(_) => Msg::PingLost { key },
                     };
                     let _ = proxy.cast(message);
                 });
             }
             Action::Dial(addresses) => {
-                own.dialling = Some(tokio::spawn(dial(Arc::clone(&self.shared), id.clone(), addresses, myself.clone())))
+                own.dials += 1;
+                let dial = Dial { number: own.dials, id: id.clone(), addresses, proxy: myself.clone() };
+                if let Some(old) = own.dialling.replace(tokio::spawn(dial.run(Arc::clone(&self.shared)))) {
+                    old.abort();
+                }
             }
             Action::Tell(status) => {
                 if status == NodeStatus::NotConnected {
@@ -389,25 +402,34 @@ fn latency_info(summary: super::latency::LatencySummary) -> LatencyInfo {
     }
 }
 
-/// Dials a worker that has gone away; it introduces itself on the new link, which ends this task.
-async fn dial(shared: Arc<Shared>, id: NodeId, addresses: Vec<NodeUri>, proxy: ActorRef<Msg>) {
-    let expect = Expect { role: Role::Worker, id: Some(id) };
-    match dial_and_establish(&addresses, &shared.party, &expect, Order::AsGiven, &shared.dial).await {
-        Ok(established) => {
-            let parts = LinkParts { established, side: Side::Dialler };
-            let link = Link::start(parts, shared.link_options(), |link| super::workers::handler(Arc::clone(&shared), link));
-            let error = tokio::select! {
-                reason = link.ended() => reason,
-                () = tokio::time::sleep(INTRODUCTION) => {
-                    let late = Error::new(ErrorCode::Timeout, "it answered, but did not introduce itself");
-                    link.close(late.clone());
-                    late
+/// One attempt to dial a worker that has gone away.
+struct Dial {
+    number: u64,
+    id: NodeId,
+    addresses: Vec<NodeUri>,
+    proxy: ActorRef<Msg>,
+}
+
+impl Dial {
+    /// The worker introduces itself on the new link, which ends this task.
+    async fn run(self, shared: Arc<Shared>) {
+        let Self { number, id, addresses, proxy } = self;
+        let expect = Expect { role: Role::Worker, id: Some(id) };
+        let error = match dial_and_establish(&addresses, &shared.party, &expect, Order::AsGiven, &shared.dial).await {
+            Ok(established) => {
+                let parts = LinkParts { established, side: Side::Dialler };
+                let link = Link::start(parts, shared.link_options(), |link| super::workers::handler(Arc::clone(&shared), link));
+                tokio::select! {
+                    reason = link.ended() => reason,
+                    () = tokio::time::sleep(INTRODUCTION) => {
+                        let late = Error::new(ErrorCode::Timeout, "it answered, but did not introduce itself");
+                        link.close(late.clone());
+                        late
+                    }
                 }
-            };
-            let _ = proxy.cast(Msg::DialFailed { error });
-        }
-        Err(error) => {
-            let _ = proxy.cast(Msg::DialFailed { error: error.into() });
-        }
+            }
+            Err(error) => error.into(),
+        };
+        let _ = proxy.cast(Msg::DialFailed { dial: number, error });
     }
 }

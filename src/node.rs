@@ -238,7 +238,9 @@ impl NodeHandle {
         let drained = tokio::time::timeout(grace + LAST_WORDS, async {
             match control {
                 Some(control) => {
-                    tokio::join!(control.stop(grace), worker.stop(grace));
+                    // The own worker keeps its link until its last events were taken in.
+                    tokio::join!(control.drain(grace), worker.stop(grace));
+                    control.stop().await;
                 }
                 None => worker.stop(grace).await,
             }

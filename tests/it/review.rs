@@ -112,3 +112,31 @@ async fn a_control_node_that_stops_waits_until_its_answers_have_left() {
     soon("the stop", stopping).await.expect("no panic");
     worker.stop().await;
 }
+
+#[tokio::test]
+async fn a_worker_whose_holder_is_silent_looks_for_another_until_it_has_one() {
+    let probe = Probe::<false>::new();
+    let c = MemoryCluster::start(probe.classes()).await;
+    // A control node whose proxy hangs: its link lives and answers pings, but nobody pings the worker.
+    let door = RawListener::bind(&c.net, "nkcluster://c2;transport=memory", party(Role::Control, "c2").await).await;
+    let config = worker_config(&c.dir, "w1", "nkcluster://c2;transport=memory");
+    let incarnation = |link: &RawLink| link.link.peer().incarnation;
+    let _worker = Node::start_in(&c.net, config, probe.classes()).await.expect("starts");
+    let mut first = RawLink::start(door.accept().await.expect("proved"), Side::Listener);
+    let term = first.message(|_, message| if let Message::Describe(describe) = message { Some(describe.term) } else { None }).await;
+    let adopt = Adopt {
+        worker_incarnation: incarnation(&first),
+        seen_term: term,
+        owner: node_id("c2"),
+        owner_incarnation: Default::default(),
+        rank: Rank::default(),
+        ticket: None,
+    };
+    let channel = first.link.open_channel().expect("open");
+    channel.message(&Message::Adopt(adopt));
+    first.message(|_, message| matches!(message, Message::Adopted(Adopted::Granted { .. })).then_some(())).await;
+    for _ in 0..3 {
+        // Each attempt of the worker finds a door and nobody behind it.
+        drop(door.accept().await.expect("proved"));
+    }
+}

@@ -83,6 +83,12 @@ impl Control {
         }
     }
 
+    /// Ends the proxy of a worker as a bug in it would.
+    #[cfg(test)]
+    pub(crate) fn kill_proxy(&self, worker: &crate::types::NodeId) {
+        self.shared.directory.find(worker).expect("it is known").stop();
+    }
+
     /// Cuts: nobody is told.
     pub(crate) fn cut(&self) {
         self.end(&Error::new(ErrorCode::ConnectionFailed, "the node was dropped"));

@@ -140,3 +140,14 @@ async fn a_worker_whose_holder_is_silent_looks_for_another_until_it_has_one() {
         drop(door.accept().await.expect("proved"));
     }
 }
+
+#[tokio::test]
+async fn a_worker_that_is_forgotten_while_it_introduces_itself_comes_back() {
+    let c = MemoryCluster::start(Classes::new()).await;
+    let _worker = c.worker("w1", Classes::new()).await;
+    for _ in 0..50 {
+        // Wherever its new link is when it is forgotten again.
+        eventually("it is known", async || c.cluster.forget(&node_id("w1"), TIMEOUT).await.is_ok()).await;
+    }
+    c.wait_status("w1", NodeStatus::Ready).await;
+}

@@ -72,9 +72,7 @@ impl Control {
         let options = self.shared.link_options();
         let id = parts.established.peer.id.clone();
         match parts.established.peer.role {
-            Role::Worker => {
-                Ok(Link::start(parts, options, |link| workers::handler(Arc::clone(&self.shared), link) as Arc<dyn LinkHandler>))
-            }
+            Role::Worker => Ok(workers::start(&self.shared, parts, None)),
             Role::Admin => Ok(Link::start(parts, options, |link| serve::handler(Arc::clone(&self.shared), link) as Arc<dyn LinkHandler>)),
             Role::Control => {
                 let what = format!("control node {id} wants to join, but this version runs with one control node only");

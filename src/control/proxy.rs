@@ -28,12 +28,9 @@ use crate::proto::message::{Adopted, Describe, Fenced, Message, Preferred, Resyn
 use crate::proto::session::Side;
 use crate::types::{Incarnation, NodeId, NodeStats, NodeStatus, NodeUri};
 
-/// How long a worker that was dialled may take to introduce itself.
-const INTRODUCTION: Duration = Duration::from_secs(5);
-
 /// Restart of the actor's loop after a panic would lose the state: instead its links end with it, and its worker is met anew by another one.
 pub(super) enum Msg {
-    LinkUp { key: LinkKey, link: Link, describe: Box<Describe> },
+    LinkUp { key: LinkKey, link: Link, dialled: Option<NodeUri>, describe: Box<Describe> },
     LinkDown { key: LinkKey },
     Adopted { key: LinkKey, channel: u16, answer: Adopted },
     Fenced { key: LinkKey, fenced: Fenced },
@@ -184,6 +181,8 @@ struct Own {
     tasks: u32,
     timer: Option<JoinHandle<()>>,
     dialling: Option<JoinHandle<()>>,
+    /// Where it was dialled last, with success. It may be the only address that can be reached from here, and the only one with a password.
+    found_at: Option<NodeUri>,
     /// Dials so far; the number of the last one tells it from those before.
     dials: u64,
 }
@@ -212,6 +211,7 @@ impl Actor for ProxyActor {
             tasks: 0,
             timer: None,
             dialling: None,
+            found_at: None,
             dials: 0,
         })
     }
@@ -219,9 +219,10 @@ impl Actor for ProxyActor {
     async fn handle(&self, myself: ActorRef<Msg>, message: Msg, own: &mut Own) -> Result<(), ActorProcessingErr> {
         let now = Instant::now().into_std();
         let actions = match message {
-            Msg::LinkUp { key, link, describe } => {
+            Msg::LinkUp { key, link, dialled, describe } => {
                 // Whoever was being dialled is here, or no longer needed.
                 own.dialling.take().inspect(JoinHandle::abort);
+                own.found_at = dialled.or(own.found_at.take());
                 let incarnation = link.peer().incarnation;
                 own.links.entry(key).or_insert((link, None));
                 own.state.link_up(key, incarnation, *describe, now)
@@ -343,6 +344,8 @@ impl ProxyActor {
             }
             Action::Dial(addresses) => {
                 own.dials += 1;
+                let others = addresses.into_iter().filter(|address| own.found_at.as_ref() != Some(address));
+                let addresses = own.found_at.iter().cloned().chain(others).collect();
                 let dial = Dial { number: own.dials, id: id.clone(), addresses, proxy: myself.clone() };
                 if let Some(old) = own.dialling.replace(tokio::spawn(dial.run(Arc::clone(&self.shared)))) {
                     old.abort();
@@ -440,16 +443,9 @@ impl Dial {
         let expect = Expect { role: Role::Worker, id: Some(id) };
         let error = match dial_and_establish(&addresses, &shared.party, &expect, Order::AsGiven, &shared.dial).await {
             Ok(established) => {
-                let parts = LinkParts { established, side: Side::Dialler };
-                let link = Link::start(parts, shared.link_options(), |link| super::workers::handler(Arc::clone(&shared), link));
-                tokio::select! {
-                    reason = link.ended() => reason,
-                    () = tokio::time::sleep(INTRODUCTION) => {
-                        let late = Error::new(ErrorCode::Timeout, "it answered, but did not introduce itself");
-                        link.close(late.clone());
-                        late
-                    }
-                }
+                let dialled = established.uri.clone();
+                let link = super::workers::start(&shared, LinkParts { established, side: Side::Dialler }, dialled);
+                link.ended().await
             }
             Err(error) => error.into(),
         };

@@ -1,6 +1,7 @@
 //! What a control node does with the frames of one worker's link.
 
 use std::sync::{Arc, OnceLock};
+use std::time::Duration;
 
 use bytes::Bytes;
 
@@ -8,20 +9,48 @@ use super::events::Took;
 use super::proxy::state::LinkKey;
 use super::proxy::{Msg, Proxy};
 use super::shared::Shared;
-use crate::connection::{Channel, IncomingCall, Link, LinkHandler};
+use crate::connection::{Channel, IncomingCall, Link, LinkHandler, LinkParts};
 use crate::error::{Error, ErrorCode};
 use crate::proto::head::{EventHead, Rank};
 use crate::proto::message::{Describe, Message};
+use crate::types::NodeUri;
 
-pub(super) fn handler(shared: Arc<Shared>, link: &Link) -> Arc<dyn LinkHandler> {
-    let key = shared.add_link(link);
-    Arc::new(Handler { shared, key, link: link.clone(), proxy: OnceLock::new() })
+/// How long a worker may take to introduce itself, whoever dialled.
+const INTRODUCTION: Duration = Duration::from_secs(5);
+
+/// Starts the link of a worker; `dialled` is the address where we found it.
+pub(super) fn start(shared: &Arc<Shared>, parts: LinkParts, dialled: Option<NodeUri>) -> Link {
+    let mut made = None;
+    let link = Link::start(parts, shared.link_options(), |link| {
+        let key = shared.add_link(link);
+        let handler = Arc::new(Handler { shared: Arc::clone(shared), key, link: link.clone(), dialled, proxy: OnceLock::new() });
+        made = Some(Arc::clone(&handler));
+        handler as Arc<dyn LinkHandler>
+    });
+    if let Some(handler) = made {
+        tokio::spawn(expect_introduction(handler));
+    }
+    link
+}
+
+/// A worker that says nothing of itself is not kept: nobody could ever use its link.
+async fn expect_introduction(handler: Arc<Handler>) {
+    tokio::select! {
+        _ = handler.link.ended() => {}
+        () = tokio::time::sleep(INTRODUCTION) => {
+            if handler.proxy.get().is_none() {
+                let what = format!("{} did not introduce itself within {INTRODUCTION:?}", handler.link.peer().id);
+                handler.link.close(Error::new(ErrorCode::Timeout, what));
+            }
+        }
+    }
 }
 
 struct Handler {
     shared: Arc<Shared>,
     key: LinkKey,
     link: Link,
+    dialled: Option<NodeUri>,
     /// Known from the worker's first frame on.
     proxy: OnceLock<Arc<Proxy>>,
 }
@@ -37,7 +66,8 @@ impl Handler {
         };
         // Set by the first frame of the worker; the frames of one link come one after the other.
         let _ = self.proxy.set(Arc::clone(&proxy));
-        proxy.cast(Msg::LinkUp { key: self.key, link: self.link.clone(), describe: Box::new(describe) });
+        let (link, dialled) = (self.link.clone(), self.dialled.clone());
+        proxy.cast(Msg::LinkUp { key: self.key, link, dialled, describe: Box::new(describe) });
         if proxy.has_ended() {
             // Forgotten at this very moment: nobody sees this link, so the worker must make another one.
             self.link.close(Error::new(ErrorCode::ShuttingDown, "the proxy of the worker has ended"));

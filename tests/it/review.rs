@@ -142,6 +142,40 @@ async fn a_worker_whose_holder_is_silent_looks_for_another_until_it_has_one() {
 }
 
 #[tokio::test]
+async fn a_worker_that_was_attached_is_found_again_at_that_address() {
+    let c = MemoryCluster::start(Classes::new()).await;
+    let door = RawListener::bind(&c.net, W1, party(Role::Worker, "w1").await).await;
+    // Behind its balancer the worker knows only an address that nobody else can reach.
+    let inside: Vec<NodeUri> = vec![uri("nkcluster://inside;transport=memory")];
+    let address = uri(W1);
+    let attached = c.cluster.attach(&address, TIMEOUT);
+    let first = async {
+        let mut link = RawLink::start(door.accept().await.expect("proved"), Side::Listener);
+        link.join(inside.clone()).await;
+        link
+    };
+    let (attached, first) = tokio::join!(attached, first);
+    attached.expect("attached");
+    c.net.cut("c1", "w1");
+    let mut second = RawLink::start(door.accept().await.expect("proved"), Side::Listener);
+    second.join(inside).await;
+    c.wait_status("w1", NodeStatus::Ready).await;
+    drop(first);
+}
+
+#[tokio::test]
+async fn a_worker_that_does_not_introduce_itself_is_not_kept() {
+    let c = MemoryCluster::start(Classes::new()).await;
+    let door = RawListener::bind(&c.net, W1, party(Role::Worker, "w1").await).await;
+    let address = uri(W1);
+    let attached = c.cluster.attach(&address, Duration::from_millis(500));
+    let (attached, link) = tokio::join!(attached, door.accept());
+    attached.expect_err("it said nothing");
+    let mut silent = RawLink::start(link.expect("proved"), Side::Listener);
+    silent.closed().await;
+}
+
+#[tokio::test]
 async fn a_worker_that_is_forgotten_while_it_introduces_itself_comes_back() {
     let c = MemoryCluster::start(Classes::new()).await;
     let _worker = c.worker("w1", Classes::new()).await;

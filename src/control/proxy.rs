@@ -70,6 +70,8 @@ pub(super) struct Current {
 pub(super) struct Proxy {
     pub(super) id: NodeId,
     current: ArcSwapOption<Current>,
+    /// The channel on which the worker was asked last to obey: what comes on any other is not its word.
+    asked: ArcSwapOption<(LinkKey, u16)>,
     info: Mutex<NodeInfo>,
     actor: Mutex<Option<ActorRef<Msg>>>,
     ended: AtomicBool,
@@ -82,6 +84,7 @@ impl Proxy {
         let proxy = Arc::new(Self {
             id: id.clone(),
             current: ArcSwapOption::empty(),
+            asked: ArcSwapOption::empty(),
             info: Mutex::new(unknown_node(&id)),
             actor: Mutex::new(None),
             ended: AtomicBool::new(false),
@@ -103,6 +106,11 @@ impl Proxy {
     /// Whether what comes on this channel comes from the worker that obeys us there.
     pub(super) fn is_current(&self, key: LinkKey, channel: u16) -> bool {
         self.current.load().as_ref().is_some_and(|current| current.key == key && current.channel.id() == channel)
+    }
+
+    /// Whether events on this channel are those of the worker. Known before it can answer the adoption, which its first events follow at once.
+    pub(super) fn hears(&self, key: LinkKey, channel: u16) -> bool {
+        self.asked.load().as_ref().is_some_and(|asked| **asked == (key, channel))
     }
 
     /// What is known of the worker.
@@ -306,6 +314,7 @@ impl ProxyActor {
                     None => link.open_channel(),
                 };
                 if let Ok(opened) = opened {
+                    self.proxy.asked.store(Some(Arc::new((key, opened.id()))));
                     opened.message(&Message::Adopt(*adopt));
                     *channel = Some(opened);
                 }

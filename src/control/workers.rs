@@ -74,6 +74,12 @@ impl Handler {
         }
     }
 
+    /// The proxy, if it listens to events on this channel. What comes on a link that another one has replaced comes again there; what comes from a peer that was
+    /// not adopted, such as a clone of the worker, is nobody's.
+    fn heard(&self, channel: &Channel) -> Option<&Arc<Proxy>> {
+        self.proxy.get().filter(|proxy| proxy.hears(self.key, channel.id()))
+    }
+
     fn full(&self, channel: &Channel, took: Took) {
         if took == Took::Refused {
             let what = "more events are on their way than were granted";
@@ -89,7 +95,7 @@ impl LinkHandler for Handler {
     }
 
     fn event(&self, channel: &Channel, head: EventHead, payload: Bytes) {
-        let Some(proxy) = self.proxy.get() else { return };
+        let Some(proxy) = self.heard(channel) else { return };
         let took = proxy.event(channel, self.link.peer().incarnation, head, payload);
         self.full(channel, took);
     }
@@ -98,7 +104,7 @@ impl LinkHandler for Handler {
         match message {
             Message::Describe(describe) => self.introduced(describe),
             Message::Resync(resync) => {
-                if let Some(proxy) = self.proxy.get() {
+                if let Some(proxy) = self.heard(channel) {
                     let took = proxy.resync(channel, self.link.peer().incarnation, resync);
                     self.full(channel, took);
                 }

@@ -43,6 +43,24 @@ async fn flap(c: &MemoryCluster) {
 }
 
 #[tokio::test]
+async fn events_of_a_peer_that_was_not_adopted_are_nobodys() {
+    let probe = Probe::<false>::new();
+    let c = MemoryCluster::start(probe.classes()).await;
+    let _worker = c.worker("w1", probe.classes()).await;
+    c.cluster.start::<Probe>(&node_id("w1"), &Spec::Future, once().with_task_id(task_id("t1"))).await.expect("started");
+    probe.wait_told("w1", &["started t1"]).await;
+    let mut clone = dial(&c.net, &party(Role::Worker, "w1").await, C1, Role::Control).await.expect("proved");
+    clone.introduce(Vec::new());
+    let channel = clone.link.channel_zero();
+    channel.message(&Message::Resync(Resync { class: probe_class(), next_seq: 9, tasks: vec![task_id("t9")], more: false }));
+    let head = EventHead { seq: 9, time_ms: 0, kind: EventKind::Class, class: probe_class() };
+    channel.event(&head, &Payload::encode(&"a lie").expect("encodes").into_bytes());
+    assert_eq!(clone.closed().await.code().name(), "connection_failed");
+    ask(&c.cluster, Ask::Emit(vec!["the truth".into()])).await.expect("emitted");
+    probe.wait_told("w1", &["started t1", "the truth"]).await;
+}
+
+#[tokio::test]
 async fn a_worker_that_stops_answers_the_requests_that_it_has_begun() {
     let probe = Probe::<false>::new();
     let c = MemoryCluster::start(probe.classes()).await;

@@ -290,21 +290,36 @@ impl Cluster {
 
     async fn call(&self, mut head: CallHead, payload: Payload, options: CallOptions) -> Result<Payload> {
         let deadline = Instant::now() + options.timeout;
+        let left = || deadline.saturating_duration_since(Instant::now());
         loop {
-            let timeout = deadline.saturating_duration_since(Instant::now());
+            if options.retry == Retry::UntilDeadline
+                && !head.retry
+                && let Some(node) = &head.node
+            {
+                head.incarnation = self.backend.incarnation(node, left()).await.unwrap_or_default();
+            }
+            let timeout = left();
             head.timeout_ms = call::millis(timeout);
             let error = match self.backend.call(NodeCall { head: head.clone(), payload: payload.clone(), timeout }).await {
                 Ok(reply) => return Ok(Payload::from_bytes(reply)),
                 Err(error) => error,
             };
             let pause = Duration::from_millis(rand::rng().random_range(RETRY_PAUSE_MS));
-            if options.retry == Retry::Never || !call::worth_a_retry(&error) || Instant::now() + pause >= deadline {
+            // What was refused without effect may be done by any incarnation; what may have been done, only by the one that has it.
+            head.retry |= error.may_have_run();
+            let first = match error.addressed() {
+                Some(addressed) if head.incarnation.is_none() => addressed,
+                _ => head.incarnation,
+            };
+            // Another incarnation answers, which will never know what the first one did; or nobody can say which one that was.
+            let elsewhere = head.retry && error.addressed().is_some_and(|addressed| addressed != first);
+            let lost = elsewhere || (error.may_have_run() && first.is_none());
+            if options.retry == Retry::Never || lost || !call::worth_a_retry(&error) || Instant::now() + pause >= deadline {
                 return Err(error);
             }
-            if let Some(addressed) = error.addressed() {
-                head.incarnation = addressed;
+            if head.retry {
+                head.incarnation = first;
             }
-            head.retry |= error.may_have_run();
             tracing::debug!(node = ?head.node, %error, "the call is tried again");
             tokio::time::sleep(pause).await;
         }

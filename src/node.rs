@@ -26,6 +26,9 @@ use crate::worker::{Connector, DialFailure, Dialled, Worker};
 /// Name of a control node's own listener in its private memory network.
 const OWN: &str = "own";
 
+/// Links of a control node's own worker: one, and a new one while the old ends.
+const OWN_LINKS: usize = 4;
+
 /// How long a control node waits for its own worker before it says that it runs.
 const OWN_WORKER: Duration = Duration::from_secs(5);
 
@@ -149,10 +152,13 @@ impl Node {
                 let own_net = MemoryNet::new();
                 let own_uri: NodeUri = format!("nkcluster://{OWN};transport=memory").parse().map_err(NodeError::Internal)?;
                 let own_options = ListenOptions { memory: Some(own_net.clone()), ..ListenOptions::default() };
-                listeners.push(Listener::bind(&own_uri, &own_options).await.map_err(NodeError::Internal)?);
-                for listener in listeners {
-                    let inside = control.clone();
-                    tasks.spawn(accept_loop(listener, door.clone(), move |parts| inside.welcome(parts)));
+                let own_listener = Listener::bind(&own_uri, &own_options).await.map_err(NodeError::Internal)?;
+                // A door of its own: whoever crowds the others, the node's own worker gets in.
+                let own_door = Door { gate: Gate::new(Limits::from(&*config)), links: Arc::new(Semaphore::new(OWN_LINKS)), ..door.clone() };
+                let inside = listeners.into_iter().map(|listener| (listener, door.clone())).chain([(own_listener, own_door)]);
+                for (listener, door) in inside {
+                    let control = control.clone();
+                    tasks.spawn(accept_loop(listener, door, move |parts| control.welcome(parts)));
                 }
                 let own_party = party.with_identity(Identity { role: auth::Role::Worker, ..identity });
                 let own_dial = DialOptions { memory: Some(own_net.node(id.as_str())), ..DialOptions::default() };
@@ -265,8 +271,6 @@ struct Door {
 /// Accepts for ever; each connection proves itself in a task of its own.
 async fn accept_loop(listener: Listener, door: Door, welcome: impl Fn(LinkParts) -> Result<Link, Error> + Clone + Send + 'static) {
     let mut connections = JoinSet::new();
-    // A node's own worker neither waits for a token nor takes a place.
-    let inside = listener.transport() == Transport::Memory && listener.uri().to_string().contains(OWN);
     loop {
         let incoming = listener.accept().await;
         while connections.try_join_next().is_some() {}
@@ -279,7 +283,7 @@ async fn accept_loop(listener: Listener, door: Door, welcome: impl Fn(LinkParts)
             }
         };
         let Ok(place) = Arc::clone(&door.links).try_acquire_owned() else {
-            tracing::warn!(?addr, inside, "max_connections is reached; a connection was refused");
+            tracing::warn!(?addr, "max_connections is reached; a connection was refused");
             continue;
         };
         let (party, welcome) = (door.party.clone(), welcome.clone());

@@ -11,7 +11,7 @@ use crate::connection::ByteStream;
 use crate::error::{Error, ErrorCode, Result};
 use crate::proto::head::CallHead;
 use crate::proto::identity::CallIdentity;
-use crate::types::{Incarnation, NodeUri, Payload, TaskId};
+use crate::types::{Incarnation, NodeId, NodeUri, Payload, TaskId};
 
 /// How long a call waits if nothing else is said.
 pub const TIMEOUT_DEFAULT: Duration = Duration::from_secs(30);
@@ -56,7 +56,8 @@ impl CallOptions {
         Self { timeout, retry: Retry::Never, task_id: None, identity: None, incarnation: None }
     }
 
-    /// Tries again until the deadline.
+    /// Tries again until the deadline, or until nobody is left who knows what became of an attempt that may have been carried out. A client outside of
+    /// the control node asks for the worker's incarnation first, which is one more round trip.
     pub fn with_retry(mut self) -> Self {
         self.retry = Retry::UntilDeadline;
         self
@@ -103,6 +104,11 @@ pub trait Backend: Send + Sync + 'static {
     fn call_with_stream(&self, call: NodeCall) -> BoxFuture<'_, Result<StreamedCall>>;
     /// An operation of the cluster itself.
     fn operate(&self, operation: Operation, timeout: Duration) -> BoxFuture<'_, Result<OperationReply>>;
+    /// Which incarnation of a worker a call would reach, if a failed call might not tell. Asked before a call that may be tried again: its retries must reach
+    /// the same one.
+    fn incarnation<'a>(&'a self, _node: &'a NodeId, _timeout: Duration) -> BoxFuture<'a, Option<Incarnation>> {
+        Box::pin(std::future::ready(None))
+    }
     /// Live events.
     fn subscribe(&self, filter: EventFilter) -> BoxFuture<'_, Result<EventStream>>;
 }

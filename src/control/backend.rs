@@ -45,9 +45,12 @@ impl Local {
         })?;
         if call.head.incarnation.is_none() {
             call.head.incarnation = current.incarnation;
+        } else if call.head.incarnation != current.incarnation && !call.head.retry {
+            let what = format!("{node} was restarted just now; nothing was done. Try again");
+            return Err(Error::new(ErrorCode::NotConnected, what));
         } else if call.head.incarnation != current.incarnation {
             let what = format!("{node} was restarted since the call was first sent; nobody knows whether it was done");
-            return Err(Error::new(ErrorCode::ConnectionFailed, what).after_sending());
+            return Err(Error::new(ErrorCode::ConnectionFailed, what).after_sending().addressed_to(current.incarnation));
         }
         Ok(current)
     }

@@ -50,9 +50,7 @@ fn start(shared: &Arc<Shared>, call: IncomingCall) {
     let (class, name, permit) = match prepared {
         Ok(prepared) => prepared,
         Err(error) => {
-            // As if it had never come: a retry may find room or a class.
-            shared.lock().outcomes.abandon(call.head.identity);
-            call.reply(&Err(error));
+            abandon(shared, call, error);
             return;
         }
     };
@@ -115,6 +113,20 @@ fn finish(shared: &Shared, call: IncomingCall, outcome: Outcome) {
     }
 }
 
+/// As if it had never come: a retry may find room or a class. One that came meanwhile is refused as well.
+fn abandon(shared: &Shared, call: IncomingCall, error: Error) {
+    let waiters = {
+        let mut state = shared.lock();
+        state.outcomes.abandon(call.head.identity);
+        state.waiters.remove(&call.head.identity)
+    };
+    let refused = Err(error);
+    call.reply(&refused);
+    for waiter in waiters.into_iter().flatten() {
+        waiter.reply(&refused);
+    }
+}
+
 fn command(shared: &Arc<Shared>, class: &ClassName, call: IncomingCall) {
     let Some(task) = call.head.task.clone() else {
         finish(shared, call, Err(Error::new(ErrorCode::TaskNotFound, "the command names no task")));
@@ -132,8 +144,7 @@ fn command(shared: &Arc<Shared>, class: &ClassName, call: IncomingCall) {
     let queued = running.command(Box::new(call), Box::new(move |call, outcome| finish(&remembering, call, outcome)));
     drop(state);
     if let Err((call, error)) = queued {
-        shared.lock().outcomes.abandon(call.head.identity);
-        call.reply(&Err(error));
+        abandon(shared, *call, error);
     }
 }
 

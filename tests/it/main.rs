@@ -2,8 +2,12 @@
 
 mod classes;
 mod failure;
+mod files;
 mod harness;
+mod identity;
+mod import_table;
 mod original_basic;
 mod original_task;
 mod raw;
 mod relay;
+mod security;

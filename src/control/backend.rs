@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
-use super::proxy::{Current, Msg};
+use super::proxy::Current;
 use super::shared::Shared;
 use crate::cluster::{
     Backend, BoxFuture, EventFilter, EventStream, NodeCall, NodeInfo, NodesReply, Operation, OperationReply, StreamedCall,
@@ -138,7 +138,7 @@ async fn operate(shared: Arc<Shared>, operation: Operation) -> Result<OperationR
         }
         Operation::Forget { node } => {
             let proxy = shared.directory.remove(&node).ok_or_else(|| unknown(&node))?;
-            proxy.cast(Msg::Forget);
+            proxy.forget();
             Ok(OperationReply::Done)
         }
         Operation::Subscribe(_) => Err(Error::new(ErrorCode::NotAllowed, "a subscription needs a call with a stream")),

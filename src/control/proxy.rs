@@ -3,6 +3,7 @@
 pub(super) mod state;
 
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -30,7 +31,7 @@ use crate::types::{Incarnation, NodeId, NodeStats, NodeStatus, NodeUri};
 /// How long a worker that was dialled may take to introduce itself.
 const INTRODUCTION: Duration = Duration::from_secs(5);
 
-/// Restart of the actor's loop after a panic would lose the state: instead its worker is met anew.
+/// Restart of the actor's loop after a panic would lose the state: instead its links end with it, and its worker is met anew by another one.
 pub(super) enum Msg {
     LinkUp { key: LinkKey, link: Link, describe: Box<Describe> },
     LinkDown { key: LinkKey },
@@ -74,6 +75,7 @@ pub(super) struct Proxy {
     current: ArcSwapOption<Current>,
     info: Mutex<NodeInfo>,
     actor: Mutex<Option<ActorRef<Msg>>>,
+    ended: AtomicBool,
     pub(super) dispatcher: Dispatcher,
 }
 
@@ -85,6 +87,7 @@ impl Proxy {
             current: ArcSwapOption::empty(),
             info: Mutex::new(unknown_node(&id)),
             actor: Mutex::new(None),
+            ended: AtomicBool::new(false),
             dispatcher: Dispatcher::new(shared, id.clone()),
         });
         let (actor, starting): (_, ActorJoin<_>) =
@@ -127,6 +130,17 @@ impl Proxy {
         self.dispatcher.resync(channel, incarnation, resync)
     }
 
+    /// Whether the actor has ended, or will before it sees another message.
+    pub(super) fn has_ended(&self) -> bool {
+        self.ended.load(Ordering::SeqCst)
+    }
+
+    /// Ends the actor: its worker is not wanted any more. What is cast from now on may never be seen, so whoever casts looks at [`Proxy::has_ended`] afterwards.
+    pub(super) fn forget(&self) {
+        self.ended.store(true, Ordering::SeqCst);
+        self.cast(Msg::Forget);
+    }
+
     /// Ends the actor, without a word to anybody.
     pub(super) fn stop(&self) {
         if let Some(actor) = self.actor.lock().unwrap_or_else(PoisonError::into_inner).take() {
@@ -161,6 +175,7 @@ struct ProxyActor {
 }
 
 struct Own {
+    proxy: Arc<Proxy>,
     state: State,
     links: BTreeMap<LinkKey, (Link, Option<Channel>)>,
     latency: Latency,
@@ -188,6 +203,7 @@ impl Actor for ProxyActor {
             connect_retry: config.proxy_connect_retry,
         };
         Ok(Own {
+            proxy: Arc::clone(&self.proxy),
             state: State::new(setup),
             links: BTreeMap::new(),
             latency: Latency::new(),
@@ -261,12 +277,19 @@ impl Actor for ProxyActor {
         Self::arm(&myself, own);
         Ok(())
     }
+}
 
-    async fn post_stop(&self, _: ActorRef<Msg>, own: &mut Own) -> Result<(), ActorProcessingErr> {
+impl Drop for Own {
+    /// However the actor ends: nobody takes it for alive, and its worker, whose link is closed, is met anew.
+    fn drop(&mut self) {
+        self.proxy.ended.store(true, Ordering::SeqCst);
         self.proxy.current.store(None);
-        own.timer.take().inspect(JoinHandle::abort);
-        own.dialling.take().inspect(JoinHandle::abort);
-        Ok(())
+        self.proxy.info.lock().unwrap_or_else(PoisonError::into_inner).status = NodeStatus::NotConnected;
+        self.timer.take().inspect(JoinHandle::abort);
+        self.dialling.take().inspect(JoinHandle::abort);
+        for (link, _) in self.links.values() {
+            link.close(Error::new(ErrorCode::ProcessFailed, "the proxy of the worker has ended"));
+        }
     }
 }
 

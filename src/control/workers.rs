@@ -11,7 +11,7 @@ use super::shared::Shared;
 use crate::connection::{Channel, IncomingCall, Link, LinkHandler};
 use crate::error::{Error, ErrorCode};
 use crate::proto::head::{EventHead, Rank};
-use crate::proto::message::Message;
+use crate::proto::message::{Describe, Message};
 
 pub(super) fn handler(shared: Arc<Shared>, link: &Link) -> Arc<dyn LinkHandler> {
     let key = shared.add_link(link);
@@ -27,6 +27,23 @@ struct Handler {
 }
 
 impl Handler {
+    fn introduced(&self, describe: Describe) {
+        let id = &self.link.peer().id;
+        let found = || self.shared.directory.find_or_insert(id, || Proxy::start(&self.shared, id.clone()));
+        let Some(proxy) = self.proxy.get().cloned().or_else(found) else {
+            tracing::error!(worker = %id, "a new worker is turned away: too many are known; forget those that will not return");
+            let what = "the control node knows as many workers as it can";
+            return self.link.close(Error::new(ErrorCode::Busy, what));
+        };
+        // Set by the first frame of the worker; the frames of one link come one after the other.
+        let _ = self.proxy.set(Arc::clone(&proxy));
+        proxy.cast(Msg::LinkUp { key: self.key, link: self.link.clone(), describe: Box::new(describe) });
+        if proxy.has_ended() {
+            // Forgotten at this very moment: nobody sees this link, so the worker must make another one.
+            self.link.close(Error::new(ErrorCode::ShuttingDown, "the proxy of the worker has ended"));
+        }
+    }
+
     fn full(&self, channel: &Channel, took: Took) {
         if took == Took::Refused {
             let what = "more events are on their way than were granted";
@@ -49,11 +66,7 @@ impl LinkHandler for Handler {
 
     fn message(&self, channel: &Channel, message: Message) {
         match message {
-            Message::Describe(describe) => {
-                let id = &self.link.peer().id;
-                let proxy = self.proxy.get_or_init(|| self.shared.directory.find_or_insert(id, || Proxy::start(&self.shared, id.clone())));
-                proxy.cast(Msg::LinkUp { key: self.key, link: self.link.clone(), describe: Box::new(describe) });
-            }
+            Message::Describe(describe) => self.introduced(describe),
             Message::Resync(resync) => {
                 if let Some(proxy) = self.proxy.get() {
                     let took = proxy.resync(channel, self.link.peer().incarnation, resync);

@@ -79,6 +79,10 @@ impl Handler {
 impl LinkHandler for Handler {
     fn call(&self, call: IncomingCall) {
         match self.standing(call.channel().id()) {
+            Standing::Current if self.shared.refuses_calls() => {
+                let what = format!("worker {} is stopping; nothing was done", self.shared.id);
+                call.reply(&Err(Error::new(ErrorCode::ShuttingDown, what)));
+            }
             Standing::Current => executor::execute(&self.shared, call),
             Standing::Fenced { term, holder } => {
                 let holder_name = holder.as_ref().map_or("nobody", |holder| holder.as_str());

@@ -3,7 +3,7 @@
 //! The lock guards a few lines at a time. Whoever holds it may put frames into a link (its own, inner lock); nobody who holds a link's lock ever takes this one.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
@@ -49,6 +49,7 @@ pub(super) struct Shared {
     /// Something moved: a task ended, an event was acknowledged.
     moved: Notify,
     next_link: AtomicU64,
+    refuses_calls: AtomicBool,
 }
 
 /// What the agent must know of the holder.
@@ -108,6 +109,7 @@ impl Shared {
             dials: watch::Sender::new(true),
             moved: Notify::new(),
             next_link: AtomicU64::new(1),
+            refuses_calls: AtomicBool::new(false),
             config,
         })
     }
@@ -220,6 +222,15 @@ impl Shared {
         let actions = state.tasks.set_status(wanted)?;
         self.perform(&mut state, actions);
         Ok(())
+    }
+
+    /// From now on no call is begun.
+    pub(super) fn refuse_calls(&self) {
+        self.refuses_calls.store(true, Ordering::Release);
+    }
+
+    pub(super) fn refuses_calls(&self) -> bool {
+        self.refuses_calls.load(Ordering::Acquire)
     }
 
     /// Kills every task; returns how many.

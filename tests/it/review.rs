@@ -1,0 +1,153 @@
+//! What a reader of the code asked: links that flap, peers that speak out of turn, stops that must lose nothing.
+
+use std::time::Duration;
+
+use nkcluster::cluster::{CallOptions, Cluster, EventBody, EventFilter};
+use nkcluster::config::Config;
+use nkcluster::job::{Classes, TypedCalls};
+use nkcluster::node::Node;
+use nkcluster::proto::auth::Role;
+use nkcluster::proto::head::{EventHead, EventKind};
+use nkcluster::proto::identity::Rank;
+use nkcluster::proto::message::{Adopt, Adopted, BuiltinEvent, Message, Resync};
+use nkcluster::proto::session::Side;
+use nkcluster::transport::memory::Flow;
+use nkcluster::types::{ClassName, NodeStatus, NodeUri, Payload};
+
+use crate::classes::{Ask, Probe, Spec, Tell};
+use crate::harness::{
+    C1, MemoryCluster, TIMEOUT, connect_options, eventually, eventually_eq, node_id, once, soon, task_id, uri, wait_status, worker_config,
+};
+use crate::raw::{RawLink, RawListener, dial, party};
+
+const W1: &str = "nkcluster://w1;transport=memory";
+
+fn probe_class() -> ClassName {
+    ClassName::new("probe").expect("a name")
+}
+
+fn texts(count: usize) -> Vec<String> {
+    (0..count).map(|number| format!("event {number}")).collect()
+}
+
+async fn ask(cluster: &Cluster, request: Ask) -> nkcluster::Result<String> {
+    cluster.ask::<Probe>(&node_id("w1"), &request, once()).await
+}
+
+/// Cuts the links of the worker; returns when it has been adopted again.
+async fn flap(c: &MemoryCluster) {
+    let term = c.info("w1").await.proxies[0].term;
+    c.net.cut("w1", "c1");
+    eventually("a new term", async || c.info("w1").await.proxies[0].term > term).await;
+    c.wait_status("w1", NodeStatus::Ready).await;
+}
+
+#[tokio::test]
+async fn a_worker_that_stops_answers_the_requests_that_it_has_begun() {
+    let probe = Probe::<false>::new();
+    let c = MemoryCluster::start(probe.classes()).await;
+    let worker = c.worker("w1", probe.classes()).await;
+    let held = tokio::spawn({
+        let cluster = c.cluster.clone();
+        async move { ask(&cluster, Ask::Hold).await }
+    });
+    probe.work.entered(1).await;
+    let stopping = tokio::spawn(worker.stop());
+    // It takes nothing new meanwhile, and says so.
+    let mut refused = None;
+    eventually("new calls are refused", async || {
+        refused = ask(&c.cluster, Ask::Count).await.err();
+        refused.is_some()
+    })
+    .await;
+    assert_eq!(refused.map(|error| (error.code().name().to_owned(), error.may_have_run())), Some(("shutting_down".to_owned(), false)));
+    probe.work.open();
+    assert_eq!(soon("the held call", held).await.expect("no panic").expect("answered"), "1");
+    soon("the stop", stopping).await.expect("no panic");
+}
+
+#[tokio::test]
+async fn a_worker_that_stops_does_not_wait_for_ever() {
+    let probe = Probe::<false>::new();
+    let c = MemoryCluster::start(probe.classes()).await;
+    let worker = c.worker_with("w1", probe.classes(), |config| config.drain_timeout = Duration::from_millis(200)).await;
+    let held = tokio::spawn({
+        let cluster = c.cluster.clone();
+        async move { ask(&cluster, Ask::Hold).await }
+    });
+    probe.work.entered(1).await;
+    soon("the stop", worker.stop()).await;
+    let cut = soon("the held call", held).await.expect("no panic").expect_err("cut off");
+    assert_eq!((cut.code().name(), cut.may_have_run()), ("connection_failed", true));
+}
+
+#[tokio::test]
+async fn a_control_node_that_stops_takes_in_the_last_events_of_its_own_tasks() {
+    let probe = Probe::<false>::new();
+    let c = MemoryCluster::start(probe.classes()).await;
+    c.cluster.start::<Probe>(&node_id("c1"), &Spec::Future, once().with_task_id(task_id("t1"))).await.expect("started");
+    probe.wait_told("c1", &["started t1"]).await;
+    soon("the stop", c.control.stop()).await;
+    let told = probe.told("c1");
+    assert!(told.contains(&"stopped t1 killed".to_owned()), "{told:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_control_node_that_stops_waits_until_its_answers_have_left() {
+    let probe = Probe::<false>::new();
+    let MemoryCluster { net, dir, control, cluster } = MemoryCluster::start(probe.classes()).await;
+    let worker = Node::start_in(&net, worker_config(&dir, "w1", C1), probe.classes()).await.expect("starts");
+    wait_status(&cluster, "w1", NodeStatus::Ready).await;
+    let mut options = connect_options(vec![uri(C1)]);
+    options.memory = Some(net.node("admin"));
+    let admin = Cluster::connect(options).await.expect("connects");
+    // The way to the client is congested for a while, though not for as long as a stop may take.
+    net.set_flow("c1", "admin", Flow::Frozen);
+    let large = tokio::spawn(async move { ask(&admin, Ask::Bytes(1 << 20)).await });
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    let stopping = tokio::spawn(control.stop());
+    tokio::time::sleep(Duration::from_millis(1500)).await;
+    net.set_flow("c1", "admin", Flow::Open);
+    assert_eq!(soon("the answer", large).await.expect("no panic").expect("answered").len(), 1 << 20);
+    soon("the stop", stopping).await.expect("no panic");
+    worker.stop().await;
+}
+
+#[tokio::test]
+async fn a_worker_whose_holder_is_silent_looks_for_another_until_it_has_one() {
+    let probe = Probe::<false>::new();
+    let c = MemoryCluster::start(probe.classes()).await;
+    // A control node whose proxy hangs: its link lives and answers pings, but nobody pings the worker.
+    let door = RawListener::bind(&c.net, "nkcluster://c2;transport=memory", party(Role::Control, "c2").await).await;
+    let config = worker_config(&c.dir, "w1", "nkcluster://c2;transport=memory");
+    let incarnation = |link: &RawLink| link.link.peer().incarnation;
+    let _worker = Node::start_in(&c.net, config, probe.classes()).await.expect("starts");
+    let mut first = RawLink::start(door.accept().await.expect("proved"), Side::Listener);
+    let term = first.message(|_, message| if let Message::Describe(describe) = message { Some(describe.term) } else { None }).await;
+    let adopt = Adopt {
+        worker_incarnation: incarnation(&first),
+        seen_term: term,
+        owner: node_id("c2"),
+        owner_incarnation: Default::default(),
+        rank: Rank::default(),
+        ticket: None,
+    };
+    let channel = first.link.open_channel().expect("open");
+    channel.message(&Message::Adopt(adopt));
+    first.message(|_, message| matches!(message, Message::Adopted(Adopted::Granted { .. })).then_some(())).await;
+    for _ in 0..3 {
+        // Each attempt of the worker finds a door and nobody behind it.
+        drop(door.accept().await.expect("proved"));
+    }
+}
+
+#[tokio::test]
+async fn a_worker_that_is_forgotten_while_it_introduces_itself_comes_back() {
+    let c = MemoryCluster::start(Classes::new()).await;
+    let _worker = c.worker("w1", Classes::new()).await;
+    for _ in 0..50 {
+        // Wherever its new link is when it is forgotten again.
+        eventually("it is known", async || c.cluster.forget(&node_id("w1"), TIMEOUT).await.is_ok()).await;
+    }
+    c.wait_status("w1", NodeStatus::Ready).await;
+}

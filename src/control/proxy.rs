@@ -30,11 +30,11 @@ use crate::types::{Incarnation, NodeId, NodeStats, NodeStatus, NodeUri};
 
 /// Restart of the actor's loop after a panic would lose the state: instead its links end with it, and its worker is met anew by another one.
 pub(super) enum Msg {
-    LinkUp { key: LinkKey, link: Link, dialled: Option<NodeUri>, describe: Box<Describe> },
+    LinkUp { key: LinkKey, link: Link, dialled: Option<NodeUri>, describe: Box<Describe>, turn: Turn },
     LinkDown { key: LinkKey },
-    Adopted { key: LinkKey, channel: u16, answer: Adopted },
-    Fenced { key: LinkKey, fenced: Fenced },
-    Updated { key: LinkKey, update: Box<Update> },
+    Adopted { key: LinkKey, channel: u16, answer: Adopted, turn: Turn },
+    Fenced { key: LinkKey, fenced: Fenced, turn: Turn },
+    Updated { key: LinkKey, update: Arc<Latest> },
     Ponged { key: LinkKey, purpose: PingFor, round_trip: Duration, peer_time_ms: u64 },
     PingLost { key: LinkKey },
     DialFailed { dial: u64, error: Error },
@@ -56,6 +56,24 @@ impl std::fmt::Debug for Msg {
             Msg::Forget => "Forget",
             Msg::Deadline => "Deadline",
         })
+    }
+}
+
+/// A place in the mailbox of the proxy, given back when the message was looked at. What a peer says takes one: it may speak faster than anybody listens.
+pub(super) type Turn = tokio::sync::OwnedSemaphorePermit;
+
+/// The last news of a worker that its proxy has not looked at: newer ones replace older ones, so that they wait in a bounded room.
+#[derive(Default)]
+pub(super) struct Latest(Mutex<Option<Box<Update>>>);
+
+impl Latest {
+    /// Leaves news; true if the proxy must be told that there are any.
+    pub(super) fn leave(&self, update: Update) -> bool {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).replace(Box::new(update)).is_none()
+    }
+
+    fn take(&self) -> Option<Box<Update>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).take()
     }
 }
 
@@ -227,7 +245,8 @@ impl Actor for ProxyActor {
     async fn handle(&self, myself: ActorRef<Msg>, message: Msg, own: &mut Own) -> Result<(), ActorProcessingErr> {
         let now = Instant::now().into_std();
         let actions = match message {
-            Msg::LinkUp { key, link, dialled, describe } => {
+            Msg::LinkUp { key, link, dialled, describe, turn } => {
+                drop(turn);
                 // Whoever was being dialled is here, or no longer needed.
                 own.dialling.take().inspect(JoinHandle::abort);
                 own.found_at = dialled.or(own.found_at.take());
@@ -239,13 +258,19 @@ impl Actor for ProxyActor {
                 own.links.remove(&key);
                 own.state.link_down(key, now)
             }
-            Msg::Adopted { key, channel, answer } => {
+            Msg::Adopted { key, channel, answer, turn } => {
+                drop(turn);
                 let asked = own.links.get(&key).and_then(|(_, channel)| channel.as_ref()).map(Channel::id);
                 if asked == Some(channel) { own.state.adopted(key, answer, now) } else { Vec::new() }
             }
-            Msg::Fenced { key, fenced } => own.state.fenced(key, fenced.term, now),
+            Msg::Fenced { key, fenced, turn } => {
+                drop(turn);
+                own.state.fenced(key, fenced.term, now)
+            }
             Msg::Updated { key, update } => {
-                if own.state.uses(key) {
+                if let Some(update) = update.take()
+                    && own.state.uses(key)
+                {
                     own.tasks = update.tasks;
                     own.stats = update.stats.clone().or(own.stats.take());
                     own.state.updated(key, *update);

@@ -1,13 +1,15 @@
 //! What a control node does with the frames of one worker's link.
 
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use bytes::Bytes;
+use tokio::sync::Semaphore;
 
 use super::events::Took;
 use super::proxy::state::LinkKey;
-use super::proxy::{Msg, Proxy};
+use super::proxy::{Latest, Msg, Proxy, Turn};
 use super::shared::Shared;
 use crate::connection::{Channel, IncomingCall, Link, LinkHandler, LinkParts};
 use crate::error::{Error, ErrorCode};
@@ -15,6 +17,8 @@ use crate::proto::head::{EventHead, Rank};
 use crate::proto::message::{Describe, Message};
 use crate::types::NodeUri;
 
+/// Messages of one link that may wait for the proxy. An honest worker answers what it is asked: one or two.
+const TURNS_MAX: usize = 64;
 /// How long a worker may take to introduce itself, whoever dialled.
 const INTRODUCTION: Duration = Duration::from_secs(5);
 
@@ -23,7 +27,16 @@ pub(super) fn start(shared: &Arc<Shared>, parts: LinkParts, dialled: Option<Node
     let mut made = None;
     let link = Link::start(parts, shared.link_options(), |link| {
         let key = shared.add_link(link);
-        let handler = Arc::new(Handler { shared: Arc::clone(shared), key, link: link.clone(), dialled, proxy: OnceLock::new() });
+        let handler = Arc::new(Handler {
+            shared: Arc::clone(shared),
+            key,
+            link: link.clone(),
+            dialled,
+            proxy: OnceLock::new(),
+            news: Arc::default(),
+            fenced: AtomicU64::new(0),
+            turns: Arc::new(Semaphore::new(TURNS_MAX)),
+        });
         made = Some(Arc::clone(&handler));
         handler as Arc<dyn LinkHandler>
     });
@@ -53,10 +66,25 @@ struct Handler {
     dialled: Option<NodeUri>,
     /// Known from the worker's first frame on.
     proxy: OnceLock<Arc<Proxy>>,
+    news: Arc<Latest>,
+    /// Highest term that was told to have fenced us. Each call that is refused for it tells it again.
+    fenced: AtomicU64,
+    turns: Arc<Semaphore>,
 }
 
 impl Handler {
+    /// A place in the mailbox of the proxy; none for a peer that says more than the proxy can follow, whose link is closed.
+    fn turn(&self) -> Option<Turn> {
+        let turn = Arc::clone(&self.turns).try_acquire_owned().ok();
+        if turn.is_none() {
+            tracing::warn!(worker = %self.link.peer().id, remote = self.link.remote(), "the peer floods its proxy; its link ends");
+            self.link.close(Error::new(ErrorCode::ProtocolError, format!("more than {TURNS_MAX} messages wait for the proxy")));
+        }
+        turn
+    }
+
     fn introduced(&self, describe: Describe) {
+        let Some(turn) = self.turn() else { return };
         let id = &self.link.peer().id;
         let found = || self.shared.directory.find_or_insert(id, || Proxy::start(&self.shared, id.clone()));
         let Some(proxy) = self.proxy.get().cloned().or_else(found) else {
@@ -67,7 +95,7 @@ impl Handler {
         // Set by the first frame of the worker; the frames of one link come one after the other.
         let _ = self.proxy.set(Arc::clone(&proxy));
         let (link, dialled) = (self.link.clone(), self.dialled.clone());
-        proxy.cast(Msg::LinkUp { key: self.key, link, dialled, describe: Box::new(describe) });
+        proxy.cast(Msg::LinkUp { key: self.key, link, dialled, describe: Box::new(describe), turn });
         if proxy.has_ended() {
             // Forgotten at this very moment: nobody sees this link, so the worker must make another one.
             self.link.close(Error::new(ErrorCode::ShuttingDown, "the proxy of the worker has ended"));
@@ -113,9 +141,21 @@ impl LinkHandler for Handler {
                 let Some(proxy) = self.proxy.get() else { return };
                 let key = self.key;
                 match other {
-                    Message::Adopted(answer) => proxy.cast(Msg::Adopted { key, channel: channel.id(), answer }),
-                    Message::Fenced(fenced) => proxy.cast(Msg::Fenced { key, fenced }),
-                    Message::Update(update) => proxy.cast(Msg::Updated { key, update: Box::new(update) }),
+                    Message::Adopted(answer) => {
+                        if let Some(turn) = self.turn() {
+                            proxy.cast(Msg::Adopted { key, channel: channel.id(), answer, turn });
+                        }
+                    }
+                    Message::Fenced(fenced) if self.fenced.fetch_max(fenced.term, Ordering::Relaxed) < fenced.term => {
+                        if let Some(turn) = self.turn() {
+                            proxy.cast(Msg::Fenced { key, fenced, turn });
+                        }
+                    }
+                    Message::Update(update) => {
+                        if self.news.leave(update) {
+                            proxy.cast(Msg::Updated { key, update: Arc::clone(&self.news) });
+                        }
+                    }
                     _ => {}
                 }
             }

@@ -9,7 +9,7 @@ use nkcluster::node::Node;
 use nkcluster::proto::auth::Role;
 use nkcluster::proto::head::{EventHead, EventKind};
 use nkcluster::proto::identity::Rank;
-use nkcluster::proto::message::{Adopt, Adopted, BuiltinEvent, Message, Resync};
+use nkcluster::proto::message::{Adopt, Adopted, BuiltinEvent, Fenced, Message, Resync, Update};
 use nkcluster::proto::session::Side;
 use nkcluster::transport::memory::Flow;
 use nkcluster::types::{ClassName, NodeStatus, NodeUri, Payload};
@@ -202,4 +202,24 @@ async fn a_worker_that_is_forgotten_while_it_introduces_itself_comes_back() {
         eventually("it is known", async || c.cluster.forget(&node_id("w1"), TIMEOUT).await.is_ok()).await;
     }
     c.wait_status("w1", NodeStatus::Ready).await;
+}
+
+#[tokio::test]
+async fn a_peer_that_floods_its_proxy_is_cut_off_and_news_are_not_a_flood() {
+    let c = MemoryCluster::start(Classes::new()).await;
+    let mut honest = dial(&c.net, &party(Role::Worker, "w1").await, C1, Role::Control).await.expect("proved");
+    honest.join(Vec::new()).await;
+    let update =
+        |tasks| Message::Update(Update { status: NodeStatus::Ready, meta: Default::default(), listen: Vec::new(), stats: None, tasks });
+    for tasks in 1..=10_000 {
+        honest.link.channel_zero().message(&update(tasks));
+    }
+    eventually("the last news", async || c.info("w1").await.tasks == 10_000).await;
+    assert_eq!(c.info("w1").await.status, NodeStatus::Ready);
+    let mut flood = dial(&c.net, &party(Role::Worker, "w2").await, C1, Role::Control).await.expect("proved");
+    flood.join(Vec::new()).await;
+    for term in 10..10_000 {
+        flood.link.channel_zero().message(&Message::Fenced(Fenced { term, holder: None }));
+    }
+    assert_eq!(flood.closed().await.code().name(), "connection_failed");
 }

@@ -43,6 +43,29 @@ async fn flap(c: &MemoryCluster) {
 }
 
 #[tokio::test]
+async fn a_slow_class_costs_its_worker_nothing_however_often_the_link_flaps() {
+    let (probe, other) = (Probe::<false>::new(), Probe::<true>::new());
+    let classes = || Classes::new().with_tasks(probe.clone()).with_tasks(other.clone());
+    let c = MemoryCluster::start(classes()).await;
+    let _worker = c.worker("w1", classes()).await;
+    probe.taking.close();
+    ask(&c.cluster, Ask::Emit(texts(1000))).await.expect("emitted");
+    probe.taking.entered(1).await;
+    for _ in 0..12 {
+        flap(&c).await;
+    }
+    let term = c.info("w1").await.proxies[0].term;
+    c.cluster.ask::<Probe<true>>(&node_id("w1"), &Ask::Emit(vec!["two".into()]), once()).await.expect("emitted");
+    other.wait_told("w1", &["two"]).await;
+    assert_eq!(c.info("w1").await.proxies[0].term, term, "the link has lasted");
+    probe.taking.open();
+    let events = || probe.told("w1").into_iter().filter(|text| text.starts_with("event")).collect::<Vec<_>>();
+    eventually_eq(|| events().len(), 1000).await;
+    assert_eq!(events(), texts(1000));
+    assert_eq!(probe.told("w1").last().map(String::as_str), Some("event 999"));
+}
+
+#[tokio::test]
 async fn events_of_a_peer_that_was_not_adopted_are_nobodys() {
     let probe = Probe::<false>::new();
     let c = MemoryCluster::start(probe.classes()).await;
@@ -58,6 +81,26 @@ async fn events_of_a_peer_that_was_not_adopted_are_nobodys() {
     assert_eq!(clone.closed().await.code().name(), "connection_failed");
     ask(&c.cluster, Ask::Emit(vec!["the truth".into()])).await.expect("emitted");
     probe.wait_told("w1", &["started t1", "the truth"]).await;
+}
+
+#[tokio::test]
+async fn a_worker_that_is_met_in_the_middle_of_its_life_is_introduced_to_its_classes() {
+    let probe = Probe::<false>::new();
+    let c = MemoryCluster::start(probe.classes()).await;
+    let worker = c.worker("w1", probe.classes()).await;
+    ask(&c.cluster, Ask::Emit(vec!["first life".into()])).await.expect("emitted");
+    probe.wait_told("w1", &["first life"]).await;
+    c.net.set_refused("w1", "c1", true);
+    drop(worker);
+    c.wait_status("w1", NodeStatus::NotConnected).await;
+    // Its second life began under another control node, which has taken in what there was.
+    c.net.set_refused("w1", "c1", false);
+    let mut second = dial(&c.net, &party(Role::Worker, "w1").await, C1, Role::Control).await.expect("proved");
+    let channel = second.join(Vec::new()).await;
+    c.wait_status("w1", NodeStatus::Ready).await;
+    channel.message(&Message::Resync(Resync { class: probe_class(), next_seq: 1, tasks: vec![task_id("t1")], more: true }));
+    channel.message(&Message::Resync(Resync { class: probe_class(), next_seq: 1, tasks: vec![task_id("t2")], more: false }));
+    eventually_eq(|| probe.told("w1").last().cloned(), Some("resync None [t1 t2]".to_owned())).await;
 }
 
 #[tokio::test]
@@ -194,6 +237,17 @@ async fn a_worker_that_does_not_introduce_itself_is_not_kept() {
 }
 
 #[tokio::test]
+async fn the_own_worker_of_a_control_node_takes_nobodys_place() {
+    let c = MemoryCluster::start_with(Classes::new(), |config: &mut Config| {
+        config.max_connections = 1;
+        config.accept_rate = 1;
+    })
+    .await;
+    let admin = c.admin().await;
+    assert_eq!(admin.info(&node_id("c1"), TIMEOUT).await.expect("answered").status, NodeStatus::Ready);
+}
+
+#[tokio::test]
 async fn a_worker_that_is_forgotten_while_it_introduces_itself_comes_back() {
     let c = MemoryCluster::start(Classes::new()).await;
     let _worker = c.worker("w1", Classes::new()).await;
@@ -209,8 +263,9 @@ async fn a_peer_that_floods_its_proxy_is_cut_off_and_news_are_not_a_flood() {
     let c = MemoryCluster::start(Classes::new()).await;
     let mut honest = dial(&c.net, &party(Role::Worker, "w1").await, C1, Role::Control).await.expect("proved");
     honest.join(Vec::new()).await;
-    let update =
-        |tasks| Message::Update(Update { status: NodeStatus::Ready, meta: Default::default(), listen: Vec::new(), stats: None, tasks });
+    let update = |tasks| {
+        Message::Update(Update { status: NodeStatus::Ready, meta: Default::default(), listen: Vec::new(), stats: None, tasks })
+    };
     for tasks in 1..=10_000 {
         honest.link.channel_zero().message(&update(tasks));
     }

@@ -39,6 +39,8 @@ pub(super) struct Shared {
     pub(super) config: Arc<Config>,
     pub(super) classes: Classes,
     pub(super) calls: Arc<Semaphore>,
+    /// Of the class `core`: other classes that hang must not lock their operator out.
+    pub(super) core_calls: Arc<Semaphore>,
     pub(super) listen: Vec<NodeUri>,
     pub(super) file_root: std::path::PathBuf,
     state: Mutex<State>,
@@ -102,6 +104,7 @@ impl Shared {
             incarnation,
             classes,
             calls: Arc::new(Semaphore::new(config.max_calls)),
+            core_calls: Arc::new(Semaphore::new(config.max_calls)),
             listen,
             file_root: config.file_root(),
             state: Mutex::new(state),

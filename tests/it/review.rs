@@ -248,6 +248,23 @@ async fn the_own_worker_of_a_control_node_takes_nobodys_place() {
 }
 
 #[tokio::test]
+async fn a_class_that_hangs_does_not_lock_its_operator_out() {
+    let probe = Probe::<false>::new();
+    let c = MemoryCluster::start(probe.classes()).await;
+    let _worker = c.worker_with("w1", probe.classes(), |config| config.max_calls = 2).await;
+    c.cluster.start::<Probe>(&node_id("w1"), &Spec::Future, once().with_task_id(task_id("t1"))).await.expect("started");
+    let short = CallOptions::timeout(Duration::from_millis(50));
+    for _ in 0..2 {
+        c.cluster.ask::<Probe>(&node_id("w1"), &Ask::Hold, short.clone()).await.expect_err("it hangs");
+    }
+    probe.work.entered(2).await;
+    assert_eq!(ask(&c.cluster, Ask::Count).await.expect_err("full").code().name(), "busy");
+    let class = probe_class();
+    assert_eq!(c.cluster.tasks(&node_id("w1"), None, TIMEOUT).await.expect("listed").len(), 1);
+    c.cluster.stop_task(&node_id("w1"), &class, &task_id("t1"), TIMEOUT).await.expect("stopped");
+}
+
+#[tokio::test]
 async fn a_worker_that_is_forgotten_while_it_introduces_itself_comes_back() {
     let c = MemoryCluster::start(Classes::new()).await;
     let _worker = c.worker("w1", Classes::new()).await;
@@ -263,9 +280,8 @@ async fn a_peer_that_floods_its_proxy_is_cut_off_and_news_are_not_a_flood() {
     let c = MemoryCluster::start(Classes::new()).await;
     let mut honest = dial(&c.net, &party(Role::Worker, "w1").await, C1, Role::Control).await.expect("proved");
     honest.join(Vec::new()).await;
-    let update = |tasks| {
-        Message::Update(Update { status: NodeStatus::Ready, meta: Default::default(), listen: Vec::new(), stats: None, tasks })
-    };
+    let update =
+        |tasks| Message::Update(Update { status: NodeStatus::Ready, meta: Default::default(), listen: Vec::new(), stats: None, tasks });
     for tasks in 1..=10_000 {
         honest.link.channel_zero().message(&update(tasks));
     }

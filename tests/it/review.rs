@@ -276,6 +276,29 @@ async fn a_worker_that_is_forgotten_while_it_introduces_itself_comes_back() {
 }
 
 #[tokio::test]
+async fn commands_that_wait_behind_one_that_hangs_are_answered_when_their_task_ends() {
+    let probe = Probe::<false>::new();
+    let c = MemoryCluster::start(probe.classes()).await;
+    let _worker = c.worker("w1", probe.classes()).await;
+    c.cluster.start::<Probe>(&node_id("w1"), &Spec::Future, once().with_task_id(task_id("t1"))).await.expect("started");
+    let tell = |command: Tell| {
+        let cluster = c.cluster.clone();
+        tokio::spawn(async move {
+            cluster.tell::<Probe>(&node_id("w1"), &task_id("t1"), &command, CallOptions::timeout(Duration::from_secs(3600))).await
+        })
+    };
+    let hangs = tell(Tell::Hold("at last".into()));
+    probe.work.entered(1).await;
+    let waits = tell(Tell::Echo("too late".into()));
+    ask(&c.cluster, Ask::Count).await.expect("the command is queued before");
+    c.cluster.stop_task(&node_id("w1"), &probe_class(), &task_id("t1"), TIMEOUT).await.expect("stopped");
+    let refused = soon("the waiting command", waits).await.expect("no panic").expect_err("its task has ended");
+    assert_eq!((refused.code().name(), refused.may_have_run()), ("task_not_found", false));
+    probe.work.open();
+    assert_eq!(soon("the other", hangs).await.expect("no panic").expect("answered"), "at last");
+}
+
+#[tokio::test]
 async fn a_peer_that_floods_its_proxy_is_cut_off_and_news_are_not_a_flood() {
     let c = MemoryCluster::start(Classes::new()).await;
     let mut honest = dial(&c.net, &party(Role::Worker, "w1").await, C1, Role::Control).await.expect("proved");

@@ -45,7 +45,10 @@ pub(super) struct Hub {
 impl Hub {
     pub(super) fn subscribe(&self, filter: EventFilter) -> EventStream {
         let (sink, stream) = event_queue(filter);
-        self.sinks.lock().unwrap_or_else(PoisonError::into_inner).push(sink);
+        let mut sinks = self.sinks.lock().unwrap_or_else(PoisonError::into_inner);
+        // Those who come and go while nothing happens must not pile up.
+        sinks.retain(EventSink::is_open);
+        sinks.push(sink);
         stream
     }
 

@@ -265,6 +265,32 @@ async fn a_class_that_hangs_does_not_lock_its_operator_out() {
 }
 
 #[tokio::test]
+async fn a_subscriber_that_was_slow_is_told_at_once_what_it_missed() {
+    let probe = Probe::<false>::new();
+    let c = MemoryCluster::start(probe.classes()).await;
+    let _worker = c.worker("w1", probe.classes()).await;
+    let filter = EventFilter { class: Some(probe_class()), node: None };
+    let mut events = c.cluster.events(filter).await.expect("subscribed");
+    ask(&c.cluster, Ask::Emit(texts(5000))).await.expect("emitted");
+    eventually_eq(|| probe.told("w1").len(), 5000).await;
+    // Nothing more happens in the cluster.
+    let mut next = 1;
+    while next <= 5000 {
+        let record = soon("an event or a gap", events.next()).await.expect("it goes on").expect("an event");
+        match record.event {
+            EventBody::Nkcluster(BuiltinEvent::Gap { from, to }) => {
+                assert_eq!(from, next);
+                next = to + 1;
+            }
+            _ => {
+                assert_eq!(record.seq, next);
+                next += 1;
+            }
+        }
+    }
+}
+
+#[tokio::test]
 async fn a_worker_that_is_forgotten_while_it_introduces_itself_comes_back() {
     let c = MemoryCluster::start(Classes::new()).await;
     let _worker = c.worker("w1", Classes::new()).await;

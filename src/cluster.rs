@@ -72,7 +72,8 @@ impl Cluster {
     /// # Errors
     /// `no_connections` with every address and its reason, or `invalid_password`.
     pub async fn connect(options: ConnectOptions) -> Result<Self> {
-        Ok(Self::new(remote::connect(options).await?))
+        let (backend, edge) = remote::connect(options).await?;
+        Ok(Self { edge, ..Self::new(backend) })
     }
 
     /// Every node that matches, control nodes included, and who did not answer.

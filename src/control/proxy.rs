@@ -358,7 +358,6 @@ impl ProxyActor {
             }
             Action::Close { link: key, reason } => {
                 if let Some((link, _)) = own.links.remove(&key) {
-                    tracing::info!(worker = %id, remote = link.remote(), reason = reason.message(), "link closed");
                     link.channel_zero()
                         .message(&Message::GoAway(crate::proto::message::GoAway { reason: reason.clone(), reconnect_after_ms: None }));
                     link.close(reason);

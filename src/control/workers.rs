@@ -174,7 +174,9 @@ impl LinkHandler for Handler {
 
     fn pinged(&self, _: u16, _: Rank) {}
 
-    fn closed(&self, _: &Error) {
+    fn closed(&self, reason: &Error) {
+        let worker = &self.link.peer().id;
+        tracing::info!(%worker, remote = self.link.remote(), code = %reason.code(), reason = reason.message(), "link ended");
         self.shared.remove_link(self.key);
         if let Some(proxy) = self.proxy.get() {
             proxy.cast(Msg::LinkDown { key: self.key });

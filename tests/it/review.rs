@@ -1,5 +1,6 @@
 //! What a reader of the code asked: links that flap, peers that speak out of turn, stops that must lose nothing.
 
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use nkcluster::cluster::{CallOptions, Cluster, EventBody, EventFilter};
@@ -12,7 +13,7 @@ use nkcluster::proto::identity::Rank;
 use nkcluster::proto::message::{Adopt, Adopted, BuiltinEvent, Fenced, Message, Resync, Update};
 use nkcluster::proto::session::Side;
 use nkcluster::transport::memory::Flow;
-use nkcluster::types::{ClassName, NodeStatus, NodeUri, Payload};
+use nkcluster::types::{ClassName, NodeStatus, NodeUri, Payload, Secret};
 
 use crate::classes::{Ask, Probe, Spec, Tell};
 use crate::harness::{
@@ -329,8 +330,9 @@ async fn a_peer_that_floods_its_proxy_is_cut_off_and_news_are_not_a_flood() {
     let c = MemoryCluster::start(Classes::new()).await;
     let mut honest = dial(&c.net, &party(Role::Worker, "w1").await, C1, Role::Control).await.expect("proved");
     honest.join(Vec::new()).await;
-    let update =
-        |tasks| Message::Update(Update { status: NodeStatus::Ready, meta: Default::default(), listen: Vec::new(), stats: None, tasks });
+    let update = |tasks| {
+        Message::Update(Update { status: NodeStatus::Ready, meta: Default::default(), listen: Vec::new(), stats: None, tasks })
+    };
     for tasks in 1..=10_000 {
         honest.link.channel_zero().message(&update(tasks));
     }
@@ -342,4 +344,69 @@ async fn a_peer_that_floods_its_proxy_is_cut_off_and_news_are_not_a_flood() {
         flood.link.channel_zero().message(&Message::Fenced(Fenced { term, holder: None }));
     }
     assert_eq!(flood.closed().await.code().name(), "connection_failed");
+}
+
+#[tokio::test]
+async fn what_an_operator_does_is_written_down_and_no_secret_with_it() {
+    const SECRET: &str = r#"own; "words", \ and=more"#;
+    let log = Log::default();
+    let subscriber = tracing_subscriber::fmt().with_ansi(false).with_max_level(tracing::Level::TRACE).with_writer(log.clone()).finish();
+    let _logged = tracing::subscriber::set_default(subscriber);
+    let c = MemoryCluster::start(Classes::new()).await;
+    let admin = c.admin().await;
+    let _worker = c
+        .start_worker("w1", Classes::new(), |config| {
+            config.password = Secret::new(SECRET);
+            config.cluster_addr.clear();
+            config.listen = vec![uri(W1)];
+        })
+        .await;
+    let quoted = SECRET.replace('\\', r"\\").replace('"', r#"\""#);
+    let address = uri(&format!(r#"nkcluster://w1;transport=memory;password="{quoted}""#));
+    for cluster in [&c.cluster, &admin] {
+        assert_eq!(cluster.attach(&address, TIMEOUT).await.expect("attached"), node_id("w1"));
+    }
+    let label = "core".parse().expect("a label");
+    admin.update_meta(&node_id("w1"), label, TIMEOUT).await.expect("updated");
+    admin.forget(&node_id("w1"), TIMEOUT).await.expect("forgotten");
+    let text = log.text();
+    let audited: Vec<&str> = text.lines().filter(|line| line.contains("nkcluster::audit")).collect();
+    // Who it was is found by the identity of its calls.
+    let connected = audited.iter().find(|line| line.contains("client connected")).expect("who came");
+    let client = connected.split("incarnation=").nth(1).and_then(|rest| rest.split_whitespace().next()).expect("an incarnation");
+    for what in ["connect nkcluster://w1", "update_meta core", "forget w1"] {
+        assert!(audited.iter().any(|line| line.contains(what) && line.contains(client)), "{what} by {client}: {audited:#?}");
+    }
+    for secret in [SECRET, &quoted, crate::harness::PASSWORD] {
+        assert!(!text.contains(secret), "a secret in the log");
+    }
+}
+
+/// Keeps what is logged.
+#[derive(Clone, Default)]
+struct Log(Arc<Mutex<Vec<u8>>>);
+
+impl Log {
+    fn text(&self) -> String {
+        String::from_utf8_lossy(&self.0.lock().unwrap_or_else(PoisonError::into_inner)).into_owned()
+    }
+}
+
+impl std::io::Write for Log {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+impl tracing_subscriber::fmt::MakeWriter<'_> for Log {
+    type Writer = Self;
+
+    fn make_writer(&self) -> Self {
+        self.clone()
+    }
 }

@@ -30,7 +30,7 @@ use crate::types::{Incarnation, NodeId, NodeStats, NodeStatus, NodeUri};
 
 /// Restart of the actor's loop after a panic would lose the state: instead its links end with it, and its worker is met anew by another one.
 pub(super) enum Msg {
-    LinkUp { key: LinkKey, link: Link, dialled: Option<NodeUri>, describe: Box<Describe>, turn: Turn },
+    LinkUp { key: LinkKey, link: Link, dialled: Option<Box<NodeUri>>, describe: Box<Describe>, turn: Turn },
     LinkDown { key: LinkKey },
     Adopted { key: LinkKey, channel: u16, answer: Adopted, turn: Turn },
     Fenced { key: LinkKey, fenced: Fenced, turn: Turn },
@@ -249,7 +249,7 @@ impl Actor for ProxyActor {
                 drop(turn);
                 // Whoever was being dialled is here, or no longer needed.
                 own.dialling.take().inspect(JoinHandle::abort);
-                own.found_at = dialled.or(own.found_at.take());
+                own.found_at = dialled.map(|uri| *uri).or(own.found_at.take());
                 let incarnation = link.peer().incarnation;
                 own.links.entry(key).or_insert((link, None));
                 own.state.link_up(key, incarnation, *describe, now)

@@ -14,7 +14,7 @@ use super::shared::Shared;
 use crate::connection::{Channel, IncomingCall, Link, LinkHandler, LinkParts};
 use crate::error::{Error, ErrorCode};
 use crate::proto::head::{EventHead, Rank};
-use crate::proto::message::{Describe, Message};
+use crate::proto::message::{Describe, Message, Update};
 use crate::types::NodeUri;
 
 /// Messages of one link that may wait for the proxy. An honest worker answers what it is asked: one or two.
@@ -94,11 +94,17 @@ impl Handler {
         };
         // Set by the first frame of the worker; the frames of one link come one after the other.
         let _ = self.proxy.set(Arc::clone(&proxy));
-        let (link, dialled) = (self.link.clone(), self.dialled.clone());
+        let (link, dialled) = (self.link.clone(), self.dialled.clone().map(Box::new));
         proxy.cast(Msg::LinkUp { key: self.key, link, dialled, describe: Box::new(describe), turn });
         if proxy.has_ended() {
             // Forgotten at this very moment: nobody sees this link, so the worker must make another one.
             self.link.close(Error::new(ErrorCode::ShuttingDown, "the proxy of the worker has ended"));
+        }
+    }
+
+    fn updated(&self, proxy: &Proxy, update: Update) {
+        if self.news.leave(update) {
+            proxy.cast(Msg::Updated { key: self.key, update: Arc::clone(&self.news) });
         }
     }
 
@@ -151,11 +157,7 @@ impl LinkHandler for Handler {
                             proxy.cast(Msg::Fenced { key, fenced, turn });
                         }
                     }
-                    Message::Update(update) => {
-                        if self.news.leave(update) {
-                            proxy.cast(Msg::Updated { key, update: Arc::clone(&self.news) });
-                        }
-                    }
+                    Message::Update(update) => self.updated(proxy, update),
                     _ => {}
                 }
             }

@@ -12,7 +12,7 @@ use tokio::time::Instant;
 
 use super::adoption::{Adoption, ChannelKey};
 use super::journal::{Journal, Outgoing};
-use super::outcomes::Outcomes;
+use super::outcomes::{Outcomes, REMEMBER_AFTER_DEADLINE};
 use super::running::Running;
 use super::tasks::{Action, Tasks};
 use crate::cluster::core_class;
@@ -345,8 +345,9 @@ pub(super) fn channel_key(link: u64, channel: u16) -> ChannelKey {
 pub(super) async fn expire_outcomes(shared: Arc<Shared>) {
     loop {
         let next = shared.lock().outcomes.next_deadline();
-        let pause = next.map_or(super::outcomes::REMEMBER_AFTER_DEADLINE, |at| at.saturating_duration_since(Instant::now().into_std()));
-        tokio::time::sleep(pause.max(std::time::Duration::from_secs(1))).await;
+        let pause = next.map_or(REMEMBER_AFTER_DEADLINE, |at| at.saturating_duration_since(Instant::now().into_std()));
+        // Not longer: a call that ends meanwhile may have to be forgotten earlier than all that are known now.
+        tokio::time::sleep(pause.clamp(std::time::Duration::from_secs(1), REMEMBER_AFTER_DEADLINE)).await;
         shared.lock().outcomes.expire(Instant::now().into_std());
     }
 }

@@ -347,6 +347,20 @@ async fn a_peer_that_floods_its_proxy_is_cut_off_and_news_are_not_a_flood() {
 }
 
 #[tokio::test]
+async fn a_caller_may_wait_for_ever() {
+    let probe = Probe::<false>::new();
+    let c = MemoryCluster::start(probe.classes()).await;
+    let _worker = c.worker("w1", probe.classes()).await;
+    let admin = c.admin().await;
+    for cluster in [&c.cluster, &admin] {
+        let patient = CallOptions::timeout(Duration::MAX).with_retry();
+        assert_eq!(cluster.ask::<Probe>(&node_id("w1"), &Ask::Echo("x".into()), patient).await.expect("answered"), "x");
+        cluster.nodes(None, Duration::MAX).await.expect("answered");
+        cluster.wait_status(&node_id("w1"), NodeStatus::Ready, Duration::MAX).await.expect("ready");
+    }
+}
+
+#[tokio::test]
 async fn what_an_operator_does_is_written_down_and_no_secret_with_it() {
     const SECRET: &str = r#"own; "words", \ and=more"#;
     let log = Log::default();

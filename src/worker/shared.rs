@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
-use tokio::sync::{Notify, Semaphore, watch};
+use tokio::sync::{Notify, Semaphore, oneshot, watch};
 use tokio::time::Instant;
 
 use super::adoption::{Adoption, ChannelKey};
@@ -66,6 +66,8 @@ pub(super) enum Held {
 pub(super) struct State {
     pub(super) tasks: Tasks,
     pub(super) running: HashMap<(ClassName, TaskId), Running>,
+    /// Ends tasks that their class has not started yet.
+    pub(super) starting: HashMap<(ClassName, TaskId), oneshot::Sender<()>>,
     pub(super) adoption: Adoption,
     pub(super) current: Option<Channel>,
     pub(super) journal: Journal,
@@ -86,6 +88,7 @@ impl Shared {
         let state = State {
             tasks: Tasks::new(),
             running: HashMap::new(),
+            starting: HashMap::new(),
             adoption: Adoption::new(incarnation, config.ping_time),
             current: None,
             journal: Journal::new(config.journal_bytes),
@@ -239,7 +242,7 @@ impl Shared {
     /// Kills every task; returns how many.
     pub(super) fn kill_all_tasks(&self) -> usize {
         let mut state = self.lock();
-        let mut killed = 0;
+        let mut killed = state.starting.drain().filter_map(|(_, kill)| kill.send(()).ok()).count();
         for running in state.running.values_mut() {
             killed += usize::from(running.kill());
         }

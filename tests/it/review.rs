@@ -330,9 +330,8 @@ async fn a_peer_that_floods_its_proxy_is_cut_off_and_news_are_not_a_flood() {
     let c = MemoryCluster::start(Classes::new()).await;
     let mut honest = dial(&c.net, &party(Role::Worker, "w1").await, C1, Role::Control).await.expect("proved");
     honest.join(Vec::new()).await;
-    let update = |tasks| {
-        Message::Update(Update { status: NodeStatus::Ready, meta: Default::default(), listen: Vec::new(), stats: None, tasks })
-    };
+    let update =
+        |tasks| Message::Update(Update { status: NodeStatus::Ready, meta: Default::default(), listen: Vec::new(), stats: None, tasks });
     for tasks in 1..=10_000 {
         honest.link.channel_zero().message(&update(tasks));
     }
@@ -344,6 +343,27 @@ async fn a_peer_that_floods_its_proxy_is_cut_off_and_news_are_not_a_flood() {
         flood.link.channel_zero().message(&Message::Fenced(Fenced { term, holder: None }));
     }
     assert_eq!(flood.closed().await.code().name(), "connection_failed");
+}
+
+#[tokio::test]
+async fn a_task_that_its_class_does_not_get_started_can_be_stopped() {
+    let probe = Probe::<false>::new();
+    let c = MemoryCluster::start(probe.classes()).await;
+    let worker = c.worker("w1", probe.classes()).await;
+    let start = |id: &str| {
+        let (cluster, options) = (c.cluster.clone(), CallOptions::timeout(Duration::from_secs(3600)).with_task_id(task_id(id)));
+        tokio::spawn(async move { cluster.start::<Probe>(&node_id("w1"), &Spec::Slow, options).await })
+    };
+    let (first, second) = (start("t1"), start("t2"));
+    probe.work.entered(2).await;
+    c.cluster.stop_task(&node_id("w1"), &probe_class(), &task_id("t1"), TIMEOUT).await.expect("stopped");
+    let stopped = soon("the start", first).await.expect("no panic").expect_err("stopped");
+    assert_eq!((stopped.code().name(), stopped.may_have_run()), ("killed", true));
+    assert_eq!(c.cluster.tasks(&node_id("w1"), None, TIMEOUT).await.expect("listed").len(), 1);
+    // A process that stops does the same when its patience has ended.
+    soon("the stop", worker.stop()).await;
+    assert_eq!(soon("the start", second).await.expect("no panic").expect_err("stopped").code().name(), "killed");
+    assert!(!probe.told("w1").iter().any(|text| text.contains("started")), "{:?}", probe.told("w1"));
 }
 
 #[tokio::test]

@@ -330,9 +330,8 @@ async fn a_peer_that_floods_its_proxy_is_cut_off_and_news_are_not_a_flood() {
     let c = MemoryCluster::start(Classes::new()).await;
     let mut honest = dial(&c.net, &party(Role::Worker, "w1").await, C1, Role::Control).await.expect("proved");
     honest.join(Vec::new()).await;
-    let update = |tasks| {
-        Message::Update(Update { status: NodeStatus::Ready, meta: Default::default(), listen: Vec::new(), stats: None, tasks })
-    };
+    let update =
+        |tasks| Message::Update(Update { status: NodeStatus::Ready, meta: Default::default(), listen: Vec::new(), stats: None, tasks });
     for tasks in 1..=10_000 {
         honest.link.channel_zero().message(&update(tasks));
     }

@@ -73,6 +73,9 @@ pub struct Adopt {
     /// Passed on by the present holder in a hand-over.
     #[serde(default)]
     pub ticket: Option<Ticket>,
+    /// Milliseconds between two pings of the holder: twice as long is silence, unless the worker is more patient. 0: it does not say.
+    #[serde(default)]
+    pub ping_ms: u32,
 }
 
 /// A worker's answer to [`Adopt`].
@@ -278,6 +281,7 @@ mod tests {
             owner_incarnation: Incarnation::from_bytes([5; 16]),
             rank: Rank { view: 1, hash: 2 },
             ticket: Some(Ticket::from_bytes([6; 16])),
+            ping_ms: 0,
         }
     }
 

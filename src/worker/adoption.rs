@@ -15,7 +15,7 @@
 //! An adoption names this incarnation and the current term, and is granted if
 //!
 //! - (a) nobody holds the worker, or the holder's channel is closed or has been silent for
-//!   2 × `ping_time`;
+//!   2 × `ping_time`, its own or the worker's, whichever is longer;
 //! - (b) it comes from the same incarnation of the same owner;
 //! - (c) it carries the ticket that the holder got at its adoption and passed on in a hand-over;
 //! - (d) its rank is higher than the holder's.
@@ -31,6 +31,9 @@ use std::time::{Duration, Instant};
 
 pub use crate::proto::identity::{Rank, Ticket};
 use crate::types::{Incarnation, NodeId};
+
+/// The longest time between two pings that a holder may ask for, the same as in the configuration.
+const PING_TIME_MAX: Duration = Duration::from_secs(60);
 
 /// Handle of a channel, chosen by the caller and never used twice.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -136,6 +139,8 @@ pub struct Holder {
 #[derive(Debug)]
 pub struct Adoption {
     incarnation: Incarnation,
+    ping_time: Duration,
+    /// Twice the time between pings, by our own configuration or the holder's, whichever is longer.
     silence_max: Duration,
     term: u64,
     holder: Option<Holder>,
@@ -144,7 +149,12 @@ pub struct Adoption {
 impl Adoption {
     /// Term 0, held by nobody.
     pub fn new(incarnation: Incarnation, ping_time: Duration) -> Self {
-        Self { incarnation, silence_max: ping_time.saturating_mul(2), term: 0, holder: None }
+        Self { incarnation, ping_time, silence_max: ping_time.saturating_mul(2), term: 0, holder: None }
+    }
+
+    /// The holder has said how often it pings. Nodes are configured one by one: a holder that pings less often than we expect is not silent.
+    pub fn pinged_every(&mut self, ping_time: Duration) {
+        self.silence_max = self.ping_time.max(ping_time.min(PING_TIME_MAX)).saturating_mul(2);
     }
 
     /// Judges a request. `fresh_ticket` becomes the holder's ticket if the request is granted.

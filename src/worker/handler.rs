@@ -1,6 +1,7 @@
 //! What a worker does with the frames of one link.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use rand::RngExt as _;
@@ -46,6 +47,7 @@ impl Handler {
         match state.adoption.adopt(request, fresh_ticket, Instant::now().into_std()) {
             AdoptAnswer::Granted { term, ticket, .. } => {
                 tracing::info!(node = %shared.id, owner = %adopt.owner, term, remote = channel.link().remote(), "adopted");
+                state.adoption.pinged_every(Duration::from_millis(adopt.ping_ms.into()));
                 state.current = Some(channel.clone());
                 channel.message(&Message::Adopted(Adopted::Granted { term, ticket }));
                 shared.resync(&mut state);
@@ -108,7 +110,7 @@ impl LinkHandler for Handler {
                 let mut state = self.shared.lock();
                 // Of a link that is not the holder's only this link ends: when the holder goes, it says itself when to come back.
                 if state.current.as_ref().is_none_or(|current| current.link() == channel.link()) {
-                    state.reconnect_after = away.reconnect_after_ms.map(std::time::Duration::from_millis);
+                    state.reconnect_after = away.reconnect_after_ms.map(Duration::from_millis);
                 }
             }
             _ => {}

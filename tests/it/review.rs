@@ -196,6 +196,7 @@ async fn a_worker_whose_holder_is_silent_looks_for_another_until_it_has_one() {
         owner_incarnation: Default::default(),
         rank: Rank::default(),
         ticket: None,
+        ping_ms: 0,
     };
     let channel = first.link.open_channel().expect("open");
     channel.message(&Message::Adopt(adopt));
@@ -367,6 +368,20 @@ async fn a_task_that_its_class_does_not_get_started_can_be_stopped() {
     soon("the stop", worker.stop()).await;
     assert_eq!(soon("the start", second).await.expect("no panic").expect_err("stopped").code().name(), "killed");
     assert!(!probe.told("w1").iter().any(|text| text.contains("started")), "{:?}", probe.told("w1"));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_holder_that_pings_rarely_is_not_taken_for_silent() {
+    let c = MemoryCluster::start_with(Classes::new(), |config| config.ping_time = Duration::from_secs(60)).await;
+    let _worker = c.worker_with("w1", Classes::new(), |config| config.ping_time = Duration::from_secs(1)).await;
+    tokio::time::sleep(Duration::from_secs(600)).await;
+    assert_eq!(c.info("w1").await.proxies[0].term, 1, "it has looked for nobody else");
+    // Silence is still noticed, later.
+    c.net.set_refused("w1", "c1", true);
+    c.net.set_flow("c1", "w1", Flow::Frozen);
+    c.net.set_flow("w1", "c1", Flow::Frozen);
+    tokio::time::sleep(Duration::from_secs(180)).await;
+    c.wait_status("w1", NodeStatus::NotConnected).await;
 }
 
 #[tokio::test]

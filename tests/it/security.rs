@@ -100,6 +100,7 @@ async fn whoever_plays_another_role_is_cut_off() {
         owner_incarnation: random_incarnation(),
         rank: Rank { view: u32::MAX, hash: u64::MAX },
         ticket: None,
+        ping_ms: 0,
     };
     let of_control = [
         Message::Adopt(adopt),
@@ -477,6 +478,7 @@ async fn a_worker_survives_a_control_node_that_breaks_the_protocol() {
         owner_incarnation: random_incarnation(),
         rank: Rank { view: 1, hash: 0 },
         ticket: Some(Ticket::from_bytes([1; 16])),
+        ping_ms: 0,
     }));
     let refused = other
         .message(|_, message| match message {

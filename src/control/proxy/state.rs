@@ -275,6 +275,7 @@ impl State {
             owner_incarnation: self.setup.owner_incarnation,
             rank: self.setup.rank,
             ticket: self.ticket,
+            ping_ms: u32::try_from(self.setup.ping_time.as_millis()).unwrap_or(u32::MAX),
         };
         Action::Adopt { link, adopt: Box::new(adopt) }
     }

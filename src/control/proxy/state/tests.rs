@@ -60,6 +60,7 @@ fn adopt(link: LinkKey, of: u8, seen_term: u64, ticket: Option<Ticket>) -> Actio
         owner_incarnation: setup.owner_incarnation,
         rank: setup.rank,
         ticket,
+        ping_ms: u32::try_from(setup.ping_time.as_millis()).expect("short"),
     };
     Action::Adopt { link, adopt: Box::new(adopt) }
 }

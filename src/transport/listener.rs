@@ -76,7 +76,7 @@ impl Listener {
             upper.tls = Some(Arc::new(acceptor));
         }
         if let Transport::Ws | Transport::Wss = transport {
-            upper.ws = Some(Arc::new(ws::Rules::new(uri, &options.allowed_origins)));
+            upper.ws = Some(Arc::new(ws::Rules::new(uri, &options.allowed_origins)?));
         }
         let port = uri.effective_port();
         let addrs = match (uri.host().bind_ip(), uri.host()) {

@@ -95,7 +95,7 @@ fn request(path: &str, changes: &[(&str, Option<&str>)]) -> Vec<u8> {
 /// How a listener answers, and what it makes of it.
 async fn ask(url: &str, origins: &[&str], bytes: &[u8]) -> (String, Result<(), Error>) {
     let origins: Vec<String> = origins.iter().map(|origin| (*origin).to_owned()).collect();
-    let rules = Rules::new(&uri(url), &origins.into());
+    let rules = Rules::new(&uri(url), &origins.into()).expect("rules");
     let (ours, mut theirs) = duplex(64 * 1024);
     theirs.write_all(bytes).await.expect("writes");
     let accepted = accept(ours, &rules).await.map(drop);
@@ -216,15 +216,18 @@ async fn dialler_believes_only_an_answer_to_its_own_request() {
 
 #[test]
 fn options_that_cannot_stand_in_a_request_are_refused() {
-    for options in ["host=ex\u{e4}mple.org", "ws_proto=\u{e4}"] {
+    for options in ["host=ex\u{e4}mple.org", "ws_proto=\u{e4}", "ws_proto=\"a, b\""] {
         let url = uri(&format!("nkcluster://example.org;transport=ws;{options}"));
         assert_eq!(Request::new(&url).expect_err("refused").code(), &ErrorCode::InvalidConfig);
+        let rules = Rules::new(&url, &[].into());
+        assert_eq!(rules.is_err(), options.starts_with("ws_proto"));
     }
 }
 
 #[tokio::test]
 async fn what_breaks_the_rules_ends_the_connection_with_its_close_code() {
-    let oversized = header(FIN | BINARY, 0x80, MESSAGE_BYTES_MAX + 1);
+    // The header alone: nothing is allocated for it.
+    let oversized = [&header(FIN | BINARY, 0x80, MESSAGE_BYTES_MAX + 1)[..], &[0; 4]].concat();
     let whole = vec![0; MESSAGE_BYTES_MAX];
     let fragments = [masked(BINARY, &whole), masked(FIN | CONTINUATION, b"x")].concat();
     for (what, code, bytes) in [
@@ -381,9 +384,11 @@ fn chopped(bytes: &[u8], sizes: &[usize]) -> Vec<u8> {
     while !left.is_empty() {
         let (mut message, more) = left.split_at(size().min(left.len()));
         left = more;
-        let mut opcode = BINARY;
+        let (mut opcode, mut fragment_min) = (BINARY, 0);
         loop {
-            let (fragment, more) = message.split_at((size() % 7).min(message.len()));
+            // Now and then an empty one.
+            let (fragment, more) = message.split_at((size() % 7).max(fragment_min).min(message.len()));
+            fragment_min = usize::from(fragment.is_empty());
             message = more;
             let fin = if message.is_empty() { FIN } else { 0 };
             out.extend(masked(fin | opcode, fragment));

@@ -29,6 +29,8 @@ const PROTOCOL: &str = "nkcluster";
 pub(in crate::transport) struct Rules {
     path: String,
     protocol: String,
+    /// The same, as it stands in an answer.
+    chosen: HeaderValue,
     origins: Arc<[String]>,
 }
 
@@ -41,8 +43,12 @@ pub(super) struct Refusal {
 
 impl Rules {
     /// Those of a listener: path and sub-protocol of its URL, and the origins that its configuration allows.
-    pub(in crate::transport) fn new(uri: &NodeUri, origins: &Arc<[String]>) -> Self {
-        Self { path: uri.path().to_owned(), protocol: protocol(uri).to_owned(), origins: Arc::clone(origins) }
+    ///
+    /// # Errors
+    /// `invalid_config` if the sub-protocol cannot stand in an answer.
+    pub(in crate::transport) fn new(uri: &NodeUri, origins: &Arc<[String]>) -> Result<Self> {
+        let (text, value) = protocol(uri)?;
+        Ok(Self { path: uri.path().to_owned(), protocol: text.to_owned(), chosen: value, origins: Arc::clone(origins) })
     }
 
     /// The answer to a request.
@@ -62,10 +68,7 @@ impl Rules {
         if !has_token(headers, SEC_WEBSOCKET_PROTOCOL, |token| token == self.protocol) {
             return refused(StatusCode::BAD_REQUEST, "the sub-protocol is missing");
         }
-        let Ok(protocol) = HeaderValue::from_str(&self.protocol) else {
-            return refused(StatusCode::INTERNAL_SERVER_ERROR, "the sub-protocol of this listener cannot be said");
-        };
-        response.headers_mut().insert(SEC_WEBSOCKET_PROTOCOL, protocol);
+        response.headers_mut().insert(SEC_WEBSOCKET_PROTOCOL, self.chosen.clone());
         Ok(response)
     }
 }
@@ -89,7 +92,7 @@ impl Request {
             (None, Host::Node) => format!("{}:{}", crate::transport::target::machine_name(), uri.effective_port()),
             (None, host) => format!("{host}:{}", uri.effective_port()),
         };
-        let protocol = protocol(uri).to_owned();
+        let (protocol, value) = protocol(uri)?;
         let request = http::Request::builder()
             .uri(uri.path())
             .header(HOST, host)
@@ -97,13 +100,13 @@ impl Request {
             .header(UPGRADE, "websocket")
             .header("Sec-WebSocket-Version", "13")
             .header("Sec-WebSocket-Key", generate_key())
-            .header(SEC_WEBSOCKET_PROTOCOL, &protocol)
+            .header(SEC_WEBSOCKET_PROTOCOL, value)
             .header(USER_AGENT, concat!("nkcluster/", env!("CARGO_PKG_VERSION")))
             .body(());
-        let wrong = |reason: String| Error::new(ErrorCode::InvalidConfig, format!("{uri}: path, host or ws_proto: {reason}"));
+        let wrong = |reason: String| Error::new(ErrorCode::InvalidConfig, format!("{uri}: path or host cannot stand in an HTTP request: {reason}"));
         let request: client::Request = request.map_err(|error| wrong(error.to_string()))?;
         let (bytes, key) = generate_request(request).map_err(|error| wrong(error.to_string()))?;
-        Ok(Self { bytes, accept_key: derive_accept_key(key.as_bytes()), protocol })
+        Ok(Self { bytes, accept_key: derive_accept_key(key.as_bytes()), protocol: protocol.to_owned() })
     }
 
     /// Whether the answer is one to this request, and a yes.
@@ -181,8 +184,14 @@ pub(in crate::transport) async fn connect<S: AsyncRead + AsyncWrite + Unpin>(mut
     Ok(Stream::new(stream, Role::Client, rest).await)
 }
 
-fn protocol(uri: &NodeUri) -> &str {
-    uri.options().ws_proto.as_deref().unwrap_or(PROTOCOL)
+/// The sub-protocol of a URL, as text and as the value of a header: a token of HTTP (RFC 9110 §5.6.2).
+fn protocol(uri: &NodeUri) -> Result<(&str, HeaderValue)> {
+    let text = uri.options().ws_proto.as_deref().unwrap_or(PROTOCOL);
+    let is_token = text.bytes().all(|b| b.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&b));
+    match HeaderValue::from_str(text) {
+        Ok(value) if is_token => Ok((text, value)),
+        _ => Err(Error::new(ErrorCode::InvalidConfig, format!("{uri}: ws_proto: expected a name such as `{PROTOCOL}`"))),
+    }
 }
 
 /// A whole head, read as a request or as an answer.

@@ -110,11 +110,13 @@ impl Node {
         let listen_options = ListenOptions { memory, ..ListenOptions::from(&*config) };
         let mut listeners = Vec::new();
         for uri in &config.listen {
-            listeners.push(Listener::bind(uri, &listen_options).await.map_err(|error| match error.code() {
+            let listener = Listener::bind(uri, &listen_options).await.map_err(|error| match error.code() {
                 ErrorCode::InvalidConfig | ErrorCode::UnsupportedTransport => NodeError::Config(error),
                 _ => NodeError::Bind(error),
-            })?);
+            })?;
+            listeners.push(Arc::new(listener));
         }
+        let public = listeners.clone();
         let listen: Vec<NodeUri> = listeners.iter().map(|listener| listener.uri().clone()).collect();
         let door = Door {
             gate: Gate::new(Limits::from(&*config)),
@@ -149,7 +151,7 @@ impl Node {
                 let own_net = MemoryNet::new();
                 let own_uri: NodeUri = format!("nkcluster://{OWN};transport=memory").parse().map_err(NodeError::Internal)?;
                 let own_options = ListenOptions { memory: Some(own_net.clone()), ..ListenOptions::default() };
-                listeners.push(Listener::bind(&own_uri, &own_options).await.map_err(NodeError::Internal)?);
+                listeners.push(Arc::new(Listener::bind(&own_uri, &own_options).await.map_err(NodeError::Internal)?));
                 for listener in listeners {
                     let inside = control.clone();
                     tasks.spawn(accept_loop(listener, door.clone(), move |parts| inside.welcome(parts)));
@@ -163,7 +165,7 @@ impl Node {
             }
         };
         tracing::info!(node = %id, role = %config.role, listen = ?listen.iter().map(ToString::to_string).collect::<Vec<_>>(), "started");
-        Ok(NodeHandle { id, config, listen, control, worker: Some(worker), tasks })
+        Ok(NodeHandle { id, config, listen, listeners: public, control, worker: Some(worker), tasks })
     }
 }
 
@@ -172,6 +174,8 @@ pub struct NodeHandle {
     id: NodeId,
     config: Arc<Config>,
     listen: Vec<NodeUri>,
+    /// Those that others reach; the accept loops have them too.
+    listeners: Vec<Arc<Listener>>,
     control: Option<Control>,
     /// There until it is stopped.
     worker: Option<Worker>,
@@ -223,9 +227,29 @@ impl NodeHandle {
         }
     }
 
+    /// Reads the files of the `tls_*` options again, for connections to come; open ones stay as they are. Diallers read theirs at every connection anyway.
+    ///
+    /// # Errors
+    /// `invalid_config`, naming each listener whose files cannot be used, with option and file: it goes on with its old certificate. The others have their
+    /// new ones.
+    pub async fn reload(&self) -> Result<(), Error> {
+        let mut failures = Vec::new();
+        for listener in self.listeners.iter().filter(|listener| listener.transport().is_encrypted()) {
+            match listener.reload().await {
+                Ok(()) => tracing::info!(listener = %listener.uri(), "the certificate was read again"),
+                Err(error) => failures.push(format!("{} keeps its old certificate: {error}", listener.uri())),
+            }
+        }
+        match failures.is_empty() {
+            true => Ok(()),
+            false => Err(Error::new(ErrorCode::InvalidConfig, failures.join("; "))),
+        }
+    }
+
     /// Stops: accepts nobody any more, drains for at most `drain_timeout`, then cuts.
     pub async fn stop(mut self) {
         let grace = self.config.drain_timeout;
+        self.listeners.clear();
         self.tasks.shutdown().await;
         let control = self.control.clone();
         let Some(worker) = self.worker.take() else { return };
@@ -263,7 +287,7 @@ struct Door {
 }
 
 /// Accepts for ever; each connection proves itself in a task of its own.
-async fn accept_loop(listener: Listener, door: Door, welcome: impl Fn(LinkParts) -> Result<Link, Error> + Clone + Send + 'static) {
+async fn accept_loop(listener: Arc<Listener>, door: Door, welcome: impl Fn(LinkParts) -> Result<Link, Error> + Clone + Send + 'static) {
     let mut connections = JoinSet::new();
     // A node's own worker neither waits for a token nor takes a place.
     let inside = listener.transport() == Transport::Memory && listener.uri().to_string().contains(OWN);

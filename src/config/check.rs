@@ -30,8 +30,11 @@ impl Config {
                 warnings.push(format!("{uri}: links of control nodes are not encrypted there"));
             }
         }
-        for uri in self.listen.iter().filter(|uri| uri.effective_transport().is_encrypted() && uri.options().binding == Some(Binding::Off)) {
-            warnings.push(format!("{uri}: binding=off also lets in who is not bound to the TLS of this listener; only a balancer should reach it"));
+        for uri in self.listen.iter().filter(|uri| uri.effective_transport().is_encrypted() && uri.options().binding == Some(Binding::Off))
+        {
+            warnings.push(format!(
+                "{uri}: binding=off also lets in who is not bound to the TLS of this listener; only a balancer should reach it"
+            ));
         }
         if let Some(range) = self.trusted_proxies.iter().find(|range| range.is_everybody()) {
             warnings.push(format!("trusted_proxies: {range} is everybody, so everybody can claim any address"));

@@ -461,7 +461,9 @@ fn binding_is_switched_off_only_by_a_dialler_that_verifies_and_for_it() {
     assert!(from_file("cluster_addr = \"nkcluster://a;binding=off\"\ntls_verify = true").is_ok());
     // Everybody reaches a listener behind a balancer, so it needs a secret, and it says so where TLS of its own is not bound.
     assert_eq!(from_file("listen = \"nkcluster://localhost;binding=off\"").expect_err("default").key(), Some("password"));
-    assert!(from_file("listen = \"nkcluster://localhost;transport=ws;binding=off\"\npassword = \"p\"").expect("builds").warnings().is_empty());
+    assert!(
+        from_file("listen = \"nkcluster://localhost;transport=ws;binding=off\"\npassword = \"p\"").expect("builds").warnings().is_empty()
+    );
     let encrypted = from_file("listen = \"nkcluster://localhost;transport=wss;binding=off\"\npassword = \"p\"").expect("builds");
     assert!(encrypted.warnings()[0].contains("binding=off"), "{:?}", encrypted.warnings());
 }
@@ -470,7 +472,8 @@ fn binding_is_switched_off_only_by_a_dialler_that_verifies_and_for_it() {
 fn proxies_make_a_listener_on_loopback_an_open_one() {
     let text = "listen = \"nkcluster://localhost\"\ntrusted_proxies = [\"127.0.0.1\"]";
     assert_eq!(from_file(text).expect_err("default").key(), Some("password"));
-    let config = from_file("password = \"p\"\nlisten = \"nkcluster://localhost\"\ntrusted_proxies = \"127.0.0.1, 0.0.0.0/0\"").expect("builds");
+    let config =
+        from_file("password = \"p\"\nlisten = \"nkcluster://localhost\"\ntrusted_proxies = \"127.0.0.1, 0.0.0.0/0\"").expect("builds");
     assert!(config.warnings()[0].contains("everybody"), "{:?}", config.warnings());
 }
 

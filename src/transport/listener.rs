@@ -9,8 +9,8 @@ use tokio::net::{TcpListener, TcpStream};
 
 use crate::error::{Error, ErrorCode, Result};
 use crate::transport::memory::{MemoryListener, memory_name};
-use crate::transport::target::{lookup, machine_name};
 use crate::transport::proxy_protocol::Behind;
+use crate::transport::target::{lookup, machine_name};
 use crate::transport::{CONNECT_TIMEOUT, ListenOptions, Wire, tcp, tls, unsupported, ws};
 use crate::types::{Binding, Host, NodeUri, Secret, Transport, UriOptions};
 

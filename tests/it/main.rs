@@ -1,5 +1,6 @@
 //! Clusters in one process, on the memory network and on loopback sockets.
 
+mod between;
 mod classes;
 mod failure;
 mod harness;
@@ -7,3 +8,4 @@ mod original_basic;
 mod original_task;
 mod raw;
 mod relay;
+mod transports;

@@ -10,9 +10,8 @@ async fn presented(listener: &Listener, options: &DialOptions) -> Result<(), Err
 #[tokio::test]
 async fn listener_shows_its_new_certificate_when_it_is_told_to_and_keeps_the_old_one_if_that_is_broken() {
     let (old, new) = (Files::new(), Files::new());
-    let trusting = |files: &Files| {
-        tls(TlsOptions { cacertfile: Some(files.path("ca.pem")), verify: TlsVerify::Host, ..TlsOptions::default() })
-    };
+    let trusting =
+        |files: &Files| tls(TlsOptions { cacertfile: Some(files.path("ca.pem")), verify: TlsVerify::Host, ..TlsOptions::default() });
     let replace = |name: &str| fs::copy(new.path(name), old.path(name)).expect("copies");
     for transport in ["tls", "wss"] {
         let old_trust = Files::new();

@@ -58,7 +58,8 @@ impl Rules {
             return refused(StatusCode::NOT_FOUND, "there is nothing at this path");
         }
         let headers = request.headers();
-        let is_allowed = |origin: &HeaderValue| self.origins.iter().any(|allowed| origin.as_bytes().eq_ignore_ascii_case(allowed.as_bytes()));
+        let is_allowed =
+            |origin: &HeaderValue| self.origins.iter().any(|allowed| origin.as_bytes().eq_ignore_ascii_case(allowed.as_bytes()));
         if !headers.get_all(ORIGIN).iter().all(is_allowed) {
             return refused(StatusCode::FORBIDDEN, "this origin is not allowed");
         }
@@ -103,7 +104,8 @@ impl Request {
             .header(SEC_WEBSOCKET_PROTOCOL, value)
             .header(USER_AGENT, concat!("nkcluster/", env!("CARGO_PKG_VERSION")))
             .body(());
-        let wrong = |reason: String| Error::new(ErrorCode::InvalidConfig, format!("{uri}: path or host cannot stand in an HTTP request: {reason}"));
+        let wrong =
+            |reason: String| Error::new(ErrorCode::InvalidConfig, format!("{uri}: path or host cannot stand in an HTTP request: {reason}"));
         let request: client::Request = request.map_err(|error| wrong(error.to_string()))?;
         let (bytes, key) = generate_request(request).map_err(|error| wrong(error.to_string()))?;
         Ok(Self { bytes, accept_key: derive_accept_key(key.as_bytes()), protocol: protocol.to_owned() })

@@ -31,7 +31,7 @@ pub use error::{ConfigError, Origin};
 pub use layers::Layers;
 pub use values::{ClassList, LogFormat, Role, Split};
 
-use crate::types::{ClassName, Host, Meta, NodeId, NodeUri, Secret, TlsVerify, TlsVersion, Transport};
+use crate::types::{ClassName, Host, IpRange, Meta, NodeId, NodeUri, Secret, TlsVerify, TlsVersion, Transport};
 
 /// Everything that an operator decides about a node. Each field is a key of the file of the same name; times there are in milliseconds.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -122,6 +122,10 @@ pub struct Config {
     pub journal_bytes: usize,
     /// Memory for outcomes of calls that are not acknowledged yet, in bytes. Default 32 MiB.
     pub outcome_bytes: usize,
+    /// Proxies and balancers whose connections begin with the PROXY protocol, version 2, and so with the address of the real peer. Default none.
+    pub trusted_proxies: Vec<IpRange>,
+    /// Origins of web pages that may connect by ws and wss, such as `https://console.example.org`. Default none.
+    pub allowed_origins: Vec<String>,
     /// Tasks that accept, for each listener. Default 10.
     pub tcp_listeners: u16,
     /// Outgoing SCTP streams. Default 10.
@@ -224,6 +228,8 @@ impl Config {
             max_calls: 1024,
             journal_bytes: 16 * 1024 * 1024,
             outcome_bytes: 32 * 1024 * 1024,
+            trusted_proxies: Vec::new(),
+            allowed_origins: Vec::new(),
             tcp_listeners: 10,
             sctp_out_streams: 10,
             sctp_in_streams: 10,

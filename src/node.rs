@@ -113,11 +113,13 @@ impl Node {
         let listen_options = ListenOptions { memory, ..ListenOptions::from(&*config) };
         let mut listeners = Vec::new();
         for uri in &config.listen {
-            listeners.push(Listener::bind(uri, &listen_options).await.map_err(|error| match error.code() {
+            let listener = Listener::bind(uri, &listen_options).await.map_err(|error| match error.code() {
                 ErrorCode::InvalidConfig | ErrorCode::UnsupportedTransport => NodeError::Config(error),
                 _ => NodeError::Bind(error),
-            })?);
+            })?;
+            listeners.push(Arc::new(listener));
         }
+        let public = listeners.clone();
         let listen: Vec<NodeUri> = listeners.iter().map(|listener| listener.uri().clone()).collect();
         let door = Door {
             gate: Gate::new(Limits::from(&*config)),
@@ -152,7 +154,7 @@ impl Node {
                 let own_net = MemoryNet::new();
                 let own_uri: NodeUri = format!("nkcluster://{OWN};transport=memory").parse().map_err(NodeError::Internal)?;
                 let own_options = ListenOptions { memory: Some(own_net.clone()), ..ListenOptions::default() };
-                let own_listener = Listener::bind(&own_uri, &own_options).await.map_err(NodeError::Internal)?;
+                let own_listener = Arc::new(Listener::bind(&own_uri, &own_options).await.map_err(NodeError::Internal)?);
                 // A door of its own: whoever crowds the others, the node's own worker gets in.
                 let own_door = Door { gate: Gate::new(Limits::from(&*config)), links: Arc::new(Semaphore::new(OWN_LINKS)), ..door.clone() };
                 let inside = listeners.into_iter().map(|listener| (listener, door.clone())).chain([(own_listener, own_door)]);
@@ -169,7 +171,7 @@ impl Node {
             }
         };
         tracing::info!(node = %id, role = %config.role, listen = ?listen.iter().map(ToString::to_string).collect::<Vec<_>>(), "started");
-        Ok(NodeHandle { id, config, listen, control, worker: Some(worker), tasks })
+        Ok(NodeHandle { id, config, listen, listeners: public, control, worker: Some(worker), tasks })
     }
 }
 
@@ -178,6 +180,8 @@ pub struct NodeHandle {
     id: NodeId,
     config: Arc<Config>,
     listen: Vec<NodeUri>,
+    /// Those that others reach; the accept loops have them too.
+    listeners: Vec<Arc<Listener>>,
     control: Option<Control>,
     /// There until it is stopped.
     worker: Option<Worker>,
@@ -229,9 +233,29 @@ impl NodeHandle {
         }
     }
 
+    /// Reads the files of the `tls_*` options again, for connections to come; open ones stay as they are. Diallers read theirs at every connection anyway.
+    ///
+    /// # Errors
+    /// `invalid_config`, naming each listener whose files cannot be used, with option and file: it goes on with its old certificate. The others have their
+    /// new ones.
+    pub async fn reload(&self) -> Result<(), Error> {
+        let mut failures = Vec::new();
+        for listener in self.listeners.iter().filter(|listener| listener.transport().is_encrypted()) {
+            match listener.reload().await {
+                Ok(()) => tracing::info!(listener = %listener.uri(), "the certificate was read again"),
+                Err(error) => failures.push(format!("{} keeps its old certificate: {error}", listener.uri())),
+            }
+        }
+        match failures.is_empty() {
+            true => Ok(()),
+            false => Err(Error::new(ErrorCode::InvalidConfig, failures.join("; "))),
+        }
+    }
+
     /// Stops: accepts nobody any more, drains for at most `drain_timeout`, then cuts.
     pub async fn stop(mut self) {
         let grace = self.config.drain_timeout;
+        self.listeners.clear();
         self.tasks.shutdown().await;
         let control = self.control.clone();
         let Some(worker) = self.worker.take() else { return };
@@ -271,7 +295,7 @@ struct Door {
 }
 
 /// Accepts for ever; each connection proves itself in a task of its own.
-async fn accept_loop(listener: Listener, door: Door, welcome: impl Fn(LinkParts) -> Result<Link, Error> + Clone + Send + 'static) {
+async fn accept_loop(listener: Arc<Listener>, door: Door, welcome: impl Fn(LinkParts) -> Result<Link, Error> + Clone + Send + 'static) {
     let mut connections = JoinSet::new();
     loop {
         let incoming = listener.accept().await;

@@ -8,14 +8,20 @@
 //! |---|---|
 //! | `tcp` | plain TCP |
 //! | `tls` | TLS 1.3 (or 1.2 with extended master secret) over TCP; [`certificate`] has the files |
+//! | `ws` | WebSocket over either of them |
 //! | [`memory`] | a simulated network within the process, whose links can be cut, frozen and delayed |
 //!
-//! A listener never waits for a peer: [`Listener::accept`] returns as soon as TCP has a connection, and the TLS handshake happens in
-//! [`Incoming::into_wire`], in the task of that connection and under its limit of time.
+//! Each may lead through the tunnel of an HTTP proxy (`proxy`), and arrive from a balancer that tells who the peer is (`proxy_protocol`).
+//!
+//! A listener never waits for a peer: [`Listener::accept`] returns as soon as TCP has a connection, and the TLS handshake and the WebSocket upgrade happen
+//! in [`Incoming::into_wire`], in the task of that connection and under its limit of time.
 
 pub mod certificate;
+mod head;
 mod listener;
 pub mod memory;
+mod proxy;
+mod proxy_protocol;
 mod target;
 mod tcp;
 #[cfg(test)]
@@ -23,16 +29,19 @@ mod tests;
 mod tls;
 mod verify;
 mod wire;
+mod ws;
 
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use crate::config::Config;
 use crate::error::{Error, ErrorCode};
-use crate::types::{Secret, TlsVerify, TlsVersion, Transport, UriOptions};
+use crate::types::{IpRange, Secret, TlsVerify, TlsVersion, Transport, UriOptions};
 
 pub use listener::{Incoming, Listener};
 pub use memory::{MemoryNet, MemoryNode};
+pub use proxy::ProxyEnvironment;
 pub use target::{Target, connect, dial, resolve};
 pub use wire::{CertificateCheck, ReadHalf, Stream, Wire, WireFacts, WriteHalf};
 
@@ -46,13 +55,15 @@ pub struct DialOptions {
     pub connect_timeout: Duration,
     /// TLS as configured for the node; the options of the URL have precedence.
     pub tls: TlsOptions,
+    /// The HTTP proxies of the environment, for ws and wss; option `proxy` of the URL has precedence.
+    pub proxies: ProxyEnvironment,
     /// The simulated network and the own name in it, if there is one.
     pub memory: Option<MemoryNode>,
 }
 
 impl Default for DialOptions {
     fn default() -> Self {
-        Self { connect_timeout: CONNECT_TIMEOUT, tls: TlsOptions::default(), memory: None }
+        Self { connect_timeout: CONNECT_TIMEOUT, tls: TlsOptions::default(), proxies: ProxyEnvironment::default(), memory: None }
     }
 }
 
@@ -63,19 +74,30 @@ pub struct ListenOptions {
     pub tls: TlsOptions,
     /// Where the node keeps its own certificate; without it, and without `tls_certfile`, each start makes a new one.
     pub state_dir: Option<PathBuf>,
+    /// Whose connections begin with the PROXY protocol, version 2.
+    pub trusted_proxies: Vec<IpRange>,
+    /// The web pages that may connect by ws and wss.
+    pub allowed_origins: Arc<[String]>,
     /// The simulated network, if there is one.
     pub memory: Option<MemoryNet>,
 }
 
 impl From<&Config> for DialOptions {
+    /// With the proxies of the environment of this process.
     fn from(config: &Config) -> Self {
-        Self { connect_timeout: config.connect_timeout, tls: config.into(), memory: None }
+        Self { connect_timeout: config.connect_timeout, tls: config.into(), proxies: ProxyEnvironment::of_process(), memory: None }
     }
 }
 
 impl From<&Config> for ListenOptions {
     fn from(config: &Config) -> Self {
-        Self { tls: config.into(), state_dir: Some(config.state_dir.clone()), memory: None }
+        Self {
+            tls: config.into(),
+            state_dir: Some(config.state_dir.clone()),
+            trusted_proxies: config.trusted_proxies.clone(),
+            allowed_origins: config.allowed_origins.as_slice().into(),
+            memory: None,
+        }
     }
 }
 
@@ -136,5 +158,5 @@ impl TlsOptions {
 }
 
 fn unsupported(transport: Transport) -> Error {
-    Error::new(ErrorCode::UnsupportedTransport, format!("transport {transport} is not available in this version; use tcp or tls"))
+    Error::new(ErrorCode::UnsupportedTransport, format!("transport {transport} is not available in this version; use tcp, tls, ws or wss"))
 }

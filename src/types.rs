@@ -10,10 +10,12 @@
 //! | [`NodeStatus`], [`WantedStatus`], [`Transition`] | the seven states of a node and the legal moves between them |
 //! | [`Meta`], [`Selector`] | labels of a node, and a question about them |
 //! | [`NodeUri`], [`Transport`], [`Secret`] | where a node listens, how to talk to it, what to prove |
+//! | [`IpRange`] | addresses that share a prefix |
 //! | [`Payload`] | the opaque body of a request, reply or event |
 //! | [`NodeStats`] | load, memory and disks of a node |
 
 mod id;
+mod ip_range;
 mod meta;
 mod payload;
 mod secret;
@@ -25,6 +27,7 @@ mod transport;
 mod uri;
 
 pub use id::{ClassName, Incarnation, NodeId, TaskId};
+pub use ip_range::IpRange;
 pub use meta::{Label, Meta};
 pub use payload::Payload;
 pub use secret::Secret;

@@ -5,6 +5,8 @@
 //!        usage 2             wrong 64          bind 69, bug 70               second signal: exit 1 at once
 //! ```
 //!
+//! SIGHUP reads the certificates again.
+//!
 //! Standard output carries one line, for whoever started us; logs go to standard error. A panic anywhere is logged; one that ends the node itself ends the
 //! process with 70.
 
@@ -30,7 +32,7 @@ use self::arguments::Arguments;
 use crate::exit;
 use crate::failure::Failure;
 use crate::output::Form;
-use crate::signals::StopSignals;
+use crate::signals::{ReloadSignal, StopSignals};
 
 /// Longest time for tasks of the runtime to notice that the process ends.
 const RUNTIME_GRACE: Duration = Duration::from_millis(500);
@@ -86,7 +88,9 @@ fn classes() -> Classes {
 }
 
 async fn run(config: Config, exit_with_stdin: bool) -> Result<(), Failure> {
-    let mut signals = StopSignals::install().map_err(|error| bug(format!("no signals: {error}")))?;
+    let no_signals = |error| bug(format!("no signals: {error}"));
+    let mut signals = StopSignals::install().map_err(no_signals)?;
+    let mut reload = ReloadSignal::install().map_err(no_signals)?;
     let stdin_ended = stdin_end(exit_with_stdin);
     tokio::pin!(stdin_ended);
     let started = tokio::select! {
@@ -99,9 +103,16 @@ async fn run(config: Config, exit_with_stdin: bool) -> Result<(), Failure> {
     };
     let node = started.map_err(start_failure)?;
     announce(&node);
-    let reason = tokio::select! {
-        name = signals.next() => name,
-        () = &mut stdin_ended => "end of standard input",
+    let reason = loop {
+        tokio::select! {
+            name = signals.next() => break name,
+            () = &mut stdin_ended => break "end of standard input",
+            () = reload.next() => {
+                if let Err(error) = node.reload().await {
+                    tracing::error!(%error, "reload");
+                }
+            }
+        }
     };
     tracing::info!(reason, "stopping; a second signal exits at once");
     notify(&[NotifyState::Stopping]);

@@ -9,7 +9,7 @@ impl Config {
     /// The rules between values that no single key can keep. [`Layers::build`](super::Layers::build) asks; so does a node that was given a configuration made in code.
     ///
     /// - Whoever can be reached from other machines does not rely on the password that everybody knows, unless `allow_default_password` says so.
-    /// - `binding=off` is for a dialler that verifies the certificate.
+    /// - `binding=off` is for a dialler that verifies the certificate, and for a listener behind a balancer that ends TLS for such diallers.
     /// - A certificate has a key and a key has a certificate; verification knows whom to trust.
     /// - The ring has a power of two of partitions; times and limits are not zero.
     pub fn check(&self) -> Result<(), ConfigError> {
@@ -29,6 +29,15 @@ impl Config {
             if self.role == Role::Control && is_plain && !uri.is_loopback() && !uri.asks_naptr() {
                 warnings.push(format!("{uri}: links of control nodes are not encrypted there"));
             }
+        }
+        for uri in self.listen.iter().filter(|uri| uri.effective_transport().is_encrypted() && uri.options().binding == Some(Binding::Off))
+        {
+            warnings.push(format!(
+                "{uri}: binding=off also lets in who is not bound to the TLS of this listener; only a balancer should reach it"
+            ));
+        }
+        if let Some(range) = self.trusted_proxies.iter().find(|range| range.is_everybody()) {
+            warnings.push(format!("trusted_proxies: {range} is everybody, so everybody can claim any address"));
         }
         if self.role == Role::Worker && self.cluster_addr.is_empty() && self.listen.is_empty() {
             warnings.push("cluster_addr, listen: both are empty, so no control node can find this worker".to_owned());
@@ -60,7 +69,9 @@ impl Config {
             Role::Control => [worker, self.admin_password.as_ref(), self.control_password.as_ref()].into_iter().any(is_default),
             Role::Worker => is_default(self.node_token.as_ref().or(worker)),
         };
-        is_guessed && !uri.is_loopback()
+        // A listener on loopback is reached by everybody through the balancer on the same machine.
+        let is_relayed = uri.options().binding == Some(Binding::Off) || !self.trusted_proxies.is_empty();
+        is_guessed && (is_relayed || !uri.is_loopback())
     }
 
     fn check_tls(&self) -> Result<(), ConfigError> {
@@ -70,9 +81,6 @@ impl Config {
                 return Err(wrong(key, "certificate and key belong together; one of them is missing"));
             }
             _ => {}
-        }
-        if self.listen.iter().any(|uri| uri.options().binding == Some(Binding::Off)) {
-            return Err(wrong("listen", "option `binding`: only who dials may switch it off"));
         }
         for uri in &self.cluster_addr {
             let verify = uri.options().tls_verify.unwrap_or(self.tls_verify);

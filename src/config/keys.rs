@@ -148,6 +148,8 @@ pub(super) const KEYS: &[Key] = &[
     field!(max_calls, raw => raw.number(1, 1_000_000)),
     field!(journal_bytes, raw => raw.number(BYTES_MIN, BYTES_MAX)),
     field!(outcome_bytes, raw => raw.number(BYTES_MIN, BYTES_MAX)),
+    field!(trusted_proxies, raw => raw.parsed_words()),
+    field!(allowed_origins, raw => allowed_origins(raw)),
     field!(tcp_listeners, raw => raw.number(1, 1024)),
     field!(sctp_out_streams, raw => raw.number(1, u16::MAX)),
     field!(sctp_in_streams, raw => raw.number(1, u16::MAX)),
@@ -227,6 +229,19 @@ fn tls_versions(raw: &Raw) -> Read<Vec<TlsVersion>> {
         true => Err(Problem::new("expected at least one of `1.2`, `1.3`")),
         false => Ok(versions),
     }
+}
+
+/// As browsers write them (RFC 6454 §7), in lower case.
+fn allowed_origins(raw: &Raw) -> Read<Vec<String>> {
+    let words = raw.words()?.into_iter().map(|word| {
+        let origin = word.to_ascii_lowercase();
+        let is_host = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'-' | b':' | b'[' | b']');
+        match origin.split_once("://") {
+            Some(("http" | "https", host)) if !host.is_empty() && host.bytes().all(is_host) => Ok(origin),
+            _ => Err(Problem::new("expected origins such as `https://console.example.org`, without a path")),
+        }
+    });
+    words.collect()
 }
 
 fn ring_size(raw: &Raw) -> Read<usize> {

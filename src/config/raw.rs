@@ -126,6 +126,12 @@ impl Raw {
         Ok(ClassList::Only(names.collect::<Read<_>>()?))
     }
 
+    /// A list of texts that have their own syntax.
+    pub(super) fn parsed_words<T: FromStr<Err = crate::error::Error>>(&self) -> Read<Vec<T>> {
+        let words = self.words()?.into_iter().map(|word| word.parse().map_err(Problem::from));
+        words.collect()
+    }
+
     /// An array of texts, or a text with commas.
     pub(super) fn words(&self) -> Read<Vec<&str>> {
         let wrong = || Problem::new("expected a list of texts");

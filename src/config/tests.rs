@@ -129,6 +129,8 @@ const OTHER_VALUES: &[(&str, &str)] = &[
     ("max_calls", "1"),
     ("journal_bytes", "65536"),
     ("outcome_bytes", "65536"),
+    ("trusted_proxies", "10.0.0.0/8, ::1"),
+    ("allowed_origins", "https://a.example"),
     ("tcp_listeners", "1"),
     ("sctp_out_streams", "1"),
     ("sctp_in_streams", "1"),
@@ -283,6 +285,12 @@ fn wrong_values_are_refused_by_every_bounded_key() {
         "classes = [7]",
         "grants = \"a b\"",
         "http = \"on\"",
+        "trusted_proxies = [\"10.0.0.0/33\"]",
+        "trusted_proxies = \"balancer.example.org\"",
+        "trusted_proxies = 10",
+        "allowed_origins = \"*\"",
+        "allowed_origins = [\"console.example.org\"]",
+        "allowed_origins = [\"https://console.example.org/\"]",
         "log_format = \"xml\"",
         "split = \"brain\"",
         "control_key = \"00\"",
@@ -455,11 +463,26 @@ fn risky_choices_are_warnings() {
 }
 
 #[test]
-fn binding_is_switched_off_only_by_a_dialler_that_verifies() {
+fn binding_is_switched_off_only_by_a_dialler_that_verifies_and_for_it() {
     assert!(from_file("cluster_addr = \"nkcluster://a;binding=off\"").is_err());
     assert!(from_file("cluster_addr = \"nkcluster://a;binding=off;tls_verify=host\"").is_ok());
     assert!(from_file("cluster_addr = \"nkcluster://a;binding=off\"\ntls_verify = true").is_ok());
-    assert!(from_file("listen = \"nkcluster://localhost;binding=off;tls_verify=host\"").is_err());
+    // Everybody reaches a listener behind a balancer, so it needs a secret, and it says so where TLS of its own is not bound.
+    assert_eq!(from_file("listen = \"nkcluster://localhost;binding=off\"").expect_err("default").key(), Some("password"));
+    assert!(
+        from_file("listen = \"nkcluster://localhost;transport=ws;binding=off\"\npassword = \"p\"").expect("builds").warnings().is_empty()
+    );
+    let encrypted = from_file("listen = \"nkcluster://localhost;transport=wss;binding=off\"\npassword = \"p\"").expect("builds");
+    assert!(encrypted.warnings()[0].contains("binding=off"), "{:?}", encrypted.warnings());
+}
+
+#[test]
+fn proxies_make_a_listener_on_loopback_an_open_one() {
+    let text = "listen = \"nkcluster://localhost\"\ntrusted_proxies = [\"127.0.0.1\"]";
+    assert_eq!(from_file(text).expect_err("default").key(), Some("password"));
+    let config =
+        from_file("password = \"p\"\nlisten = \"nkcluster://localhost\"\ntrusted_proxies = \"127.0.0.1, 0.0.0.0/0\"").expect("builds");
+    assert!(config.warnings()[0].contains("everybody"), "{:?}", config.warnings());
 }
 
 #[test]

@@ -9,9 +9,10 @@ use tokio::net::{TcpListener, TcpStream};
 
 use crate::error::{Error, ErrorCode, Result};
 use crate::transport::memory::{MemoryListener, memory_name};
+use crate::transport::proxy_protocol::Behind;
 use crate::transport::target::{lookup, machine_name};
-use crate::transport::{CONNECT_TIMEOUT, ListenOptions, Wire, tcp, tls, unsupported};
-use crate::types::{Binding, Host, NodeUri, Secret, Transport};
+use crate::transport::{CONNECT_TIMEOUT, ListenOptions, Wire, tcp, tls, unsupported, ws};
+use crate::types::{Binding, Host, NodeUri, Secret, Transport, UriOptions};
 
 /// Pause of the accept loop when the system has no more sockets.
 const EXHAUSTED_PAUSE: Duration = Duration::from_millis(100);
@@ -28,8 +29,15 @@ pub struct Listener {
 
 #[derive(Debug)]
 enum Socket {
-    Tcp { listener: TcpListener, tls: Option<Arc<tls::Acceptor>> },
+    Tcp { listener: TcpListener, behind: Option<Behind>, upper: Upper },
     Memory(MemoryListener),
+}
+
+/// What lies over TCP.
+#[derive(Clone, Debug, Default)]
+struct Upper {
+    tls: Option<Arc<tls::Acceptor>>,
+    ws: Option<Arc<ws::Rules>>,
 }
 
 impl Listener {
@@ -41,11 +49,7 @@ impl Listener {
     pub async fn bind(uri: &NodeUri, options: &ListenOptions) -> Result<Self> {
         let transport = uri.effective_transport();
         match transport {
-            Transport::Tcp => Self::bind_tcp(uri, transport, None).await,
-            Transport::Tls => {
-                let acceptor = tls::Acceptor::new(options.tls.for_uri(uri.options()), options.state_dir.clone()).await?;
-                Self::bind_tcp(uri, transport, Some(Arc::new(acceptor))).await
-            }
+            Transport::Tcp | Transport::Tls | Transport::Ws | Transport::Wss => Self::bind_tcp(uri, transport, options).await,
             Transport::Memory => {
                 let net = options.memory.as_ref().ok_or_else(|| cannot_bind(uri, "there is no memory network here"))?;
                 let listener = net.listen(&memory_name(uri)).map_err(|error| cannot_bind(uri, error))?;
@@ -61,11 +65,19 @@ impl Listener {
                     socket: Socket::Memory(listener),
                 })
             }
-            Transport::Sctp | Transport::Ws | Transport::Wss | Transport::Quic => Err(unsupported(transport)),
+            Transport::Sctp | Transport::Quic => Err(unsupported(transport)),
         }
     }
 
-    async fn bind_tcp(uri: &NodeUri, transport: Transport, tls: Option<Arc<tls::Acceptor>>) -> Result<Self> {
+    async fn bind_tcp(uri: &NodeUri, transport: Transport, options: &ListenOptions) -> Result<Self> {
+        let mut upper = Upper::default();
+        if let Transport::Tls | Transport::Wss = transport {
+            let acceptor = tls::Acceptor::new(options.tls.for_uri(uri.options()), options.state_dir.clone()).await?;
+            upper.tls = Some(Arc::new(acceptor));
+        }
+        if let Transport::Ws | Transport::Wss = transport {
+            upper.ws = Some(Arc::new(ws::Rules::new(uri, &options.allowed_origins)?));
+        }
         let port = uri.effective_port();
         let addrs = match (uri.host().bind_ip(), uri.host()) {
             (Some(ip), _) => vec![SocketAddr::new(ip, port)],
@@ -77,10 +89,15 @@ impl Listener {
         for addr in addrs {
             match tcp::listen(addr).and_then(|listener| Ok((listener.local_addr()?, listener))) {
                 Ok((local, listener)) => {
-                    let real = NodeUri::socket_uri(transport, tcp::reachable(local));
+                    let mut real = NodeUri::socket_uri(transport, tcp::reachable(local));
+                    if upper.ws.is_some() {
+                        let ws_proto = uri.options().ws_proto.clone();
+                        real = real.with_path_of(uri).with_options(UriOptions { ws_proto, ..UriOptions::default() });
+                    }
+                    let behind = Some(options.trusted_proxies.clone()).filter(|trusted| !trusted.is_empty()).map(Behind::new);
                     let binding = uri.options().binding.unwrap_or_default();
                     let password = uri.options().password.clone();
-                    return Ok(Self { transport, uri: real, binding, password, socket: Socket::Tcp { listener, tls } });
+                    return Ok(Self { transport, uri: real, binding, password, socket: Socket::Tcp { listener, behind, upper } });
                 }
                 Err(error) => reason = error,
             }
@@ -99,21 +116,32 @@ impl Listener {
         &self.uri
     }
 
-    /// The next connection, before anything was read from it. Never fails: what is wrong with one connection concerns that one only, and when the
-    /// system runs out of sockets it waits a moment. Dropping the future loses nothing.
+    /// The next connection, before anything but the word of a trusted proxy was read from it. Never fails: what is wrong with one connection concerns
+    /// that one only, and when the system runs out of sockets it waits a moment. Dropping the future loses nothing.
     pub async fn accept(&self) -> Incoming {
-        let arrived = |remote, kind| Incoming { remote, binding: self.binding, password: self.password.clone(), kind };
+        let arrived =
+            |remote, kind| Incoming { transport: self.transport, remote, binding: self.binding, password: self.password.clone(), kind };
         loop {
-            match &self.socket {
+            let (accepted, upper) = match &self.socket {
                 Socket::Memory(listener) => return arrived(None, Kind::Memory(listener.accept().await)),
-                Socket::Tcp { listener, tls } => match listener.accept().await {
-                    Ok((stream, addr)) => {
-                        let kind = Kind::Tcp { stream, addr, tls: tls.clone() };
-                        return arrived(Some(addr), kind);
-                    }
-                    Err(error) => self.pause(error).await,
-                },
+                Socket::Tcp { listener, behind: None, upper } => (listener.accept().await, upper),
+                Socket::Tcp { listener, behind: Some(behind), upper } => (behind.accept(listener).await, upper),
+            };
+            match accepted {
+                Ok((stream, addr)) => return arrived(Some(addr), Kind::Tcp { stream, addr, upper: upper.clone() }),
+                Err(error) => self.pause(error).await,
             }
+        }
+    }
+
+    /// Reads the files of the `tls_*` options again, for the connections to come; those that are open stay as they are. Without TLS nothing happens.
+    ///
+    /// # Errors
+    /// `invalid_config`, naming option and file: then the old certificate stays in use.
+    pub async fn reload(&self) -> Result<()> {
+        match &self.socket {
+            Socket::Tcp { upper: Upper { tls: Some(tls), .. }, .. } => tls.reload().await,
+            Socket::Tcp { .. } | Socket::Memory(_) => Ok(()),
         }
     }
 
@@ -130,6 +158,7 @@ impl Listener {
 /// A connection that has arrived, before TLS.
 #[derive(Debug)]
 pub struct Incoming {
+    transport: Transport,
     remote: Option<SocketAddr>,
     binding: Binding,
     password: Option<Secret>,
@@ -138,12 +167,12 @@ pub struct Incoming {
 
 #[derive(Debug)]
 enum Kind {
-    Tcp { stream: TcpStream, addr: SocketAddr, tls: Option<Arc<tls::Acceptor>> },
+    Tcp { stream: TcpStream, addr: SocketAddr, upper: Upper },
     Memory(Wire),
 }
 
 impl Incoming {
-    /// Address of the peer, if the transport has any.
+    /// Address of the peer, if the transport has any; behind a trusted proxy that of the real peer.
     pub fn peer_addr(&self) -> Option<SocketAddr> {
         self.remote
     }
@@ -151,7 +180,7 @@ impl Incoming {
     /// The peer, as shown to people: `tcp:127.0.0.1:15004`.
     pub fn remote(&self) -> String {
         match &self.kind {
-            Kind::Tcp { addr, tls, .. } => tcp::shown(if tls.is_some() { Transport::Tls } else { Transport::Tcp }, *addr),
+            Kind::Tcp { addr, .. } => tcp::shown(self.transport, *addr),
             Kind::Memory(wire) => wire.facts().remote.clone(),
         }
     }
@@ -166,22 +195,27 @@ impl Incoming {
         self.password.as_ref()
     }
 
-    /// Makes it a wire, by the TLS handshake where the listener is one of TLS. The caller bounds the time.
+    /// Makes it a wire, by the TLS handshake and the WebSocket upgrade where the listener wants them. The caller bounds the time.
     ///
     /// # Errors
-    /// `tls_error`, or `connection_failed` if the peer has gone.
+    /// `tls_error`; `protocol_error` if the upgrade was refused; `connection_failed` if the peer has gone.
     pub async fn into_wire(self) -> Result<Wire> {
-        match self.kind {
-            Kind::Memory(wire) => Ok(wire),
-            Kind::Tcp { stream, addr, tls } => {
-                tcp::prepare(&stream).map_err(|error| Error::new(ErrorCode::ConnectionFailed, error.to_string()))?;
-                match tls {
-                    Some(acceptor) => acceptor.accept(stream, addr).await,
-                    None => {
-                        let facts = tcp::facts(Transport::Tcp, &stream, addr);
-                        Ok(Wire::tcp(stream, facts))
-                    }
-                }
+        let (stream, addr, Upper { tls, ws }) = match self.kind {
+            Kind::Memory(wire) => return Ok(wire),
+            Kind::Tcp { stream, addr, upper } => (stream, addr, upper),
+        };
+        tcp::prepare(&stream).map_err(|error| Error::new(ErrorCode::ConnectionFailed, error.to_string()))?;
+        let mut facts = tcp::facts(self.transport, &stream, tcp::shown(self.transport, addr), Some(addr));
+        match (tls, ws) {
+            (None, None) => Ok(Wire::tcp(stream, facts)),
+            (None, Some(rules)) => Ok(Wire::new(ws::accept(stream, &rules).await?, facts)),
+            (Some(tls), None) => {
+                let stream = tls.accept(stream, &mut facts).await?;
+                Ok(Wire::tls(Box::new(stream), facts))
+            }
+            (Some(tls), Some(rules)) => {
+                let stream = Box::new(tls.accept(stream, &mut facts).await?);
+                Ok(Wire::new(ws::accept(stream, &rules).await?, facts))
             }
         }
     }

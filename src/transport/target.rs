@@ -2,16 +2,21 @@
 
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::sync::Arc;
 use std::time::Duration;
 
 use rand::seq::SliceRandom;
+use tokio::net::TcpStream;
 use tokio::time::timeout;
 
 use crate::error::{Error, ErrorCode, Result};
 use crate::transport::memory::memory_name;
-use crate::transport::{DialOptions, Wire, tcp, tls, unsupported};
+use crate::transport::proxy::Tunnel;
+use crate::transport::{DialOptions, Stream, Wire, WireFacts, tcp, tls, unsupported, ws};
 use crate::types::{Host, NodeUri, Transport};
 
+/// Most time for each of TLS and the WebSocket upgrade.
+const OPENING_MAX: Duration = Duration::from_secs(5);
 /// Most addresses of one name that are tried.
 const ADDRESSES_MAX: usize = 32;
 
@@ -28,78 +33,122 @@ pub struct Target {
 #[derive(Clone, Debug)]
 enum Address {
     Socket(SocketAddr),
+    /// What is behind it the proxy resolves.
+    Tunnel(Arc<Tunnel>),
     Memory(String),
 }
 
 impl fmt::Display for Target {
-    /// As a link over it would be shown: `tcp:127.0.0.1:15004`.
+    /// As a link over it would be shown: `tcp:127.0.0.1:15004`, and the proxy if there is one.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.address {
             Address::Socket(addr) => write!(f, "{}:{addr}", self.transport),
+            Address::Tunnel(tunnel) => write!(f, "{}:{tunnel} through {}", self.transport, tunnel.proxy()),
             Address::Memory(name) => write!(f, "{}:{name}", self.transport),
         }
     }
 }
 
-/// The addresses of a URL, in the order in which to try them: those of a name are shuffled within each family.
+/// The addresses of a URL, in the order in which to try them: those of a name are shuffled within each family. Through a proxy there is one, which the
+/// proxy resolves.
 ///
 /// # Errors
-/// `unsupported_transport`; `invalid_uri` for hosts that are for listeners only; `no_connections` if the name cannot be resolved in time.
+/// `unsupported_transport`; `invalid_uri` for hosts that are for listeners only; `no_connections` if the name cannot be resolved in time;
+/// `invalid_config` if the environment names a proxy that is none.
 pub async fn resolve(uri: &NodeUri, options: &DialOptions) -> Result<Vec<Target>> {
     let transport = uri.effective_transport();
     let target = |address| Target { uri: uri.clone(), transport, address };
     match transport {
-        Transport::Tcp | Transport::Tls => {}
+        Transport::Tcp | Transport::Tls | Transport::Ws | Transport::Wss => {}
         Transport::Memory => return Ok(vec![target(Address::Memory(memory_name(uri)))]),
-        Transport::Sctp | Transport::Ws | Transport::Wss | Transport::Quic => return Err(unsupported(transport)),
+        Transport::Sctp | Transport::Quic => return Err(unsupported(transport)),
+    }
+    if let Host::All | Host::All6 = uri.host() {
+        return Err(Error::new(ErrorCode::InvalidUri, format!("{uri}: host `{}` is for listeners, name a node", uri.host())));
+    }
+    if let Some(proxy) = options.proxies.choose(uri)? {
+        return Ok(vec![target(Address::Tunnel(Arc::new(Tunnel::new(proxy, uri))))]);
     }
     let port = uri.effective_port();
     let socket = |ip: IpAddr| target(Address::Socket(SocketAddr::new(ip, port)));
     let name = match uri.host() {
         Host::Ip(ip) => return Ok(vec![socket(*ip)]),
         Host::Localhost => return Ok(vec![socket(Ipv4Addr::LOCALHOST.into()), socket(Ipv6Addr::LOCALHOST.into())]),
-        Host::All | Host::All6 => {
-            return Err(Error::new(ErrorCode::InvalidUri, format!("{uri}: host `{}` is for listeners, name a node", uri.host())));
-        }
-        Host::Node => machine_name(),
+        Host::Node | Host::All | Host::All6 => machine_name(),
         Host::Name(name) => name.clone(),
     };
     let addrs = lookup(&name, port, uri.options().connect_timeout.unwrap_or(options.connect_timeout)).await?;
     Ok(addrs.into_iter().map(|addr| socket(addr.ip())).collect())
 }
 
-/// Opens a wire to one address, TLS included.
+/// Opens a wire to one address: the tunnel of a proxy, TLS and the WebSocket upgrade included.
 ///
 /// # Errors
-/// `no_connections` if nobody answers in time or the address cannot be tried as configured, `tls_error` if TLS fails, `invalid_config` if a file of the
-/// `tls_*` options cannot be used.
+/// `no_connections` if nobody answers in time, a proxy or the server refuses, or the address cannot be tried as configured; `tls_error` if TLS fails;
+/// `protocol_error` if something else answers the WebSocket upgrade; `invalid_config` if a file of the `tls_*` options cannot be used.
 pub async fn connect(target: &Target, options: &DialOptions) -> Result<Wire> {
     let limit = target.uri.options().connect_timeout.unwrap_or(options.connect_timeout);
-    let addr = match &target.address {
+    let ip = match &target.address {
         Address::Memory(name) => {
             let node = options.memory.as_ref().ok_or_else(|| Error::new(ErrorCode::NoConnections, "there is no memory network here"))?;
             return node.dial(name);
         }
-        Address::Socket(addr) => *addr,
+        Address::Socket(addr) => Some(addr.ip()),
+        Address::Tunnel(_) => None,
     };
     // Configuration first: a missing file must not cost the peer a connection.
-    let dialler = match target.transport {
-        Transport::Tls => Some(tls::Dialler::new(&target.uri, addr, options.tls.for_uri(target.uri.options())).await?),
+    let tls = match target.transport {
+        Transport::Tls | Transport::Wss => Some(tls::Dialler::new(&target.uri, ip, options.tls.for_uri(target.uri.options())).await?),
         _ => None,
     };
-    let stream = match timeout(limit, tcp::connect(addr)).await {
-        Ok(Ok(stream)) => stream,
-        Ok(Err(error)) => return Err(Error::new(ErrorCode::NoConnections, error.to_string())),
-        Err(_) => return Err(no_answer(limit)),
+    let upgrade = match target.transport {
+        Transport::Ws | Transport::Wss => Some(ws::Request::new(&target.uri)?),
+        _ => None,
     };
-    match dialler {
-        None => {
-            let facts = tcp::facts(target.transport, &stream, addr);
-            Ok(Wire::tcp(stream, facts))
+    let (stream, mut facts) = open(target, limit).await?;
+    let opening = limit.min(OPENING_MAX);
+    let Some(tls) = tls else {
+        return match upgrade {
+            None => Ok(Wire::tcp(stream, facts)),
+            Some(request) => upgraded(stream, &request, facts, opening).await,
+        };
+    };
+    let stream = match timeout(opening, tls.connect(stream, &mut facts)).await {
+        Ok(connected) => Box::new(connected?),
+        Err(_) => return Err(Error::new(ErrorCode::TlsError, "no answer to the TLS handshake")),
+    };
+    match upgrade {
+        None => Ok(Wire::tls(stream, facts)),
+        Some(request) => upgraded(stream, &request, facts, opening).await,
+    }
+}
+
+async fn upgraded(stream: impl Stream, request: &ws::Request, facts: WireFacts, limit: Duration) -> Result<Wire> {
+    match timeout(limit, ws::connect(stream, request)).await {
+        Ok(connected) => Ok(Wire::new(connected?, facts)),
+        Err(_) => Err(Error::new(ErrorCode::NoConnections, "no answer to the WebSocket upgrade")),
+    }
+}
+
+/// A connection to the address, directly or through its proxy.
+async fn open(target: &Target, limit: Duration) -> Result<(TcpStream, WireFacts)> {
+    let addr = match &target.address {
+        Address::Socket(addr) => *addr,
+        Address::Tunnel(tunnel) => {
+            let stream = tunnel.open(limit).await?;
+            let remote = format!("{}:{tunnel}", target.transport);
+            let facts = tcp::facts(target.transport, &stream, remote, None);
+            return Ok((stream, facts));
         }
-        Some(dialler) => timeout(limit.min(tls::HANDSHAKE_MAX), dialler.connect(stream))
-            .await
-            .unwrap_or_else(|_| Err(Error::new(ErrorCode::TlsError, "no answer to the TLS handshake"))),
+        Address::Memory(_) => return Err(Error::new(ErrorCode::Internal, "a memory link has no socket")),
+    };
+    match timeout(limit, tcp::connect(addr)).await {
+        Ok(Ok(stream)) => {
+            let facts = tcp::facts(target.transport, &stream, tcp::shown(target.transport, addr), Some(addr));
+            Ok((stream, facts))
+        }
+        Ok(Err(error)) => Err(Error::new(ErrorCode::NoConnections, error.to_string())),
+        Err(_) => Err(no_answer(limit)),
     }
 }
 
@@ -147,6 +196,6 @@ pub(super) fn machine_name() -> String {
     rustix::system::uname().nodename().to_string_lossy().into_owned()
 }
 
-fn no_answer(limit: Duration) -> Error {
+pub(super) fn no_answer(limit: Duration) -> Error {
     Error::new(ErrorCode::NoConnections, format!("no answer in {limit:?}"))
 }

@@ -3,6 +3,7 @@
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 
+use socket2::SockRef;
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
 
 use crate::transport::{CertificateCheck, WireFacts};
@@ -11,14 +12,18 @@ use crate::types::Transport;
 /// Connections that the kernel keeps until they are accepted.
 const BACKLOG: u32 = 1024;
 
+/// Bytes that the kernel takes before it has sent the ones before: an urgent frame waits behind no more than these.
+const UNSENT_BYTES_MAX: u32 = 128 * 1024;
+
 pub(super) async fn connect(addr: SocketAddr) -> io::Result<TcpStream> {
     let stream = TcpStream::connect(addr).await?;
     prepare(&stream)?;
     Ok(stream)
 }
 
-/// Frames are written whole, so waiting for more bytes only delays them.
+/// Frames are written whole, so waiting for more bytes only delays them; and what waits in the kernel cannot be overtaken.
 pub(super) fn prepare(stream: &TcpStream) -> io::Result<()> {
+    SockRef::from(stream).set_tcp_notsent_lowat(UNSENT_BYTES_MAX)?;
     stream.set_nodelay(true)
 }
 
@@ -60,13 +65,31 @@ pub(super) fn shown(transport: Transport, addr: SocketAddr) -> String {
     format!("{transport}:{}", SocketAddr::new(addr.ip().to_canonical(), addr.port()))
 }
 
-pub(super) fn facts(transport: Transport, stream: &TcpStream, peer_addr: SocketAddr) -> WireFacts {
+pub(super) fn facts(transport: Transport, stream: &TcpStream, remote: String, peer_addr: Option<SocketAddr>) -> WireFacts {
     WireFacts {
         transport,
-        remote: shown(transport, peer_addr),
+        remote,
         local: stream.local_addr().map_or_else(|_| transport.to_string(), |addr| shown(transport, addr)),
-        peer_addr: Some(peer_addr),
+        peer_addr,
         binding: None,
         certificate: CertificateCheck::Unchecked,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn both_ends_keep_little_in_the_kernel_and_wait_for_nothing() {
+        let listener = listen(SocketAddr::from((Ipv4Addr::LOCALHOST, 0))).expect("listens");
+        let addr = listener.local_addr().expect("bound");
+        let (dialled, accepted) = tokio::join!(connect(addr), listener.accept());
+        let (dialled, (accepted, _)) = (dialled.expect("connects"), accepted.expect("accepts"));
+        prepare(&accepted).expect("prepares");
+        for stream in [dialled, accepted] {
+            assert_eq!(SockRef::from(&stream).tcp_notsent_lowat().expect("reads"), UNSENT_BYTES_MAX);
+            assert!(stream.nodelay().expect("reads"));
+        }
     }
 }

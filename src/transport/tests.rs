@@ -8,6 +8,9 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use super::*;
 use crate::types::NodeUri;
 
+mod between;
+mod reload;
+
 fn uri(text: &str) -> NodeUri {
     text.parse().expect("a valid URL")
 }
@@ -16,7 +19,7 @@ async fn bind(text: &str, options: &ListenOptions) -> Listener {
     Listener::bind(&uri(text), options).await.expect("binds")
 }
 
-/// A certificate authority with one certificate for `localhost` and one for a client, as files.
+/// A certificate authority with certificates for `localhost`, `c1.example.org` and a client, as files.
 struct Files {
     dir: tempfile::TempDir,
 }
@@ -31,7 +34,7 @@ impl Files {
         let ca = params.self_signed(&ca_key).expect("signs");
         let issuer = rcgen::Issuer::new(params, ca_key);
         fs::write(dir.path().join("ca.pem"), ca.pem()).expect("writes");
-        for name in ["localhost", "client"] {
+        for name in ["localhost", "client", "c1.example.org"] {
             let key = rcgen::KeyPair::generate().expect("a key");
             let params = rcgen::CertificateParams::new(vec![name.to_owned()]).expect("parameters");
             let certificate = params.signed_by(&key, &issuer).expect("signs");
@@ -93,23 +96,41 @@ async fn tcp_link_knows_both_ends_and_the_real_port() {
     assert_eq!((ours.facts().binding, theirs.facts().binding), (None, None));
 }
 
+const EVERY: [&str; 5] = [
+    "nkcluster://127.0.0.1:0;transport=tcp",
+    "nkcluster://127.0.0.1:0;transport=tls",
+    "nkcluster://127.0.0.1:0/nk;transport=ws",
+    "nkcluster://127.0.0.1:0/nk;transport=wss;ws_proto=mine",
+    "nkcluster://b;transport=memory",
+];
+
 #[tokio::test]
 async fn split_halves_work_on_every_transport() {
     let net = MemoryNet::new();
     let listen = ListenOptions { memory: Some(net.clone()), ..ListenOptions::default() };
     let options = DialOptions { memory: Some(net.node("a")), ..DialOptions::default() };
-    for text in ["nkcluster://127.0.0.1:0;transport=tcp", "nkcluster://127.0.0.1:0;transport=tls", "nkcluster://b;transport=memory"] {
+    for text in EVERY {
         let listener = bind(text, &listen).await;
         let (ours, theirs) = meet(&listener, listener.uri(), &options).await.expect("they meet");
+        assert_eq!((ours.facts().transport, theirs.facts().transport), (listener.transport(), listener.transport()));
+        let has_half_close = !matches!(listener.transport(), Transport::Ws | Transport::Wss);
         let (mut read, mut write) = ours.into_split();
         let (mut their_read, mut their_write) = theirs.into_split();
+        if !has_half_close {
+            their_write.write_all(b"back").await.expect("writes");
+            their_write.flush().await.expect("flushes");
+        }
         write.write_all(b"forth").await.expect("writes");
         write.shutdown().await.expect("shuts down");
         let mut bytes = Vec::new();
         their_read.read_to_end(&mut bytes).await.expect("reads to the end");
         assert_eq!(bytes, b"forth");
-        their_write.write_all(b"back").await.expect("writes");
-        their_write.flush().await.expect("flushes");
+        if has_half_close {
+            their_write.write_all(b"back").await.expect("writes");
+            their_write.flush().await.expect("flushes");
+        } else {
+            their_write.write_all(b"late").await.expect_err("the other side said goodbye for both");
+        }
         let mut bytes = [0; 4];
         read.read_exact(&mut bytes).await.expect("reads");
         assert_eq!(&bytes, b"back");
@@ -117,9 +138,48 @@ async fn split_halves_work_on_every_transport() {
 }
 
 #[tokio::test]
+async fn megabytes_pass_both_ways_at_once_on_every_transport() {
+    let net = MemoryNet::new();
+    let listen = ListenOptions { memory: Some(net.clone()), ..ListenOptions::default() };
+    let options = DialOptions { memory: Some(net.node("a")), ..DialOptions::default() };
+    let content: Vec<u8> = (0..3_000_000_u32).map(|number| (number % 251) as u8).collect();
+    for text in EVERY {
+        let listener = bind(text, &listen).await;
+        let (ours, theirs) = meet(&listener, listener.uri(), &options).await.expect("they meet");
+        let exchange = async |wire: Wire| {
+            let (mut read, mut write) = wire.into_split();
+            let send = async {
+                write.write_all(&content).await.expect("writes");
+                write.flush().await.expect("flushes");
+            };
+            let receive = async {
+                let mut bytes = vec![0; content.len()];
+                read.read_exact(&mut bytes).await.expect("reads");
+                assert!(bytes == content, "{text}");
+            };
+            tokio::join!(send, receive);
+        };
+        tokio::join!(exchange(ours), exchange(theirs));
+    }
+}
+
+#[tokio::test]
+async fn listener_of_web_sockets_tells_its_path_and_sub_protocol() {
+    let listener = bind("nkcluster://127.0.0.1:0/nk;transport=ws;ws_proto=mine;password=secret", &ListenOptions::default()).await;
+    let port = listener.uri().effective_port();
+    assert_eq!(listener.uri().to_string(), format!("nkcluster://127.0.0.1:{port}/nk;transport=ws;ws_proto=mine"));
+    let elsewhere = uri(&format!("nkcluster://127.0.0.1:{port};transport=ws;ws_proto=mine"));
+    let error = meet(&listener, &elsewhere, &DialOptions::default()).await.expect_err("another path");
+    assert!(error.code() == &ErrorCode::NoConnections && error.message().contains("404"), "{error}");
+    let other = uri(&format!("nkcluster://127.0.0.1:{port}/nk;transport=ws"));
+    let error = meet(&listener, &other, &DialOptions::default()).await.expect_err("another sub-protocol");
+    assert!(error.message().contains("400"), "{error}");
+}
+
+#[tokio::test]
 async fn both_ends_of_a_tls_link_have_the_same_exporter_and_no_other_link_has() {
-    for versions in ["1.3", "1.2"] {
-        let listener = bind("nkcluster://127.0.0.1:0;transport=tls", &ListenOptions::default()).await;
+    for (versions, transport) in [("1.3", "tls"), ("1.2", "tls"), ("1.3", "wss")] {
+        let listener = bind(&format!("nkcluster://127.0.0.1:0;transport={transport}"), &ListenOptions::default()).await;
         let options = tls(TlsOptions { versions: vec![versions.parse().expect("a version")], ..TlsOptions::default() });
         let mut seen = Vec::new();
         for _ in 0..2 {
@@ -159,7 +219,7 @@ async fn nobody_listening_is_no_connections() {
     let listener = bind("nkcluster://127.0.0.1:0;transport=tcp", &ListenOptions::default()).await;
     let gone = listener.uri().clone();
     drop(listener);
-    for uri in [gone.clone(), gone.with_transport(Transport::Tls)] {
+    for uri in [Transport::Tcp, Transport::Tls, Transport::Ws, Transport::Wss].map(|transport| gone.clone().with_transport(transport)) {
         let error = dial(&uri, &DialOptions::default()).await.expect_err("refused");
         assert_eq!(error.code(), &ErrorCode::NoConnections);
     }
@@ -167,7 +227,7 @@ async fn nobody_listening_is_no_connections() {
 
 #[tokio::test]
 async fn transports_to_come_are_told_as_unsupported() {
-    for transport in ["ws", "wss", "sctp", "quic"] {
+    for transport in ["sctp", "quic"] {
         let uri = uri(&format!("nkcluster://127.0.0.1:1;transport={transport}"));
         let error = dial(&uri, &DialOptions::default()).await.expect_err("unsupported");
         assert_eq!(error.code(), &ErrorCode::UnsupportedTransport);

@@ -4,11 +4,11 @@
 //! costs a signature, and nothing can be replayed.
 
 use std::fmt;
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Duration;
 
+use arc_swap::ArcSwap;
 use rustls::client::{Resumption, WebPkiServerVerifier};
 use rustls::crypto::{CryptoProvider, aws_lc_rs};
 use rustls::pki_types::{CertificateDer, ServerName};
@@ -20,11 +20,9 @@ use tokio_rustls::{TlsAcceptor, TlsConnector, TlsStream};
 use crate::error::{Error, ErrorCode, Result};
 use crate::transport::target::machine_name;
 use crate::transport::verify::{Demand, ServerCheck};
-use crate::transport::{CertificateCheck, TlsOptions, Wire, certificate, tcp};
-use crate::types::{Host, NodeUri, TlsVerify, TlsVersion, Transport};
+use crate::transport::{CertificateCheck, TlsOptions, WireFacts, certificate};
+use crate::types::{Host, NodeUri, TlsVerify, TlsVersion};
 
-/// Most time of a dialler for the TLS handshake.
-pub(super) const HANDSHAKE_MAX: Duration = Duration::from_secs(5);
 /// Label of the exporter (RFC 9266 §2).
 const EXPORTER_LABEL: &[u8] = b"EXPORTER-Channel-Binding";
 
@@ -33,32 +31,34 @@ pub(super) struct Dialler {
     connector: TlsConnector,
     name: ServerName<'static>,
     check: CertificateCheck,
-    addr: SocketAddr,
 }
 
 impl Dialler {
-    pub(super) async fn new(uri: &NodeUri, addr: SocketAddr, options: TlsOptions) -> Result<Self> {
+    /// `ip` is the address that will be dialled, if it is known here.
+    pub(super) async fn new(uri: &NodeUri, ip: Option<IpAddr>, options: TlsOptions) -> Result<Self> {
         let check = match options.verify {
             TlsVerify::False => CertificateCheck::Unchecked,
             TlsVerify::True | TlsVerify::Host => CertificateCheck::Verified,
         };
-        let name = server_name(uri, addr, options.verify)?;
+        let name = server_name(uri, ip, options.verify)?;
         let config = blocking(move || client_config(&options)).await?;
-        Ok(Self { connector: TlsConnector::from(Arc::new(config)), name, check, addr })
+        Ok(Self { connector: TlsConnector::from(Arc::new(config)), name, check })
     }
 
-    pub(super) async fn connect(self, stream: TcpStream) -> Result<Wire> {
-        let mut facts = tcp::facts(Transport::Tls, &stream, self.addr);
+    /// Adds to the facts what TLS knows.
+    pub(super) async fn connect(self, stream: TcpStream, facts: &mut WireFacts) -> Result<TlsStream<TcpStream>> {
         let stream = self.connector.connect(self.name, stream).await.map_err(|error| tls_error(&error))?;
         facts.binding = Some(exporter(stream.get_ref().1)?);
         facts.certificate = self.check;
-        Ok(Wire::tls(TlsStream::Client(stream), facts))
+        Ok(TlsStream::Client(stream))
     }
 }
 
-/// TLS of one listener.
+/// TLS of one listener. Its files can be read again while it works.
 pub(super) struct Acceptor {
-    acceptor: TlsAcceptor,
+    current: ArcSwap<ServerConfig>,
+    options: TlsOptions,
+    state_dir: Option<PathBuf>,
     check: CertificateCheck,
 }
 
@@ -74,17 +74,30 @@ impl Acceptor {
             TlsVerify::False => CertificateCheck::Unchecked,
             TlsVerify::True | TlsVerify::Host => CertificateCheck::Verified,
         };
-        let config = blocking(move || server_config(&options, state_dir)).await?;
-        Ok(Self { acceptor: TlsAcceptor::from(Arc::new(config)), check })
+        let config = read(&options, &state_dir).await?;
+        Ok(Self { current: ArcSwap::from_pointee(config), options, state_dir, check })
     }
 
-    pub(super) async fn accept(&self, stream: TcpStream, addr: SocketAddr) -> Result<Wire> {
-        let mut facts = tcp::facts(Transport::Tls, &stream, addr);
-        let stream = self.acceptor.accept(stream).await.map_err(|error| tls_error(&error))?;
+    /// Reads all files again, for the connections to come. If one of them cannot be used, everything stays as it was.
+    pub(super) async fn reload(&self) -> Result<()> {
+        let config = read(&self.options, &self.state_dir).await?;
+        self.current.store(Arc::new(config));
+        Ok(())
+    }
+
+    /// Adds to the facts what TLS knows.
+    pub(super) async fn accept(&self, stream: TcpStream, facts: &mut WireFacts) -> Result<TlsStream<TcpStream>> {
+        let acceptor = TlsAcceptor::from(self.current.load_full());
+        let stream = acceptor.accept(stream).await.map_err(|error| tls_error(&error))?;
         facts.binding = Some(exporter(stream.get_ref().1)?);
         facts.certificate = self.check;
-        Ok(Wire::tls(TlsStream::Server(stream), facts))
+        Ok(TlsStream::Server(stream))
     }
+}
+
+async fn read(options: &TlsOptions, state_dir: &Option<PathBuf>) -> Result<ServerConfig> {
+    let (options, state_dir) = (options.clone(), state_dir.clone());
+    blocking(move || server_config(&options, state_dir)).await
 }
 
 fn client_config(options: &TlsOptions) -> Result<ClientConfig> {
@@ -164,7 +177,7 @@ fn versions(wanted: &[TlsVersion]) -> Vec<&'static SupportedProtocolVersion> {
     all.into_iter().filter(|(version, _)| wanted.is_empty() || wanted.contains(version)).map(|(_, version)| version).collect()
 }
 
-fn server_name(uri: &NodeUri, addr: SocketAddr, verify: TlsVerify) -> Result<ServerName<'static>> {
+fn server_name(uri: &NodeUri, ip: Option<IpAddr>, verify: TlsVerify) -> Result<ServerName<'static>> {
     let text = match (&uri.options().host, uri.host()) {
         (Some(host), _) => host.clone(),
         (None, Host::Ip(ip)) => return Ok(ServerName::IpAddress((*ip).into())),
@@ -174,7 +187,7 @@ fn server_name(uri: &NodeUri, addr: SocketAddr, verify: TlsVerify) -> Result<Ser
     match ServerName::try_from(text) {
         Ok(name) => Ok(name),
         // A name that no certificate can have (such as one with `_`) is only a problem if it is compared.
-        Err(_) if verify != TlsVerify::Host => Ok(ServerName::IpAddress(addr.ip().into())),
+        Err(_) if verify != TlsVerify::Host => Ok(ServerName::IpAddress(ip.unwrap_or(Ipv4Addr::UNSPECIFIED.into()).into())),
         Err(_) => Err(invalid(format!("{uri}: tls_verify = host needs the name of a host"))),
     }
 }

@@ -36,11 +36,11 @@ pub enum CertificateCheck {
 pub struct WireFacts {
     /// How the bytes travel.
     pub transport: Transport,
-    /// The other end, as shown to people: `tcp:127.0.0.1:15004`.
+    /// The other end, as shown to people: `tcp:127.0.0.1:15004`; behind a proxy the name that was dialled, behind a balancer the real peer if it tells.
     pub remote: String,
     /// Our end, in the same form.
     pub local: String,
-    /// Address of the other end, if it has one.
+    /// Address of the other end, if it has one that we know.
     pub peer_addr: Option<SocketAddr>,
     /// Exporter of the TLS connection (RFC 9266), the same at both ends of it and nowhere else.
     pub binding: Option<[u8; 32]>,
@@ -71,8 +71,8 @@ impl Wire {
         Self { io: Io::Tcp(stream), facts }
     }
 
-    pub(super) fn tls(stream: TlsStream<TcpStream>, facts: WireFacts) -> Self {
-        Self { io: Io::Tls(Box::new(stream)), facts }
+    pub(super) fn tls(stream: Box<TlsStream<TcpStream>>, facts: WireFacts) -> Self {
+        Self { io: Io::Tls(stream), facts }
     }
 
     pub(super) fn memory(stream: MemoryStream, facts: WireFacts) -> Self {
@@ -84,7 +84,7 @@ impl Wire {
         &self.facts
     }
 
-    /// Reader and writer for separate tasks; without a lock between them except on TLS.
+    /// Reader and writer for separate tasks; without a lock between them on tcp and memory.
     pub fn into_split(self) -> (ReadHalf, WriteHalf) {
         match self.io {
             Io::Tcp(stream) => {

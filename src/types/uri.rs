@@ -73,6 +73,12 @@ impl NodeUri {
         self
     }
 
+    /// The same URL with the path of another one.
+    pub fn with_path_of(mut self, other: &Self) -> Self {
+        self.path.clone_from(&other.path);
+        self
+    }
+
     /// The same URL with these options.
     pub fn with_options(mut self, options: UriOptions) -> Self {
         self.options = options;

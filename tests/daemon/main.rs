@@ -2,6 +2,7 @@
 
 mod development;
 mod failures;
+mod reload;
 mod security;
 mod start;
 mod stop;

@@ -1,5 +1,6 @@
 //! Clusters in one process, on the memory network and on loopback sockets.
 
+mod between;
 mod classes;
 mod failure;
 mod files;
@@ -12,3 +13,4 @@ mod raw;
 mod relay;
 mod review;
 mod security;
+mod transports;

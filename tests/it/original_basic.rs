@@ -55,7 +55,7 @@ fn an_unknown_scheme_or_transport_is_refused_before_any_connection() {
 
 #[tokio::test]
 async fn nobody_listening_is_no_connections() {
-    for transport in [Transport::Tcp, Transport::Tls] {
+    for transport in [Transport::Tcp, Transport::Tls, Transport::Ws, Transport::Wss] {
         let error = connect(vec![dead(transport)]).await.expect_err("nobody is there");
         assert_eq!(error.code(), &ErrorCode::NoConnections, "{error}");
     }
@@ -89,9 +89,9 @@ async fn tcp_and_tls_carry_workers_and_clients() {
 }
 
 #[tokio::test]
-async fn ws_and_wss_are_not_available_yet_and_say_so() {
+async fn sctp_and_quic_are_not_available_yet_and_say_so() {
     let dir = tempfile::tempdir().expect("a temporary directory");
-    for transport in ["ws", "wss"] {
+    for transport in ["sctp", "quic"] {
         let address = format!("nkcluster://127.0.0.1:1;transport={transport}");
         let error = connect(vec![uri(&address)]).await.expect_err("refused");
         assert!(error.message().contains("unsupported_transport"), "{error}");

@@ -84,8 +84,12 @@ pub(super) async fn refuse(wire: &mut Wire, refusal: &Refusal) {
     let _ = timeout(LINGER, tell).await;
 }
 
-/// The error of a stream that broke during the handshake; TLS also reports refused certificates this way.
+/// The error of a stream that broke during the handshake; TLS also reports refused certificates this way, and a transport may say it
+/// in our own words.
 fn stream_error(error: &io::Error) -> Error {
+    if let Some(told) = error.get_ref().and_then(|inner| inner.downcast_ref::<Error>()) {
+        return told.clone();
+    }
     match error.kind() {
         io::ErrorKind::UnexpectedEof => Error::new(ErrorCode::ConnectionFailed, "the peer closed the connection during the handshake"),
         io::ErrorKind::InvalidData => Error::new(ErrorCode::TlsError, error.to_string()),

@@ -9,6 +9,7 @@ use crate::types::{Incarnation, NodeId, TlsVerify};
 
 const TCP: &str = "nkcluster://127.0.0.1:0;transport=tcp";
 const TLS: &str = "nkcluster://127.0.0.1:0;transport=tls";
+const WS: &str = "nkcluster://127.0.0.1:0;transport=ws";
 
 fn identity(role: Role, name: &str) -> Identity {
     Identity {
@@ -366,6 +367,44 @@ async fn slow_drip_ends_after_the_limit() {
     assert_eq!(server.end().await.expect_err("too slow").code(), &ErrorCode::Timeout);
     assert_eq!(start.elapsed().as_secs(), HANDSHAKE_TIMEOUT.as_secs(), "of the virtual clock");
     drip.await.expect("no panic");
+}
+
+/// The upgrade is a part of the handshake: one limit for both.
+#[tokio::test(start_paused = true)]
+async fn web_socket_that_is_never_asked_for_ends_after_the_limit() {
+    let mut server = Server::start(WS, ListenOptions::default()).await;
+    let start = tokio::time::Instant::now();
+    let mut stream = tokio::net::TcpStream::connect(("127.0.0.1", server.uri.effective_port())).await.expect("connects");
+    let drip = tokio::spawn(async move {
+        for byte in b"GET / HTTP/1.1\r\nHost: somewhere\r\n" {
+            sleep(Duration::from_secs(1)).await;
+            if stream.write_all(&[*byte]).await.is_err() {
+                break;
+            }
+        }
+    });
+    assert_eq!(server.end().await.expect_err("too slow").code(), &ErrorCode::Timeout);
+    assert!(start.elapsed() >= HANDSHAKE_TIMEOUT, "of the virtual clock");
+    drip.abort();
+}
+
+#[tokio::test]
+async fn what_is_no_handshake_inside_a_web_socket_is_refused_like_anywhere() {
+    let mut server = Server::start(WS, ListenOptions::default()).await;
+    let refusal = refusal_of(&server, &frame(16, b"ping")).await;
+    assert_eq!(refusal.code, ErrorCode::NotAuthenticated);
+    assert_eq!(server.end().await.expect_err("refused").code(), &ErrorCode::NotAuthenticated);
+    let wrong = party_with(Role::Worker, "w1", |input| input.password = Some("wrong".into())).await;
+    let error = connect(std::slice::from_ref(&server.uri), &wrong, &control(None)).await.expect_err("refused");
+    assert_eq!(error.code(), ErrorCode::InvalidPassword);
+}
+
+#[tokio::test]
+async fn header_of_a_balancer_that_is_none_is_a_protocol_error() {
+    let mut server = Server::start(TCP, ListenOptions::default()).await;
+    let mut wire = raw(&server).await;
+    wire.write_all(b"\r\n\r\n\0\r\nQUIT\n\x21\x11\0\x0c\x0a\x01\x02\x03\xc0\xa8\0\x01\x12\x34\x07\xb5").await.expect("writes");
+    assert_eq!(server.end().await.expect_err("refused").code(), &ErrorCode::ProtocolError);
 }
 
 #[tokio::test(start_paused = true)]

@@ -72,7 +72,8 @@ impl Cluster {
     /// # Errors
     /// `no_connections` with every address and its reason, or `invalid_password`.
     pub async fn connect(options: ConnectOptions) -> Result<Self> {
-        Ok(Self::new(remote::connect(options).await?))
+        let (backend, edge) = remote::connect(options).await?;
+        Ok(Self { edge, ..Self::new(backend) })
     }
 
     /// Every node that matches, control nodes included, and who did not answer.
@@ -101,7 +102,7 @@ impl Cluster {
     /// # Errors
     /// `timeout`, with what was known last.
     pub async fn wait_status(&self, node: &NodeId, status: NodeStatus, timeout: Duration) -> Result<NodeInfo> {
-        let deadline = Instant::now() + timeout;
+        let deadline = Instant::now() + call::bounded(timeout);
         loop {
             let left = deadline.saturating_duration_since(Instant::now());
             let last = match self.info(node, left).await {
@@ -133,7 +134,7 @@ impl Cluster {
     }
 
     async fn operate(&self, operation: Operation, timeout: Duration) -> Result<OperationReply> {
-        self.backend.operate(operation, timeout).await
+        self.backend.operate(operation, call::bounded(timeout)).await
     }
 
     /// One request to a class of a worker.
@@ -175,7 +176,7 @@ impl Cluster {
         options: CallOptions,
     ) -> Result<(PendingCall, ByteStream)> {
         let head = self.head(Verb::Request, node, class, None, &options);
-        let streamed = self.backend.call_with_stream(NodeCall { head, payload, timeout: options.timeout }).await?;
+        let streamed = self.backend.call_with_stream(NodeCall { head, payload, timeout: call::bounded(options.timeout) }).await?;
         Ok((PendingCall { answer: streamed.answer }, streamed.stream))
     }
 
@@ -289,22 +290,37 @@ impl Cluster {
     }
 
     async fn call(&self, mut head: CallHead, payload: Payload, options: CallOptions) -> Result<Payload> {
-        let deadline = Instant::now() + options.timeout;
+        let deadline = Instant::now() + call::bounded(options.timeout);
+        let left = || deadline.saturating_duration_since(Instant::now());
         loop {
-            let timeout = deadline.saturating_duration_since(Instant::now());
+            if options.retry == Retry::UntilDeadline
+                && !head.retry
+                && let Some(node) = &head.node
+            {
+                head.incarnation = self.backend.incarnation(node, left()).await.unwrap_or_default();
+            }
+            let timeout = left();
             head.timeout_ms = call::millis(timeout);
             let error = match self.backend.call(NodeCall { head: head.clone(), payload: payload.clone(), timeout }).await {
                 Ok(reply) => return Ok(Payload::from_bytes(reply)),
                 Err(error) => error,
             };
             let pause = Duration::from_millis(rand::rng().random_range(RETRY_PAUSE_MS));
-            if options.retry == Retry::Never || !call::worth_a_retry(&error) || Instant::now() + pause >= deadline {
+            // What was refused without effect may be done by any incarnation; what may have been done, only by the one that has it.
+            head.retry |= error.may_have_run();
+            let first = match error.addressed() {
+                Some(addressed) if head.incarnation.is_none() => addressed,
+                _ => head.incarnation,
+            };
+            // Another incarnation answers, which will never know what the first one did; or nobody can say which one that was.
+            let elsewhere = head.retry && error.addressed().is_some_and(|addressed| addressed != first);
+            let lost = elsewhere || (error.may_have_run() && first.is_none());
+            if options.retry == Retry::Never || lost || !call::worth_a_retry(&error) || Instant::now() + pause >= deadline {
                 return Err(error);
             }
-            if let Some(addressed) = error.addressed() {
-                head.incarnation = addressed;
+            if head.retry {
+                head.incarnation = first;
             }
-            head.retry |= error.may_have_run();
             tracing::debug!(node = ?head.node, %error, "the call is tried again");
             tokio::time::sleep(pause).await;
         }

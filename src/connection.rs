@@ -18,5 +18,5 @@ mod stream;
 mod tests;
 
 pub(crate) use link::unix_time_ms;
-pub use link::{CallAnswer, Cancellation, Channel, IncomingCall, Link, LinkHandler, LinkOptions, LinkParts};
+pub use link::{CallAnswer, Cancellation, Channel, IncomingCall, Link, LinkHandler, LinkOptions, LinkParts, PendingAnswer};
 pub use stream::ByteStream;

@@ -26,6 +26,9 @@ use crate::worker::{Connector, DialFailure, Dialled, Worker};
 /// Name of a control node's own listener in its private memory network.
 const OWN: &str = "own";
 
+/// Links of a control node's own worker: one, and a new one while the old ends.
+const OWN_LINKS: usize = 4;
+
 /// How long a control node waits for its own worker before it says that it runs.
 const OWN_WORKER: Duration = Duration::from_secs(5);
 
@@ -151,10 +154,13 @@ impl Node {
                 let own_net = MemoryNet::new();
                 let own_uri: NodeUri = format!("nkcluster://{OWN};transport=memory").parse().map_err(NodeError::Internal)?;
                 let own_options = ListenOptions { memory: Some(own_net.clone()), ..ListenOptions::default() };
-                listeners.push(Arc::new(Listener::bind(&own_uri, &own_options).await.map_err(NodeError::Internal)?));
-                for listener in listeners {
-                    let inside = control.clone();
-                    tasks.spawn(accept_loop(listener, door.clone(), move |parts| inside.welcome(parts)));
+                let own_listener = Arc::new(Listener::bind(&own_uri, &own_options).await.map_err(NodeError::Internal)?);
+                // A door of its own: whoever crowds the others, the node's own worker gets in.
+                let own_door = Door { gate: Gate::new(Limits::from(&*config)), links: Arc::new(Semaphore::new(OWN_LINKS)), ..door.clone() };
+                let inside = listeners.into_iter().map(|listener| (listener, door.clone())).chain([(own_listener, own_door)]);
+                for (listener, door) in inside {
+                    let control = control.clone();
+                    tasks.spawn(accept_loop(listener, door, move |parts| control.welcome(parts)));
                 }
                 let own_party = party.with_identity(Identity { role: auth::Role::Worker, ..identity });
                 let own_dial = DialOptions { memory: Some(own_net.node(id.as_str())), ..DialOptions::default() };
@@ -256,7 +262,9 @@ impl NodeHandle {
         let drained = tokio::time::timeout(grace + LAST_WORDS, async {
             match control {
                 Some(control) => {
-                    tokio::join!(control.stop(grace), worker.stop(grace));
+                    // The own worker keeps its link until its last events were taken in.
+                    tokio::join!(control.drain(grace), worker.stop(grace));
+                    control.stop().await;
                 }
                 None => worker.stop(grace).await,
             }
@@ -289,8 +297,6 @@ struct Door {
 /// Accepts for ever; each connection proves itself in a task of its own.
 async fn accept_loop(listener: Arc<Listener>, door: Door, welcome: impl Fn(LinkParts) -> Result<Link, Error> + Clone + Send + 'static) {
     let mut connections = JoinSet::new();
-    // A node's own worker neither waits for a token nor takes a place.
-    let inside = listener.transport() == Transport::Memory && listener.uri().to_string().contains(OWN);
     loop {
         let incoming = listener.accept().await;
         while connections.try_join_next().is_some() {}
@@ -303,7 +309,7 @@ async fn accept_loop(listener: Arc<Listener>, door: Door, welcome: impl Fn(LinkP
             }
         };
         let Ok(place) = Arc::clone(&door.links).try_acquire_owned() else {
-            tracing::warn!(?addr, inside, "max_connections is reached; a connection was refused");
+            tracing::warn!(?addr, "max_connections is reached; a connection was refused");
             continue;
         };
         let (party, welcome) = (door.party.clone(), welcome.clone());
@@ -382,5 +388,43 @@ impl Connector for ToCluster {
             };
             Ok(Dialled { parts: LinkParts { established, side: Side::Dialler }, options: self.options })
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::types::{NodeStatus, Secret};
+
+    const FOREVER: Duration = Duration::from_secs(20);
+
+    fn config(dir: &tempfile::TempDir, mut config: Config, id: &str) -> Config {
+        config.node_id = Some(NodeId::new(id).expect("valid"));
+        config.password = Secret::new("a secret of tests");
+        config.pbkdf2_iters = 16;
+        config.state_dir = dir.path().join(id);
+        // Nothing here may wait for a ping.
+        config.ping_time = Duration::from_secs(3600);
+        config
+    }
+
+    #[tokio::test]
+    async fn a_proxy_that_dies_is_replaced_at_once() {
+        let (net, dir) = (MemoryNet::new(), tempfile::tempdir().expect("a directory"));
+        let door: NodeUri = "nkcluster://c1;transport=memory".parse().expect("valid");
+        let control = Config { listen: vec![door.clone()], ..config(&dir, Config::control(), "c1") };
+        let control = Node::start_in(&net, control, Classes::new()).await.expect("starts");
+        let worker = Config { cluster_addr: vec![door], ..config(&dir, Config::worker(), "w1") };
+        let _worker = Node::start_in(&net, worker, Classes::new()).await.expect("starts");
+        let (cluster, w1) = (control.cluster().expect("a control node"), NodeId::new("w1").expect("valid"));
+        let before = cluster.wait_status(&w1, NodeStatus::Ready, FOREVER).await.expect("ready");
+        control.control.as_ref().expect("a control node").kill_proxy(&w1);
+        let deadline = tokio::time::Instant::now() + FOREVER;
+        while cluster.info(&w1, FOREVER).await.is_ok_and(|info| info.status != NodeStatus::Ready || info.proxies == before.proxies) {
+            assert!(tokio::time::Instant::now() < deadline, "no other proxy in time");
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        assert_eq!(cluster.info(&w1, FOREVER).await.expect("known").incarnation, before.incarnation);
+        cluster.ping(&w1, FOREVER).await.expect("answered");
     }
 }

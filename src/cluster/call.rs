@@ -11,10 +11,13 @@ use crate::connection::ByteStream;
 use crate::error::{Error, ErrorCode, Result};
 use crate::proto::head::CallHead;
 use crate::proto::identity::CallIdentity;
-use crate::types::{Incarnation, NodeUri, Payload, TaskId};
+use crate::types::{Incarnation, NodeId, NodeUri, Payload, TaskId};
 
 /// How long a call waits if nothing else is said.
 pub const TIMEOUT_DEFAULT: Duration = Duration::from_secs(30);
+
+/// The longest wait: what a call can say to others, 49 days.
+const TIMEOUT_MAX: Duration = Duration::from_millis(u32::MAX as u64);
 
 /// A future behind a pointer.
 pub type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
@@ -56,7 +59,8 @@ impl CallOptions {
         Self { timeout, retry: Retry::Never, task_id: None, identity: None, incarnation: None }
     }
 
-    /// Tries again until the deadline.
+    /// Tries again until the deadline, or until nobody is left who knows what became of an attempt that may have been carried out. A client outside of
+    /// the control node asks for the worker's incarnation first, which is one more round trip.
     pub fn with_retry(mut self) -> Self {
         self.retry = Retry::UntilDeadline;
         self
@@ -103,6 +107,11 @@ pub trait Backend: Send + Sync + 'static {
     fn call_with_stream(&self, call: NodeCall) -> BoxFuture<'_, Result<StreamedCall>>;
     /// An operation of the cluster itself.
     fn operate(&self, operation: Operation, timeout: Duration) -> BoxFuture<'_, Result<OperationReply>>;
+    /// Which incarnation of a worker a call would reach, if a failed call might not tell. Asked before a call that may be tried again: its retries must reach
+    /// the same one.
+    fn incarnation<'a>(&'a self, _node: &'a NodeId, _timeout: Duration) -> BoxFuture<'a, Option<Incarnation>> {
+        Box::pin(std::future::ready(None))
+    }
     /// Live events.
     fn subscribe(&self, filter: EventFilter) -> BoxFuture<'_, Result<EventStream>>;
 }
@@ -113,6 +122,11 @@ pub(super) fn worth_a_retry(error: &Error) -> bool {
         error.code(),
         ErrorCode::NotConnected | ErrorCode::ConnectionFailed | ErrorCode::Busy | ErrorCode::ShuttingDown | ErrorCode::NoConnections
     )
+}
+
+/// A timeout that can be added to any time.
+pub(super) fn bounded(timeout: Duration) -> Duration {
+    timeout.min(TIMEOUT_MAX)
 }
 
 /// A timeout as it travels: milliseconds, rounded up, at most 49 days.

@@ -24,7 +24,7 @@ use crate::proto::identity::CallIdentity;
 use crate::proto::message::Message;
 use crate::proto::session::Side;
 use crate::transport::{CONNECT_TIMEOUT, DialOptions, MemoryNode, ProxyEnvironment, TlsOptions};
-use crate::types::{NodeId, NodeUri, Payload, Secret};
+use crate::types::{Incarnation, NodeId, NodeUri, Payload, Secret};
 
 /// A control node that says nothing for this long is pinged, and given up after three times it.
 const KEEPALIVE: Duration = Duration::from_secs(3);
@@ -74,10 +74,11 @@ struct Remote {
     party: Party,
     dial: DialOptions,
     link: Mutex<Option<(Channel, Arc<Client>)>>,
-    edge: crate::types::Incarnation,
+    edge: Incarnation,
 }
 
-pub(super) async fn connect(options: ConnectOptions) -> Result<Arc<dyn Backend>> {
+/// A backend, and the edge of its calls: the incarnation under which the control node knows this client, so that both can be found by one name.
+pub(super) async fn connect(options: ConnectOptions) -> Result<(Arc<dyn Backend>, Incarnation)> {
     let edge = random_incarnation();
     let identity = Identity {
         cluster: options.cluster_name.clone(),
@@ -103,7 +104,7 @@ pub(super) async fn connect(options: ConnectOptions) -> Result<Arc<dyn Backend>>
     };
     let remote = Remote { uris: options.uris, party, dial, link: Mutex::new(None), edge };
     remote.channel().await?;
-    Ok(Arc::new(remote))
+    Ok((Arc::new(remote), edge))
 }
 
 impl Remote {
@@ -183,6 +184,16 @@ impl Backend for Remote {
             let payload = Payload::encode(&operation)?.into_bytes();
             let reply = channel.call(&self.operation_head(timeout), &payload, timeout + GRACE).await?;
             Payload::from_bytes(reply).decode()
+        })
+    }
+
+    fn incarnation<'a>(&'a self, node: &'a NodeId, timeout: Duration) -> BoxFuture<'a, Option<Incarnation>> {
+        // When the link to the control node ends, nobody tells which incarnation has the call.
+        Box::pin(async move {
+            match self.operate(Operation::Info { node: node.clone() }, timeout).await {
+                Ok(OperationReply::Info(info)) => info.incarnation,
+                _ => None,
+            }
         })
     }
 

@@ -47,22 +47,35 @@ impl Layers {
     }
 
     /// Takes the values of a TOML file. Relative paths in it start at the working directory.
-    pub fn file(mut self, path: impl AsRef<Path>) -> Result<Self, ConfigError> {
+    pub fn file(self, path: impl AsRef<Path>) -> Result<Self, ConfigError> {
         let path = path.as_ref();
+        let failed = |error| {
+            let problem = Problem::new(format!("cannot read the file: {error}"));
+            ConfigError::new(Origin::File(path.to_owned()), None, problem)
+        };
+        let text = fs::read_to_string(path).map_err(failed)?;
+        self.take(path, &text, is_open(path))
+    }
+
+    /// Takes the values of a TOML text as if it were the content of the file `name`, which is only told in errors: for programs that keep it elsewhere.
+    pub fn text(self, name: impl AsRef<Path>, text: &str) -> Result<Self, ConfigError> {
+        self.take(name.as_ref(), text, false)
+    }
+
+    fn take(mut self, path: &Path, text: &str, is_open: bool) -> Result<Self, ConfigError> {
         let origin = Origin::File(path.to_owned());
-        let failed = |reason: String| ConfigError::new(origin.clone(), None, Problem::new(reason));
-        let text = fs::read_to_string(path).map_err(|error| failed(format!("cannot read the file: {error}")))?;
         // Its `Display` would repeat the line, which may hold a password; its message does not.
         let table: toml::Table = text.parse().map_err(|error: toml::de::Error| {
             let before = error.span().and_then(|span| text.get(..span.start)).unwrap_or_default();
             let line = before.matches('\n').count() + 1;
-            failed(format!("line {line}: {}", error.message().replace('\n', ", ")))
+            let reason = format!("line {line}: {}", error.message().replace('\n', ", "));
+            ConfigError::new(origin.clone(), None, Problem::new(reason))
         })?;
         for (name, value) in table {
             let key = Key::find(&name).ok_or_else(|| unknown(origin.clone(), &name))?;
             let is_inline_secret = key.is_hidden && !matches!(key.name, "cluster_addr" | "listen");
             let raw = Raw::Toml(value);
-            if is_inline_secret && !raw.is_empty_text() && is_open(path) {
+            if is_inline_secret && !raw.is_empty_text() && is_open {
                 let path = path.display();
                 self.notes.push(format!("{path}: holds `{name}` and every user may read or change it"));
             }

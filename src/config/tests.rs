@@ -24,6 +24,14 @@ fn from_file(text: &str) -> Result<Config, ConfigError> {
     Layers::new().flag("role", "worker")?.file(path)?.build()
 }
 
+#[test]
+fn text_is_taken_like_a_file_of_that_name() {
+    let built = |text| Layers::new().flag("role", "worker")?.text("from-a-vault.toml", text)?.build();
+    assert_eq!(built("node_id = \"w7\"").expect("builds"), from_file("node_id = \"w7\"").expect("builds"));
+    let error = built("ping_tme = 5000").expect_err("no such key");
+    assert_eq!((error.file(), error.key()), (Some(Path::new("from-a-vault.toml")), Some("ping_tme")));
+}
+
 fn shipped(name: &str) -> String {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("config").join(name);
     fs::read_to_string(path).expect("the file is shipped")

@@ -1,39 +1,29 @@
-//! The handle of a link and the two tasks that drive it.
+//! The handle of a link. Its two tasks are in `drive`, calls under way in `calls`.
+
+mod calls;
+mod drive;
 
 use std::collections::HashMap;
 use std::fmt;
-use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::Waker;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use bytes::{Bytes, BytesMut};
-use tokio::io::{AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use bytes::Bytes;
 use tokio::sync::{Notify, oneshot, watch};
 use tokio::time::Instant;
 
+pub use self::calls::{Cancellation, IncomingCall, PendingAnswer};
+use self::drive::{ReadLoop, write_loop};
 use super::establish::Established;
 use super::stream::ByteStream;
 use crate::error::{Error, ErrorCode};
 use crate::proto::auth::Peer;
-use crate::proto::frame::{self, LINK_CHANNEL};
-use crate::proto::head::{CallHead, EventHead, Outcome, Ping, Pong, Rank};
+use crate::proto::frame::LINK_CHANNEL;
+use crate::proto::head::{CallHead, EventHead, Outcome, Ping, Rank};
 use crate::proto::message::Message;
-use crate::proto::session::{ClosedChannel, Incoming, Outbox, Session, Side, StreamKey};
-use crate::transport::{ReadHalf, WriteHalf};
+use crate::proto::session::{ClosedChannel, Session, Side, StreamKey};
 use crate::types::Transport;
-
-/// Bytes that one turn of the writer takes from the lanes. Small, so that an urgent frame waits for little.
-const WRITE_BYTES: usize = 128 * 1024;
-/// The reader's buffer grows between these while the peer sends much, and shrinks again.
-const READ_BYTES_MIN: usize = 2 * 1024;
-const READ_BYTES_MAX: usize = 256 * 1024;
-/// How long a closing link may take to send what is queued.
-const CLOSE_FLUSH: Duration = Duration::from_secs(1);
-/// Silences of `keepalive` after which a peer is taken for gone.
-const KEEPALIVE_MISSES: u32 = 3;
-/// Pieces of one vectored write.
-const PIECES_MAX: usize = 32;
 
 /// What a link does with what arrives. Methods are called by the reader in order of arrival and must not block.
 pub trait LinkHandler: Send + Sync + 'static {
@@ -79,7 +69,8 @@ struct State {
     readers: HashMap<StreamKey, Waker>,
     writers: HashMap<StreamKey, Waker>,
     pings: HashMap<u64, oneshot::Sender<PongReceived>>,
-    cancels: HashMap<(u16, u32), oneshot::Sender<()>>,
+    /// Dropped when nobody waits for the call any more, which ends the other half.
+    cancels: HashMap<(u16, u32), Vec<oneshot::Sender<()>>>,
     next_ping: u64,
     ended: Option<Error>,
 }
@@ -97,6 +88,9 @@ struct Inner {
     output: Notify,
     closing: watch::Sender<Option<Error>>,
     ended: watch::Sender<Option<Error>>,
+    /// Bytes of the reader's buffer and of the writer's, while they wait.
+    #[cfg(test)]
+    kept: (std::sync::atomic::AtomicUsize, std::sync::atomic::AtomicUsize),
 }
 
 /// One authenticated link; cheap to clone. It lives until the socket ends, [`Link::close`] is called, or the peer breaks the protocol.
@@ -140,11 +134,13 @@ impl Link {
             output: Notify::new(),
             closing: watch::Sender::new(None),
             ended: watch::Sender::new(None),
+            #[cfg(test)]
+            kept: Default::default(),
         };
         let link = Link { inner: Arc::new(inner) };
         let handler = handler(&link);
         let writer = tokio::spawn(write_loop(link.clone(), writer));
-        let reader = ReadLoop { link: link.clone(), reader, buffer: BytesMut::new(), handler: Arc::clone(&handler), options };
+        let reader = ReadLoop::new(link.clone(), reader, Arc::clone(&handler), options);
         let driven = link.clone();
         tokio::spawn(async move {
             let reason = reader.run().await;
@@ -152,6 +148,7 @@ impl Link {
             handler.closed(&reason);
             // The writer ends by itself: `end` closes it, with a bound on what it may still flush.
             let _ = writer.await;
+            driven.lock().session.discard_output();
         });
         link
     }
@@ -199,6 +196,12 @@ impl Link {
     /// Calls of the peer that are being answered.
     pub fn calls_being_answered(&self) -> usize {
         self.lock().session.calls_being_answered()
+    }
+
+    /// Whether the peer waits for an answer, or for bytes that have not left yet.
+    pub(crate) fn is_awaited(&self) -> bool {
+        let state = self.lock();
+        state.ended.is_none() && (state.session.answers_awaited() || state.session.has_output())
     }
 
     /// Ends the link after what is queued has left, within a second.
@@ -344,7 +347,7 @@ impl Channel {
         let (call, stream) = state.session.call(self.id, head, payload, with_stream, token).map_err(|unsent| unsent.error)?;
         drop(state);
         self.link.wake_writer();
-        Ok((PendingAnswer { channel: self.clone(), call, answer: Some(answer) }, stream))
+        Ok((PendingAnswer::new(self.clone(), call, answer), stream))
     }
 
     /// Sends an entry of the journal.
@@ -397,322 +400,8 @@ impl Channel {
             let _ = token.send(Err(error.clone()));
         }
         self.link.wake_streams(&closed.streams);
+        self.link.cancel_channel(self.id);
     }
-}
-
-impl Link {
-    fn wake_streams(&self, keys: &[StreamKey]) {
-        let mut wakers = Vec::new();
-        let mut state = self.lock();
-        for key in keys {
-            wakers.extend(state.readers.remove(key));
-            wakers.extend(state.writers.remove(key));
-        }
-        drop(state);
-        wakers.into_iter().for_each(Waker::wake);
-    }
-}
-
-/// The answer of a call that was sent. Dropping it gives the call up.
-#[derive(Debug)]
-pub struct PendingAnswer {
-    channel: Channel,
-    call: u32,
-    answer: Option<oneshot::Receiver<CallAnswer>>,
-}
-
-impl PendingAnswer {
-    /// Waits for the answer, at most `timeout`.
-    pub async fn wait(mut self, timeout: Duration) -> CallAnswer {
-        let Some(answer) = self.answer.as_mut() else {
-            return Err(Error::new(ErrorCode::Internal, "the answer was taken already"));
-        };
-        let result = tokio::time::timeout(timeout, answer).await;
-        match result {
-            Ok(answered) => {
-                self.answer = None;
-                answered.unwrap_or_else(|_| Err(Error::new(ErrorCode::ProcessFailed, "the link was dropped").after_sending()))
-            }
-            Err(_) => {
-                let peer = &self.channel.link.peer().id;
-                let what = format!("no answer from {peer} within {timeout:?}; it may still do the work");
-                Err(Error::new(ErrorCode::Timeout, what).after_sending())
-            }
-        }
-    }
-}
-
-impl Drop for PendingAnswer {
-    fn drop(&mut self) {
-        if self.answer.is_some() {
-            self.channel.link.with_session(|session| session.forget_call(self.channel.id, self.call));
-        }
-    }
-}
-
-/// A call of the peer. It is answered exactly once: dropped unanswered, its caller gets `process_failed`.
-#[derive(Debug)]
-pub struct IncomingCall {
-    channel: Channel,
-    call: u32,
-    /// What it asks for.
-    pub head: CallHead,
-    /// Bytes of the class.
-    pub payload: Bytes,
-    /// The stream that came with it.
-    pub stream: Option<ByteStream>,
-    /// When it arrived.
-    pub received: Instant,
-    answered: bool,
-}
-
-impl IncomingCall {
-    /// Where it came in.
-    pub fn channel(&self) -> &Channel {
-        &self.channel
-    }
-
-    /// When its caller stops waiting.
-    pub fn deadline(&self) -> Instant {
-        self.received + Duration::from_millis(u64::from(self.head.timeout_ms))
-    }
-
-    /// Answers it.
-    pub fn reply(mut self, outcome: &Outcome) {
-        self.answer(outcome);
-    }
-
-    fn answer(&mut self, outcome: &Outcome) {
-        self.answered = true;
-        let mut state = self.channel.link.lock();
-        state.cancels.remove(&(self.channel.id, self.call));
-        state.session.reply(self.channel.id, self.call, outcome);
-        drop(state);
-        self.channel.link.wake_writer();
-    }
-
-    /// What tells that the caller no longer waits. Costs nothing until it is asked.
-    pub fn cancellation(&self) -> Cancellation {
-        Cancellation { channel: self.channel.clone(), call: self.call }
-    }
-}
-
-/// Tells whether the caller of a call still waits.
-#[derive(Debug)]
-pub struct Cancellation {
-    channel: Channel,
-    call: u32,
-}
-
-impl Cancellation {
-    /// Ends when the caller no longer waits, the call was answered, or its link is gone. One task at a time may wait.
-    pub async fn cancelled(&self) {
-        // It is never sent, only dropped.
-        let _ = self.register().await;
-    }
-
-    fn register(&self) -> oneshot::Receiver<()> {
-        let (token, cancelled) = oneshot::channel();
-        let mut state = self.channel.link.lock();
-        // Otherwise the sender is dropped here, and the wait ends at once.
-        if state.session.caller_waits(self.channel.id, self.call) {
-            state.cancels.insert((self.channel.id, self.call), token);
-        }
-        cancelled
-    }
-}
-
-impl Drop for IncomingCall {
-    fn drop(&mut self) {
-        if !self.answered {
-            let error = Error::new(ErrorCode::ProcessFailed, "the process that held the call ended without an answer").after_sending();
-            self.answer(&Err(error));
-        }
-    }
-}
-
-struct ReadLoop {
-    link: Link,
-    reader: ReadHalf,
-    buffer: BytesMut,
-    handler: Arc<dyn LinkHandler>,
-    options: LinkOptions,
-}
-
-impl ReadLoop {
-    async fn run(mut self) -> Error {
-        let mut incoming = Vec::new();
-        let mut want = READ_BYTES_MIN;
-        let mut misses = 0;
-        let mut closing = self.link.inner.closing.subscribe();
-        loop {
-            if let Err(fault) = self.take_frames(&mut incoming) {
-                tracing::warn!(peer = %self.link.peer().id, remote = self.link.remote(), %fault, "the peer broke the protocol; its link ends");
-                self.link.with_session(|session| session.fault(&fault));
-                return Error::new(ErrorCode::ProtocolError, format!("the peer broke the protocol: {fault}"));
-            }
-            for message in incoming.drain(..) {
-                if let Some(reason) = self.dispatch(message) {
-                    return reason;
-                }
-            }
-            if self.buffer.is_empty() && self.buffer.capacity() > 2 * want {
-                self.buffer = BytesMut::new();
-            }
-            self.buffer.reserve(want);
-            let silence = self.options.keepalive.unwrap_or(Duration::MAX / 4);
-            tokio::select! {
-                biased;
-                reason = closing.wait_for(Option::is_some) => {
-                    let reason = reason.ok().and_then(|reason| reason.clone());
-                    return reason.unwrap_or_else(|| Error::new(ErrorCode::ConnectionFailed, "the link was closed"));
-                }
-                read = tokio::time::timeout(silence, self.reader.read_buf(&mut self.buffer)) => match read {
-                    Ok(Ok(0)) => return Error::new(ErrorCode::ConnectionFailed, "the peer closed the connection"),
-                    Ok(Ok(count)) => {
-                        misses = 0;
-                        want = if count >= want { (want * 4).min(READ_BYTES_MAX) } else { (want / 2).max(count).max(READ_BYTES_MIN) };
-                    }
-                    Ok(Err(error)) => return Error::new(ErrorCode::ConnectionFailed, read_error(&error)),
-                    Err(_) => {
-                        misses += 1;
-                        if misses >= KEEPALIVE_MISSES {
-                            let what = format!("the peer has been silent for {:?}", silence * KEEPALIVE_MISSES);
-                            return Error::new(ErrorCode::ConnectionFailed, what);
-                        }
-                        let ping = Ping { seq: 0, time_ms: unix_time_ms(), rank: Rank::default() };
-                        self.link.with_session(|session| session.ping(LINK_CHANNEL, &ping));
-                    }
-                },
-            }
-        }
-    }
-
-    fn take_frames(&mut self, incoming: &mut Vec<Incoming<Token>>) -> Result<(), frame::Fault> {
-        if self.buffer.len() < frame::HEADER_BYTES {
-            return Ok(());
-        }
-        let mut state = self.link.lock();
-        while let Some(frame) = frame::take_frame(&mut self.buffer, frame::BYTES_MAX)? {
-            tracing::trace!(kind = ?frame.kind, channel = frame.channel, bytes = frame.body.len(), "frame");
-            state.session.handle_frame(frame, incoming)?;
-        }
-        let has_output = state.session.has_output();
-        drop(state);
-        if has_output {
-            self.link.wake_writer();
-        }
-        Ok(())
-    }
-
-    /// Hands one thing on; returns a reason if the link must end.
-    fn dispatch(&self, incoming: Incoming<Token>) -> Option<Error> {
-        let link = &self.link;
-        match incoming {
-            Incoming::Call { channel, call, head, payload, stream } => {
-                let stream = stream.map(|key| ByteStream::new(link.clone(), key));
-                let channel = link.channel(channel);
-                self.handler.call(IncomingCall { channel, call, head, payload, stream, received: Instant::now(), answered: false });
-            }
-            Incoming::Reply { token, outcome } => {
-                // A caller that has just given up finds its answer gone, as after its timeout.
-                let _ = token.send(outcome);
-            }
-            Incoming::Cancelled { channel, call } => {
-                link.lock().cancels.remove(&(channel, call));
-            }
-            Incoming::Event { channel, head, payload } => self.handler.event(&link.channel(channel), head, payload),
-            Incoming::Ping { channel, ping } => {
-                self.handler.pinged(channel, ping.rank);
-                let pong = Pong { seq: ping.seq, time_ms: unix_time_ms() };
-                link.with_session(|session| session.pong(channel, &pong));
-            }
-            Incoming::Pong { pong, .. } => {
-                if let Some(token) = link.lock().pings.remove(&pong.seq) {
-                    let _ = token.send(PongReceived { at: Instant::now(), time_ms: pong.time_ms });
-                }
-            }
-            Incoming::Message { channel, message } => self.handler.message(&link.channel(channel), message),
-            Incoming::ChannelOpened(channel) => self.handler.channel_opened(&link.channel(channel)),
-            Incoming::ChannelClosed { channel, reason } => self.handler.channel_closed(channel, &reason),
-            Incoming::Readable(key) => {
-                let waker = link.lock().readers.remove(&key);
-                waker.into_iter().for_each(Waker::wake);
-            }
-            Incoming::Writable(key) => {
-                let waker = link.lock().writers.remove(&key);
-                waker.into_iter().for_each(Waker::wake);
-            }
-            Incoming::PeerFault(number) => {
-                return Some(Error::new(ErrorCode::ProtocolError, format!("the peer ended the link because of our fault number {number}")));
-            }
-        }
-        None
-    }
-}
-
-async fn write_loop(link: Link, mut writer: WriteHalf) {
-    let mut closing = link.inner.closing.subscribe();
-    let mut outbox = Outbox::default();
-    let mut writable = Vec::new();
-    let written = loop {
-        let drained = tokio::select! {
-            biased;
-            written = write_queued(&link, &mut writer, &mut outbox, &mut writable) => written,
-            _ = closing.wait_for(Option::is_some) => break Ok(()),
-        };
-        if let Err(error) = drained {
-            break Err(error);
-        }
-        tokio::select! {
-            () = link.inner.output.notified() => {}
-            _ = closing.wait_for(Option::is_some) => break Ok(()),
-        }
-    };
-    match written {
-        Ok(()) => {
-            // The last words: replies that were given, the reason of a fault.
-            let last = async {
-                write_queued(&link, &mut writer, &mut outbox, &mut writable).await?;
-                writer.shutdown().await
-            };
-            let _ = tokio::time::timeout(CLOSE_FLUSH, last).await;
-        }
-        Err(error) => link.close(Error::new(ErrorCode::ConnectionFailed, read_error(&error))),
-    }
-}
-
-async fn write_queued(
-    link: &Link,
-    writer: &mut (dyn AsyncWrite + Send + Unpin),
-    outbox: &mut Outbox,
-    writable: &mut Vec<StreamKey>,
-) -> io::Result<()> {
-    let mut wrote = false;
-    loop {
-        link.lock().session.transmit(outbox, WRITE_BYTES, writable);
-        if !writable.is_empty() {
-            link.wake_writable(writable);
-        }
-        if outbox.is_empty() {
-            break;
-        }
-        while !outbox.is_empty() {
-            let mut slices = [io::IoSlice::new(&[]); PIECES_MAX];
-            let mut used = 0;
-            for (slice, piece) in slices.iter_mut().zip(outbox.pieces()) {
-                *slice = io::IoSlice::new(piece);
-                used += 1;
-            }
-            let count = writer.write_vectored(&slices[..used]).await?;
-            if count == 0 {
-                return Err(io::ErrorKind::WriteZero.into());
-            }
-            outbox.advance(count);
-        }
-        wrote = true;
-    }
-    if wrote { writer.flush().await } else { Ok(()) }
 }
 
 impl Link {
@@ -722,14 +411,27 @@ impl Link {
         drop(state);
         wakers.into_iter().for_each(Waker::wake);
     }
-}
 
-fn read_error(error: &io::Error) -> String {
-    match error.kind() {
-        io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe | io::ErrorKind::UnexpectedEof => {
-            "the peer closed the connection".into()
+    /// Nobody waits for the calls of a channel any more.
+    fn cancel_channel(&self, channel: u16) {
+        self.lock().cancels.retain(|(of, _), _| *of != channel);
+    }
+
+    #[cfg(test)]
+    pub(super) fn kept_bytes(&self) -> usize {
+        let load = |of: &std::sync::atomic::AtomicUsize| of.load(std::sync::atomic::Ordering::Relaxed);
+        load(&self.inner.kept.0) + load(&self.inner.kept.1)
+    }
+
+    fn wake_streams(&self, keys: &[StreamKey]) {
+        let mut wakers = Vec::new();
+        let mut state = self.lock();
+        for key in keys {
+            wakers.extend(state.readers.remove(key));
+            wakers.extend(state.writers.remove(key));
         }
-        _ => format!("the connection failed: {error}"),
+        drop(state);
+        wakers.into_iter().for_each(Waker::wake);
     }
 }
 

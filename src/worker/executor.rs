@@ -4,16 +4,16 @@
 
 use std::sync::Arc;
 
-use bytes::Bytes;
-use tokio::sync::OwnedSemaphorePermit;
+use tokio::sync::{OwnedSemaphorePermit, oneshot};
 use tokio::time::Instant;
 
 use super::outcomes::Begin;
 use super::running::{CatchPanic, Running, panic_text, panicked};
 use super::shared::Shared;
+use crate::cluster::CORE_CLASS;
 use crate::connection::{IncomingCall, unix_time_ms};
 use crate::error::{Error, ErrorCode, Result};
-use crate::job::{ErasedClass, LocalNode, RawStarted, RawTaskContext, RequestContext, TaskEnd};
+use crate::job::{ErasedClass, LocalNode, RawStarted, RawTaskContext, RequestContext, TaskEnd, TaskRun};
 use crate::proto::entry::EndReason;
 use crate::proto::head::{Outcome, Verb};
 use crate::types::{ClassName, Payload, TaskId};
@@ -50,9 +50,7 @@ fn start(shared: &Arc<Shared>, call: IncomingCall) {
     let (class, name, permit) = match prepared {
         Ok(prepared) => prepared,
         Err(error) => {
-            // As if it had never come: a retry may find room or a class.
-            shared.lock().outcomes.abandon(call.head.identity);
-            call.reply(&Err(error));
+            abandon(shared, call, error);
             return;
         }
     };
@@ -79,7 +77,8 @@ fn prepare(shared: &Arc<Shared>, call: &IncomingCall) -> Result<Prepared> {
             format!("worker {} has no class {name} or does not enable it (key `classes`); it runs: {}", shared.id, enabled.join(", "));
         Error::new(ErrorCode::UnknownClass, what)
     })?;
-    let permit = Arc::clone(&shared.calls).try_acquire_owned().map_err(|_| {
+    let places = if name.as_str() == CORE_CLASS { &shared.core_calls } else { &shared.calls };
+    let permit = Arc::clone(places).try_acquire_owned().map_err(|_| {
         let what = format!("worker {} carries out {} calls already, the most it may; try again", shared.id, shared.config.max_calls);
         Error::new(ErrorCode::Busy, what)
     })?;
@@ -115,6 +114,20 @@ fn finish(shared: &Shared, call: IncomingCall, outcome: Outcome) {
     }
 }
 
+/// As if it had never come: a retry may find room or a class. One that came meanwhile is refused as well.
+fn abandon(shared: &Shared, call: IncomingCall, error: Error) {
+    let waiters = {
+        let mut state = shared.lock();
+        state.outcomes.abandon(call.head.identity);
+        state.waiters.remove(&call.head.identity)
+    };
+    let refused = Err(error);
+    call.reply(&refused);
+    for waiter in waiters.into_iter().flatten() {
+        waiter.reply(&refused);
+    }
+}
+
 fn command(shared: &Arc<Shared>, class: &ClassName, call: IncomingCall) {
     let Some(task) = call.head.task.clone() else {
         finish(shared, call, Err(Error::new(ErrorCode::TaskNotFound, "the command names no task")));
@@ -132,8 +145,7 @@ fn command(shared: &Arc<Shared>, class: &ClassName, call: IncomingCall) {
     let queued = running.command(Box::new(call), Box::new(move |call, outcome| finish(&remembering, call, outcome)));
     drop(state);
     if let Err((call, error)) = queued {
-        shared.lock().outcomes.abandon(call.head.identity);
-        call.reply(&Err(error));
+        abandon(shared, *call, error);
     }
 }
 
@@ -142,47 +154,74 @@ fn start_task(shared: &Arc<Shared>, class: Arc<dyn ErasedClass>, name: ClassName
         finish(shared, call, Err(Error::new(ErrorCode::UnknownTask, "the call names no id for the task")));
         return;
     };
-    let taken = shared.lock().tasks.start(&name, &id, unix_time_ms());
+    let (kill, killed) = oneshot::channel();
+    let taken = {
+        let mut state = shared.lock();
+        let taken = state.tasks.start(&name, &id, unix_time_ms());
+        if taken.is_ok() {
+            state.starting.insert((name.clone(), id.clone()), kill);
+        }
+        taken
+    };
     if let Err(error) = taken {
         finish(shared, call, Err(error));
         return;
     }
-    tokio::spawn(run_task(Arc::clone(shared), class, name, id, call, permit));
+    let shared = Arc::clone(shared);
+    tokio::spawn(async move {
+        let Some((run, killed)) = begin_task(&shared, class, &name, &id, call, permit, killed).await else { return };
+        run_task(&shared, name, id, run, killed).await;
+    });
 }
 
-/// The whole life of a task, in one tokio task.
-async fn run_task(
-    shared: Arc<Shared>,
+/// Lets the class start a task, and answers its caller. None if there is nothing to run.
+async fn begin_task(
+    shared: &Arc<Shared>,
     class: Arc<dyn ErasedClass>,
-    name: ClassName,
-    id: TaskId,
+    name: &ClassName,
+    id: &TaskId,
     call: IncomingCall,
     permit: OwnedSemaphorePermit,
-) {
-    let ctx = RawTaskContext { node: Arc::clone(&shared) as Arc<dyn LocalNode>, class: name.clone(), id: id.clone() };
+    killed: oneshot::Receiver<()>,
+) -> Option<(TaskRun, oneshot::Receiver<()>)> {
+    let ctx = RawTaskContext { node: Arc::clone(shared) as Arc<dyn LocalNode>, class: name.clone(), id: id.clone() };
     let spec = Payload::from_bytes(call.payload.clone());
-    let started = CatchPanic::new(Arc::clone(&class).task(ctx.clone(), spec)).await.unwrap_or_else(|panic| Err(panicked(&panic)));
+    let started = tokio::select! {
+        biased;
+        started = CatchPanic::new(Arc::clone(&class).task(ctx.clone(), spec)) => started.unwrap_or_else(|panic| Err(panicked(&panic))),
+        // The sender stays in the table until the task has started, so this is never the end of the worker.
+        _ = killed => Err(Error::class("killed", format!("task {id} of class {name} was stopped before its class had started it")).after_sending()),
+    };
     drop(permit);
-    let RawStarted { handle, reply, run } = match started {
-        Ok(started) => started,
-        Err(error) => {
-            let mut state = shared.lock();
-            let actions = state.tasks.ended(&name, &id, EndReason::error(error.message()));
+    let mut state = shared.lock();
+    // Stopped at the very moment at which it was started: then it ends at once.
+    let is_stopped = state.starting.remove(&(name.clone(), id.clone())).is_none();
+    match started {
+        Ok(RawStarted { handle, reply, run }) => {
+            let (mut running, killed) = Running::new(class, ctx, handle);
+            if is_stopped {
+                running.kill();
+            }
+            state.running.insert((name.clone(), id.clone()), running);
+            let actions = state.tasks.started(name, id);
             shared.perform(&mut state, actions);
             drop(state);
-            finish(&shared, call, Err(error));
-            return;
+            tracing::debug!(class = %name, task = %id, "task started");
+            finish(shared, call, Ok(reply));
+            Some((run, killed))
         }
-    };
-    let (running, killed) = Running::new(class, ctx, handle);
-    {
-        let mut state = shared.lock();
-        state.running.insert((name.clone(), id.clone()), running);
-        let actions = state.tasks.started(&name, &id);
-        shared.perform(&mut state, actions);
+        Err(error) => {
+            let actions = state.tasks.ended(name, id, EndReason::error(error.message()));
+            shared.perform(&mut state, actions);
+            drop(state);
+            finish(shared, call, Err(error));
+            None
+        }
     }
-    tracing::debug!(class = %name, task = %id, "task started");
-    finish(&shared, call, Ok::<Bytes, Error>(reply));
+}
+
+/// Runs a task to its end, in the tokio task in which it was started.
+async fn run_task(shared: &Arc<Shared>, name: ClassName, id: TaskId, run: TaskRun, killed: oneshot::Receiver<()>) {
     let reason = match CatchPanic::new(run.until_end(killed)).await {
         Ok(TaskEnd::Normal) => EndReason::Normal,
         Ok(TaskEnd::Killed) => EndReason::Killed,

@@ -63,7 +63,13 @@ impl LocalNode for Shared {
 
     fn stop_task(&self, class: &ClassName, id: &TaskId) -> Result<()> {
         let mut state = self.lock();
-        match state.running.get_mut(&(class.clone(), id.clone())) {
+        let key = (class.clone(), id.clone());
+        if let Some(kill) = state.starting.remove(&key) {
+            // If it has been started at this moment, the missing entry tells that it is to end.
+            let _ = kill.send(());
+            return Ok(());
+        }
+        match state.running.get_mut(&key) {
             Some(running) => {
                 running.kill();
                 Ok(())

@@ -2,11 +2,12 @@
 
 use std::time::Duration;
 
-use nkcluster::cluster::{CallOptions, Cluster};
+use nkcluster::cluster::{CallOptions, Cluster, EventBody, EventFilter};
 use nkcluster::config::Config;
 use nkcluster::job::{Classes, TypedCalls};
 use nkcluster::node::{Node, NodeHandle};
 use nkcluster::proto::auth::Role;
+use nkcluster::proto::message::BuiltinEvent;
 use nkcluster::proto::session::Side;
 use nkcluster::transport::memory::Flow;
 use nkcluster::types::{NodeStatus, Payload};
@@ -572,6 +573,35 @@ async fn a_class_that_is_slow_with_its_events_stalls_only_itself() {
     eventually_eq(|| events().len(), texts.len()).await;
     assert_eq!(events(), texts);
     assert_eq!(c.info("w1").await.status, NodeStatus::Ready);
+}
+
+#[tokio::test]
+async fn a_subscriber_sees_what_it_asked_for_until_its_link_ends() {
+    let (probe, other) = (Probe::<false>::new(), Probe::<true>::new());
+    let classes = || Classes::new().with_tasks(probe.clone()).with_tasks(other.clone());
+    let c = MemoryCluster::start(classes()).await;
+    let _workers = [c.worker("w1", classes()).await, c.worker("w2", classes()).await];
+    let admin = c.admin().await;
+    let filter = EventFilter { class: Some("probe".parse().expect("a name")), node: Some(node_id("w1")) };
+    let mut events = admin.events(filter).await.expect("subscribed");
+    for (node, text) in [("w2", "not this"), ("w1", "one"), ("w1", "two")] {
+        c.cluster.ask::<Probe>(&node_id(node), &Ask::Emit(vec![text.into()]), once()).await.expect("emitted");
+    }
+    c.cluster.ask::<Probe<true>>(&node_id("w1"), &Ask::Emit(vec!["nor this".into()]), once()).await.expect("emitted");
+    for (seq, text) in [(1, "one"), (2, "two")] {
+        let record = soon("an event", events.next()).await.expect("it goes on").expect("an event");
+        assert_eq!((record.node.as_str(), record.class.as_str(), record.seq), ("w1", "probe", seq));
+        assert_eq!(record.event, EventBody::Class(Payload::encode(&text).expect("encodes")));
+    }
+    c.net.cut("w1", "c1");
+    for expected in [NodeStatus::NotConnected, NodeStatus::Ready] {
+        let record = soon("an event", events.next()).await.expect("it goes on").expect("an event");
+        assert_eq!(record.event, EventBody::Nkcluster(BuiltinEvent::NodeStatus(expected)));
+    }
+    c.net.cut("admin", "c1");
+    let last = soon("the end", events.next()).await.expect("the reason");
+    assert_eq!(failed(last).code(), &ErrorCode::ConnectionFailed);
+    assert_eq!(soon("the end", events.next()).await, None);
 }
 
 #[tokio::test]

@@ -3,9 +3,14 @@
 mod between;
 mod classes;
 mod failure;
+mod files;
 mod harness;
+mod identity;
+mod import_table;
 mod original_basic;
 mod original_task;
 mod raw;
 mod relay;
+mod review;
+mod security;
 mod transports;

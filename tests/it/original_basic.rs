@@ -216,6 +216,19 @@ async fn a_cut_connection_is_told_to_every_class_that_ever_sent_an_event() {
 }
 
 #[tokio::test]
+async fn a_worker_whose_addresses_were_cleared_stays_away_when_it_is_forgotten() {
+    let c = MemoryCluster::start(Classes::new()).await;
+    let worker = c.worker("w1", Classes::new()).await;
+    worker.clear_cluster_addr();
+    c.cluster.ping(&node_id("w1"), TIMEOUT).await.expect("it stays connected");
+    c.cluster.forget(&node_id("w1"), TIMEOUT).await.expect("forgotten");
+    eventually("its link has ended", async || c.net.links("w1", "c1") == 0).await;
+    let _other = c.worker("w2", Classes::new()).await;
+    let nodes = c.cluster.nodes(None, TIMEOUT).await.expect("answered").nodes;
+    assert_eq!(nodes.iter().map(|node| node.id.as_str()).collect::<Vec<_>>(), ["c1", "w2"]);
+}
+
+#[tokio::test]
 async fn a_worker_without_addresses_stays_away_when_it_is_forgotten() {
     let probe = Probe::<false>::new();
     let c = MemoryCluster::start(probe.classes()).await;

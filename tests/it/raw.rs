@@ -19,12 +19,10 @@ use tokio::sync::mpsc;
 
 use crate::harness::{CLUSTER, ITERATIONS, PASSWORD, node_id, soon, uri};
 
-/// What came on a link.
+/// What came on a link. Calls are dropped, which answers them, and events are.
 #[derive(Debug)]
 pub(crate) enum Seen {
-    Call(IncomingCall),
     Message(Channel, Message),
-    Event(EventHead),
     Closed(Error),
 }
 
@@ -37,13 +35,9 @@ pub(crate) struct RawLink {
 struct Handler(mpsc::UnboundedSender<Seen>);
 
 impl LinkHandler for Handler {
-    fn call(&self, call: IncomingCall) {
-        let _ = self.0.send(Seen::Call(call));
-    }
+    fn call(&self, _: IncomingCall) {}
 
-    fn event(&self, _: &Channel, head: EventHead, _: Bytes) {
-        let _ = self.0.send(Seen::Event(head));
-    }
+    fn event(&self, _: &Channel, _: EventHead, _: Bytes) {}
 
     fn message(&self, channel: &Channel, message: Message) {
         let _ = self.0.send(Seen::Message(channel.clone(), message));
@@ -83,7 +77,6 @@ impl RawLink {
                     }
                 }
                 Seen::Closed(reason) => panic!("the link has ended: {reason:?}"),
-                Seen::Call(_) | Seen::Event(_) => {}
             }
         }
     }
@@ -97,8 +90,8 @@ impl RawLink {
         }
     }
 
-    /// Introduces itself as a worker, and obeys whoever asks.
-    pub(crate) async fn join(&mut self, listen: Vec<NodeUri>) {
+    /// Introduces itself as a worker, and obeys whoever asks; returns the channel on which it does.
+    pub(crate) async fn join(&mut self, listen: Vec<NodeUri>) -> Channel {
         self.introduce(listen);
         let channel = self
             .message(|channel, message| match message {
@@ -107,6 +100,7 @@ impl RawLink {
             })
             .await;
         channel.message(&Message::Adopted(Adopted::Granted { term: 1, ticket: Ticket::from_bytes([7; 16]) }));
+        channel
     }
 
     pub(crate) fn introduce(&self, listen: Vec<NodeUri>) {

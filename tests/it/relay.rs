@@ -1,6 +1,5 @@
 //! Somebody in the middle of a memory link who sees every frame.
 
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use nkcluster::transport::{MemoryNet, Wire};
@@ -30,7 +29,6 @@ type Rule = dyn FnMut(usize, &mut Passing) -> Passes + Send;
 /// Listens at one name and forwards each link to another. The rule gets the number of the link, from 1.
 pub(crate) struct Relay {
     accepting: JoinHandle<()>,
-    links: Arc<AtomicUsize>,
 }
 
 impl Relay {
@@ -38,22 +36,16 @@ impl Relay {
         let listener = net.listen(at).expect("the name is free");
         let (net, at, to) = (net.clone(), at.to_owned(), to.to_owned());
         let rule: Arc<Mutex<Rule>> = Arc::new(Mutex::new(rule));
-        let links = Arc::new(AtomicUsize::new(0));
-        let count = Arc::clone(&links);
+        let mut links = 0;
         let accepting = tokio::spawn(async move {
             loop {
                 let dialler = listener.accept().await;
                 let Ok(listener) = net.dial(&at, &to) else { continue };
-                let link = count.fetch_add(1, Ordering::SeqCst) + 1;
-                tokio::spawn(forward(link, dialler, listener, Arc::clone(&rule)));
+                links += 1;
+                tokio::spawn(forward(links, dialler, listener, Arc::clone(&rule)));
             }
         });
-        Self { accepting, links }
-    }
-
-    /// Links that were forwarded.
-    pub(crate) fn links(&self) -> usize {
-        self.links.load(Ordering::SeqCst)
+        Self { accepting }
     }
 }
 

@@ -39,9 +39,11 @@ pub struct Outbox {
     pieces: VecDeque<Bytes>,
     tail: BytesMut,
     bytes: usize,
-    /// Bytes of this turn that were copied, and of turns before it with less and less weight: the buffer is made for about as much.
+    /// Bytes that were copied in this turn, and lately, with less and less weight the longer ago.
     copied: usize,
     copied_lately: usize,
+    /// Most that the block behind `tail` has held.
+    block: usize,
 }
 
 impl Outbox {
@@ -58,8 +60,9 @@ impl Outbox {
     /// Everything was written: after a burst the buffer shrinks, over a few turns.
     pub fn drained(&mut self) {
         self.copied_lately = std::mem::take(&mut self.copied).max(self.copied_lately / 2);
-        if self.tail.is_empty() && self.tail.capacity() > BYTES_KEPT_WHEN_IDLE.max(4 * self.copied_lately) {
+        if self.tail.is_empty() && self.block > BYTES_KEPT_WHEN_IDLE.max(4 * self.copied_lately) {
             self.tail = BytesMut::new();
+            self.block = 0;
         }
         if self.pieces.is_empty() && self.pieces.capacity() > KEPT_WHEN_IDLE {
             self.pieces = VecDeque::new();
@@ -67,8 +70,8 @@ impl Outbox {
     }
 
     #[cfg(test)]
-    pub(super) fn kept_bytes(&self) -> usize {
-        self.tail.capacity() + self.pieces.capacity() * size_of::<Bytes>()
+    pub(crate) fn kept_bytes(&self) -> usize {
+        self.block + self.pieces.capacity() * size_of::<Bytes>()
     }
 
     fn frame(&mut self, kind: Kind, channel: u16, parts: &[&Bytes]) {
@@ -93,6 +96,7 @@ impl Outbox {
     fn seal(&mut self) {
         if !self.tail.is_empty() {
             self.copied += self.tail.len();
+            self.block = self.block.max(self.tail.capacity());
             self.pieces.push_back(self.tail.split().freeze());
         }
     }

@@ -1,0 +1,29 @@
+//! Crashes on purpose, to prove that the fuzzers bite.
+
+/// `seeded_crash!("target", first, second, …)` panics if all conditions hold, in the build that proves the fuzzers; in every other build it is nothing.
+///
+/// Each condition is a branch of its own, so that coverage rewards every step on the way.
+macro_rules! seeded_crash {
+    ($target:literal, $($step:expr),+ $(,)?) => {
+        if cfg!(nkcluster_seeded_crash) {
+            $crate::seeded::seeded_crash!(@steps $target, 1, $($step),+);
+        }
+    };
+    (@steps $target:literal, $depth:expr, $step:expr $(, $more:expr)*) => {
+        if $step {
+            $crate::seeded::step($depth);
+            $crate::seeded::seeded_crash!(@steps $target, $depth + 1, $($more),*);
+        }
+    };
+    (@steps $target:literal, $depth:expr,) => {
+        panic!(concat!("seeded crash of ", $target))
+    };
+}
+
+pub(crate) use seeded_crash;
+
+/// Keeps the optimiser from joining the steps into one comparison.
+#[inline(never)]
+pub(crate) fn step(depth: u32) {
+    std::hint::black_box(depth);
+}

@@ -3,7 +3,7 @@
 //! A worker is a worker, and listeners if it is told to listen. A control node is a control node, its listeners, and a worker of its own that is connected to it over a
 //! memory wire, with the same handshake and the same frames as any other.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::Semaphore;
@@ -20,7 +20,7 @@ use crate::job::Classes;
 use crate::proto::auth::{self, Identity, VERSIONS};
 use crate::proto::session::Side;
 use crate::transport::{DialOptions, ListenOptions, Listener, MemoryNet};
-use crate::types::{NodeId, NodeUri, Transport};
+use crate::types::{NodeId, NodeUri, Transport, UriOptions};
 use crate::worker::{Connector, DialFailure, Dialled, Worker};
 
 /// Name of a control node's own listener in its private memory network.
@@ -133,7 +133,7 @@ impl Node {
                 let connector: Option<Arc<dyn Connector>> = if config.cluster_addr.is_empty() {
                     None
                 } else {
-                    Some(Arc::new(ToCluster { addresses: config.cluster_addr.clone(), party, dial, options: door.options }))
+                    Some(Arc::new(ToCluster::new(config.cluster_addr.clone(), party, dial, door.options)))
                 };
                 let worker = Worker::start(Arc::clone(&config), id.clone(), incarnation, classes, listen.clone(), connector);
                 for listener in listeners {
@@ -164,7 +164,7 @@ impl Node {
                 }
                 let own_party = party.with_identity(Identity { role: auth::Role::Worker, ..identity });
                 let own_dial = DialOptions { memory: Some(own_net.node(id.as_str())), ..DialOptions::default() };
-                let own = ToCluster { addresses: vec![own_uri], party: own_party, dial: own_dial, options: door.options };
+                let own = ToCluster::new(vec![own_uri], own_party, own_dial, door.options);
                 let worker = Worker::start(Arc::clone(&config), id.clone(), incarnation, classes, listen.clone(), Some(Arc::new(own)));
                 control.own_worker(OWN_WORKER).await;
                 (Some(control), worker)
@@ -341,9 +341,26 @@ struct ToCluster {
     party: Party,
     dial: DialOptions,
     options: LinkOptions,
+    /// The address of our configuration by which we last came in.
+    way: Mutex<Option<NodeUri>>,
 }
 
 impl ToCluster {
+    fn new(addresses: Vec<NodeUri>, party: Party, dial: DialOptions, options: LinkOptions) -> Self {
+        Self { addresses, party, dial, options, way: Mutex::default() }
+    }
+
+    /// An address that a control node told us, to be reached as we came in: through the same proxy, with the same password and certificates, and never
+    /// without encryption if we had it. Nothing that a peer says decides about these.
+    fn on_our_way(&self, told: NodeUri) -> Option<NodeUri> {
+        let way = self.way.lock().unwrap_or_else(PoisonError::into_inner).clone()?;
+        if way.effective_transport().is_encrypted() && !told.effective_transport().is_encrypted() {
+            return None;
+        }
+        let ws_proto = told.options().ws_proto.clone();
+        Some(told.with_options(UriOptions { ws_proto, ..way.options().clone() }))
+    }
+
     async fn dial(&self, addresses: &[NodeUri], order: Order) -> Result<Established, DialFailure> {
         let expect = Expect { role: auth::Role::Control, id: None };
         let dialled = dial_and_establish(addresses, &self.party, &expect, order, &self.dial).await;
@@ -354,7 +371,8 @@ impl ToCluster {
 impl Connector for ToCluster {
     fn connect(&self, preferred: Vec<NodeUri>) -> BoxFuture<'_, Result<Dialled, DialFailure>> {
         Box::pin(async move {
-            let known: Vec<NodeUri> = preferred.into_iter().filter(|uri| !self.addresses.contains(uri)).collect();
+            let known = preferred.into_iter().filter(|uri| !self.addresses.contains(uri));
+            let known: Vec<NodeUri> = known.filter_map(|uri| self.on_our_way(uri)).collect();
             let first = if known.is_empty() || self.addresses.iter().all(|uri| uri.transport() == Some(Transport::Memory)) {
                 None
             } else {
@@ -362,7 +380,11 @@ impl Connector for ToCluster {
             };
             let established = match first {
                 Some(established) => established,
-                None => self.dial(&self.addresses, Order::Shuffled).await?,
+                None => {
+                    let established = self.dial(&self.addresses, Order::Shuffled).await?;
+                    self.way.lock().unwrap_or_else(PoisonError::into_inner).clone_from(&established.uri);
+                    established
+                }
             };
             Ok(Dialled { parts: LinkParts { established, side: Side::Dialler }, options: self.options })
         })

@@ -8,7 +8,7 @@ use nkcluster::types::NodeUri;
 use rustls::pki_types::PrivateKeyDer;
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::task::{AbortHandle, JoinHandle};
+use tokio::task::JoinHandle;
 use tokio_rustls::TlsAcceptor;
 
 /// What becomes of a connection on its way.
@@ -28,19 +28,21 @@ pub(crate) struct Way {
 pub(crate) struct Between {
     pub(crate) addr: SocketAddr,
     accepting: JoinHandle<()>,
-    links: Arc<Mutex<Vec<AbortHandle>>>,
+    links: Links,
 }
+
+type Links = Arc<Mutex<Vec<JoinHandle<std::io::Result<()>>>>>;
 
 impl Between {
     pub(crate) async fn start(to: &NodeUri, way: Way) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("binds");
         let addr = listener.local_addr().expect("bound");
-        let links: Arc<Mutex<Vec<AbortHandle>>> = Arc::default();
+        let links = Links::default();
         let (kept, port) = (Arc::clone(&links), to.effective_port());
         let accepting = tokio::spawn(async move {
             while let Ok((stream, _)) = listener.accept().await {
                 let link = tokio::spawn(forward(stream, port, way.clone()));
-                kept.lock().unwrap_or_else(PoisonError::into_inner).push(link.abort_handle());
+                kept.lock().unwrap_or_else(PoisonError::into_inner).push(link);
             }
         });
         Self { addr, accepting, links }
@@ -51,19 +53,25 @@ impl Between {
         uri.clone().with_port(self.addr.port())
     }
 
-    /// Cuts every connection that is open; returns how many there were.
-    pub(crate) fn cut(&self) -> usize {
-        let links = std::mem::take(&mut *self.links.lock().unwrap_or_else(PoisonError::into_inner));
-        let open: Vec<_> = links.into_iter().filter(|link| !link.is_finished()).collect();
-        open.iter().for_each(AbortHandle::abort);
-        open.len()
+    fn take(&self) -> Vec<JoinHandle<std::io::Result<()>>> {
+        std::mem::take(&mut *self.links.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Cuts every connection that is open; returns how many there were. Afterwards nothing passes on them any more.
+    pub(crate) async fn cut(&self) -> usize {
+        let mut open = 0;
+        for link in self.take() {
+            link.abort();
+            open += usize::from(link.await.is_err_and(|error| error.is_cancelled()));
+        }
+        open
     }
 }
 
 impl Drop for Between {
     fn drop(&mut self) {
         self.accepting.abort();
-        self.cut();
+        self.take().iter().for_each(JoinHandle::abort);
     }
 }
 

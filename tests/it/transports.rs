@@ -119,9 +119,9 @@ impl Pair {
         Cluster::connect(options).await.expect("connects")
     }
 
-    fn cut(&self) -> usize {
+    async fn cut(&self) -> usize {
         match &self.between {
-            Cut::Relay(relay) => relay.cut(),
+            Cut::Relay(relay) => relay.cut().await,
             Cut::Memory(net) => net.cut("w1", "c1"),
         }
     }
@@ -152,7 +152,7 @@ async fn carries_everything(transport: Transport) {
         tokio::spawn(async move { cluster.ask::<Probe>(&node_id("w1"), &Ask::Hold, once()).await })
     };
     pair.probe.work.entered(1).await;
-    assert_eq!(pair.cut(), 1);
+    assert_eq!(pair.cut().await, 1);
     let error = soon("the answer", held).await.expect("no panic").expect_err("cut off");
     assert_eq!((error.code(), error.may_have_run()), (&ErrorCode::ConnectionFailed, true), "{error}");
     pair.probe.work.open();
@@ -230,10 +230,10 @@ async fn worker_behind_an_http_proxy_is_a_worker_like_any_other() {
     let _worker = worker(&dir, &address, classes(&probe)).await;
     wait_status(&cluster, "w1", NodeStatus::Ready).await;
     mirrored(&cluster).await;
-    assert_eq!(proxy.cut(), 1);
+    assert_eq!(proxy.cut().await, 1);
     let again = Ask::Echo("again".to_owned());
     eventually("an answer through a new tunnel", async || cluster.ask::<Probe>(&node_id("w1"), &again, once()).await.is_ok()).await;
-    assert_eq!(proxy.cut(), 1);
+    assert_eq!(proxy.cut().await, 1);
 }
 
 /// A balancer that ends TLS: the dialler speaks tls (or wss) with it, the listener behind it only tcp (or ws).
@@ -281,6 +281,11 @@ async fn tls_may_end_at_a_balancer_where_the_dialler_verifies_it_and_both_sides_
         wait_status(&cluster, "w1", NodeStatus::Ready).await;
         let client = Cluster::connect(connect_options(vec![address])).await.expect("connects");
         echo(&client, "through the balancer").await;
+        // The control node tells its worker where it listens, without TLS; the worker comes back as it was told by its own configuration.
+        assert_eq!(balanced.balancer.cut().await, 2);
+        let again = Ask::Echo("again".to_owned());
+        eventually("an answer through the balancer", async || cluster.ask::<Probe>(&node_id("w1"), &again, once()).await.is_ok()).await;
+        assert_eq!(balanced.balancer.cut().await, 1);
         // Who comes without a balancer is let in as ever.
         Cluster::connect(connect_options(vec![balanced.control.listen()[0].clone()])).await.expect("connects");
         // Whoever did not verify the balancer, or demands the binding, does not come through.

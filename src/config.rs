@@ -116,7 +116,7 @@ pub struct Config {
     pub max_unauthenticated: usize,
     /// Most connections accepted per second. Default 2000.
     pub accept_rate: u32,
-    /// Most requests and commands that run at once on a worker. Default 1024.
+    /// Most requests and starting tasks that run at once on a worker. Default 1024.
     pub max_calls: usize,
     /// Memory for events that are not acknowledged yet, in bytes. Default 16 MiB.
     pub journal_bytes: usize,

@@ -215,6 +215,22 @@ async fn dialler_believes_only_an_answer_to_its_own_request() {
 }
 
 #[test]
+fn request_names_the_host_as_browsers_do() {
+    for (url, host) in [
+        ("nkcluster://example.org;transport=wss", "example.org:1975"),
+        ("nkcluster://example.org:443;transport=wss", "example.org"),
+        ("nkcluster://example.org:80;transport=ws", "example.org"),
+        ("nkcluster://example.org:443;transport=ws", "example.org:443"),
+        ("nkcluster://[fd00::1]:9;transport=ws", "[fd00::1]:9"),
+        ("nkcluster://10.0.0.1:9;transport=ws;host=c1.example.org", "c1.example.org"),
+    ] {
+        let request = Request::new(&uri(url)).expect("a request");
+        let text = String::from_utf8(request.bytes.clone()).expect("text");
+        assert!(text.contains(&format!("\r\nHost: {host}\r\n")), "{url}: {text}");
+    }
+}
+
+#[test]
 fn options_that_cannot_stand_in_a_request_are_refused() {
     for options in ["host=ex\u{e4}mple.org", "ws_proto=\u{e4}", "ws_proto=\"a, b\""] {
         let url = uri(&format!("nkcluster://example.org;transport=ws;{options}"));

@@ -19,7 +19,8 @@ use tokio_tungstenite::tungstenite::protocol::Role;
 use super::Stream;
 use crate::error::{Error, ErrorCode, Result};
 use crate::transport::head::{self, Head, HeadFault};
-use crate::types::{Host, NodeUri};
+use crate::transport::target::machine_name;
+use crate::types::{Host, NodeUri, Transport};
 
 /// Name of our protocol in upgrades.
 const PROTOCOL: &str = "nkcluster";
@@ -77,7 +78,7 @@ impl Rules {
 /// What a dialler asks for.
 #[derive(Debug)]
 pub(in crate::transport) struct Request {
-    bytes: Vec<u8>,
+    pub(super) bytes: Vec<u8>,
     accept_key: String,
     protocol: String,
 }
@@ -90,8 +91,14 @@ impl Request {
     pub(in crate::transport) fn new(uri: &NodeUri) -> Result<Self> {
         let host = match (&uri.options().host, uri.host()) {
             (Some(host), _) => host.clone(),
-            (None, Host::Node) => format!("{}:{}", crate::transport::target::machine_name(), uri.effective_port()),
-            (None, host) => format!("{host}:{}", uri.effective_port()),
+            (None, Host::Node) => machine_name(),
+            (None, host) => host.to_string(),
+        };
+        // Where HTTP has its own port the name stands alone, as some balancers compare it.
+        let host = match (uri.effective_transport(), uri.effective_port()) {
+            (Transport::Ws, 80) | (Transport::Wss, 443) => host,
+            _ if uri.options().host.is_some() => host,
+            (_, port) => format!("{host}:{port}"),
         };
         let (protocol, value) = protocol(uri)?;
         let request = http::Request::builder()

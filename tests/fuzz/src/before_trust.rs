@@ -6,7 +6,7 @@ use bytes::BytesMut;
 use nkcluster::connection::admission::{Gate, Limits};
 use nkcluster::connection::establish::{Party, accept};
 use nkcluster::proto::auth::{FRAME_BYTES_MAX, Identity, KIND_REFUSAL, KIND_SERVER_FIRST, Keyring, KeyringInput, Refusal, Role, VERSIONS};
-use nkcluster::proto::frame::{self, BYTES_MAX_UNTRUSTED, Fault, Frame, HEADER_BYTES};
+use nkcluster::proto::frame::{self, BYTES_MAX_UNTRUSTED, Fault, Frame, HEADER_BYTES, Kind};
 use nkcluster::transport::{ListenOptions, Listener, MemoryNet};
 use nkcluster::types::{Incarnation, NodeId, NodeUri, Secret};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -43,10 +43,9 @@ pub fn before_trust(data: &[u8]) {
     seeded_crash!(
         "before_trust",
         kinds.first() == Some(&KIND_SERVER_FIRST),
-        frames.len() > 1,
+        frames.len() > 2,
+        frames[2].kind >= Kind::Ping,
         refused_as.is_some(),
-        frames[1].kind as u8 == KIND_REFUSAL,
-        frames[1].body.len() > 8,
     );
 }
 

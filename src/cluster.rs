@@ -72,7 +72,8 @@ impl Cluster {
     /// # Errors
     /// `no_connections` with every address and its reason, or `invalid_password`.
     pub async fn connect(options: ConnectOptions) -> Result<Self> {
-        Ok(Self::new(remote::connect(options).await?))
+        let (backend, edge) = remote::connect(options).await?;
+        Ok(Self { edge, ..Self::new(backend) })
     }
 
     /// Every node that matches, control nodes included, and who did not answer.
@@ -101,7 +102,7 @@ impl Cluster {
     /// # Errors
     /// `timeout`, with what was known last.
     pub async fn wait_status(&self, node: &NodeId, status: NodeStatus, timeout: Duration) -> Result<NodeInfo> {
-        let deadline = Instant::now() + timeout;
+        let deadline = Instant::now() + call::bounded(timeout);
         loop {
             let left = deadline.saturating_duration_since(Instant::now());
             let last = match self.info(node, left).await {
@@ -133,7 +134,7 @@ impl Cluster {
     }
 
     async fn operate(&self, operation: Operation, timeout: Duration) -> Result<OperationReply> {
-        self.backend.operate(operation, timeout).await
+        self.backend.operate(operation, call::bounded(timeout)).await
     }
 
     /// One request to a class of a worker.
@@ -175,7 +176,7 @@ impl Cluster {
         options: CallOptions,
     ) -> Result<(PendingCall, ByteStream)> {
         let head = self.head(Verb::Request, node, class, None, &options);
-        let streamed = self.backend.call_with_stream(NodeCall { head, payload, timeout: options.timeout }).await?;
+        let streamed = self.backend.call_with_stream(NodeCall { head, payload, timeout: call::bounded(options.timeout) }).await?;
         Ok((PendingCall { answer: streamed.answer }, streamed.stream))
     }
 
@@ -289,7 +290,7 @@ impl Cluster {
     }
 
     async fn call(&self, mut head: CallHead, payload: Payload, options: CallOptions) -> Result<Payload> {
-        let deadline = Instant::now() + options.timeout;
+        let deadline = Instant::now() + call::bounded(options.timeout);
         let left = || deadline.saturating_duration_since(Instant::now());
         loop {
             if options.retry == Retry::UntilDeadline

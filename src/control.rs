@@ -33,6 +33,8 @@ use crate::proto::message::{GoAway, Message};
 
 /// How long a link may take to send its last words.
 const FAREWELL: Duration = Duration::from_secs(1);
+/// Pause between two looks at the answers that are missing.
+const ANSWERS_PAUSE: Duration = Duration::from_millis(10);
 
 /// A running control node.
 #[derive(Clone)]
@@ -70,9 +72,7 @@ impl Control {
         let options = self.shared.link_options();
         let id = parts.established.peer.id.clone();
         match parts.established.peer.role {
-            Role::Worker => {
-                Ok(Link::start(parts, options, |link| workers::handler(Arc::clone(&self.shared), link) as Arc<dyn LinkHandler>))
-            }
+            Role::Worker => Ok(workers::start(&self.shared, parts, None)),
             Role::Admin => Ok(Link::start(parts, options, |link| serve::handler(Arc::clone(&self.shared), link) as Arc<dyn LinkHandler>)),
             Role::Control => {
                 let what = format!("control node {id} wants to join, but this version runs with one control node only");
@@ -81,32 +81,47 @@ impl Control {
         }
     }
 
+    /// Ends the proxy of a worker as a bug in it would.
+    #[cfg(test)]
+    pub(crate) fn kill_proxy(&self, worker: &crate::types::NodeId) {
+        self.shared.directory.find(worker).expect("it is known").stop();
+    }
+
     /// Cuts: nobody is told.
     pub(crate) fn cut(&self) {
         self.end(&Error::new(ErrorCode::ConnectionFailed, "the node was dropped"));
     }
 
-    /// Stops in order: tells everybody to go elsewhere, waits for the answers that callers wait for, cuts.
-    pub(crate) async fn stop(self, grace: Duration) {
+    /// The first half of a stop: sends clients elsewhere and waits until they have the answers that they wait for, at most `grace`.
+    pub(crate) async fn drain(&self, grace: Duration) {
         let deadline = Instant::now() + grace;
-        let reason = Error::new(ErrorCode::ShuttingDown, format!("control node {} is stopping", self.shared.id));
-        let away = Message::GoAway(GoAway { reason: reason.clone(), reconnect_after_ms: None });
         self.shared.begin_stop();
-        let links = self.shared.links();
-        let (clients, workers): (Vec<&Link>, Vec<&Link>) = links.iter().partition(|link| link.peer().role == Role::Admin);
+        let (_, away) = self.farewell();
+        let clients: Vec<Link> = self.shared.links().into_iter().filter(|link| link.peer().role == Role::Admin).collect();
         for link in &clients {
             link.channel_zero().message(&away);
         }
-        while clients.iter().any(|link| !link.has_ended() && link.calls_being_answered() > 0) && Instant::now() < deadline {
-            tokio::time::sleep(Duration::from_millis(10)).await;
+        while clients.iter().any(Link::is_awaited) && Instant::now() < deadline {
+            tokio::time::sleep(ANSWERS_PAUSE).await;
         }
-        for link in workers {
+    }
+
+    /// The second half: sends the workers elsewhere, and cuts.
+    pub(crate) async fn stop(self) {
+        let (reason, away) = self.farewell();
+        let links = self.shared.links();
+        for link in links.iter().filter(|link| link.peer().role == Role::Worker) {
             link.channel_zero().message(&away);
         }
         self.end(&reason);
         for link in &links {
             let _ = tokio::time::timeout(FAREWELL, link.ended()).await;
         }
+    }
+
+    fn farewell(&self) -> (Error, Message) {
+        let reason = Error::new(ErrorCode::ShuttingDown, format!("control node {} is stopping", self.shared.id));
+        (reason.clone(), Message::GoAway(GoAway { reason, reconnect_after_ms: None }))
     }
 
     /// Ends every link, also of those that no proxy knows yet, and every proxy.

@@ -238,7 +238,9 @@ impl NodeHandle {
         let drained = tokio::time::timeout(grace + LAST_WORDS, async {
             match control {
                 Some(control) => {
-                    tokio::join!(control.stop(grace), worker.stop(grace));
+                    // The own worker keeps its link until its last events were taken in.
+                    tokio::join!(control.drain(grace), worker.stop(grace));
+                    control.stop().await;
                 }
                 None => worker.stop(grace).await,
             }
@@ -340,5 +342,43 @@ impl Connector for ToCluster {
             };
             Ok(Dialled { parts: LinkParts { established, side: Side::Dialler }, options: self.options })
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::types::{NodeStatus, Secret};
+
+    const FOREVER: Duration = Duration::from_secs(20);
+
+    fn config(dir: &tempfile::TempDir, mut config: Config, id: &str) -> Config {
+        config.node_id = Some(NodeId::new(id).expect("valid"));
+        config.password = Secret::new("a secret of tests");
+        config.pbkdf2_iters = 16;
+        config.state_dir = dir.path().join(id);
+        // Nothing here may wait for a ping.
+        config.ping_time = Duration::from_secs(3600);
+        config
+    }
+
+    #[tokio::test]
+    async fn a_proxy_that_dies_is_replaced_at_once() {
+        let (net, dir) = (MemoryNet::new(), tempfile::tempdir().expect("a directory"));
+        let door: NodeUri = "nkcluster://c1;transport=memory".parse().expect("valid");
+        let control = Config { listen: vec![door.clone()], ..config(&dir, Config::control(), "c1") };
+        let control = Node::start_in(&net, control, Classes::new()).await.expect("starts");
+        let worker = Config { cluster_addr: vec![door], ..config(&dir, Config::worker(), "w1") };
+        let _worker = Node::start_in(&net, worker, Classes::new()).await.expect("starts");
+        let (cluster, w1) = (control.cluster().expect("a control node"), NodeId::new("w1").expect("valid"));
+        let before = cluster.wait_status(&w1, NodeStatus::Ready, FOREVER).await.expect("ready");
+        control.control.as_ref().expect("a control node").kill_proxy(&w1);
+        let deadline = tokio::time::Instant::now() + FOREVER;
+        while cluster.info(&w1, FOREVER).await.is_ok_and(|info| info.status != NodeStatus::Ready || info.proxies == before.proxies) {
+            assert!(tokio::time::Instant::now() < deadline, "no other proxy in time");
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        assert_eq!(cluster.info(&w1, FOREVER).await.expect("known").incarnation, before.incarnation);
+        cluster.ping(&w1, FOREVER).await.expect("answered");
     }
 }

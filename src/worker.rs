@@ -28,6 +28,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::task::JoinSet;
+use tokio::time::Instant;
 
 pub(crate) use self::agent::{Connector, DialFailure, Dialled};
 use self::shared::Shared;
@@ -38,8 +39,10 @@ use crate::job::Classes;
 use crate::proto::message::{GoAway, Message};
 use crate::types::{Incarnation, NodeId, NodeUri, WantedStatus};
 
-/// How long the last events may take to be acknowledged when a worker stops.
+/// How long each of the last steps of a stop may take: the end of killed tasks, answers after a drain that took all of its time, the last events.
 const SETTLE: Duration = Duration::from_secs(2);
+/// Pause between two looks at the answers that are missing.
+const ANSWERS_PAUSE: Duration = Duration::from_millis(10);
 
 /// A running worker.
 pub(crate) struct Worker {
@@ -87,8 +90,10 @@ impl Worker {
         }
     }
 
-    /// Drains: no more tasks, those that run are told and get `grace` to end, the last events leave, the links close.
+    /// Drains: no more tasks, those that run are told and get `grace` to end; no more calls, those that were begun are answered; the last events leave, the
+    /// links close.
     pub(crate) async fn stop(mut self, grace: Duration) {
+        let deadline = Instant::now() + grace;
         // Refused only in a state that has no tasks.
         if let Err(error) = self.shared.set_status(WantedStatus::Stopped) {
             tracing::debug!(%error, "the worker was not draining");
@@ -99,6 +104,11 @@ impl Worker {
             // Killing is immediate; their last events follow at once.
             let _ = tokio::time::timeout(SETTLE, self.shared.no_tasks()).await;
         }
+        // Not before: what drains is looked at, and commanded, by calls.
+        self.shared.refuse_calls();
+        if tokio::time::timeout_at(deadline.max(Instant::now() + SETTLE), self.answered()).await.is_err() {
+            tracing::warn!(?grace, "calls were not answered in time and are cut off");
+        }
         let _ = tokio::time::timeout(SETTLE, self.shared.settled()).await;
         self.tasks.abort_all();
         let reason = Error::new(ErrorCode::ShuttingDown, format!("worker {} is stopping", self.shared.id));
@@ -106,6 +116,15 @@ impl Worker {
             link.channel_zero().message(&Message::GoAway(GoAway { reason: reason.clone(), reconnect_after_ms: None }));
             link.close(reason.clone());
             let _ = tokio::time::timeout(SETTLE, link.ended()).await;
+        }
+    }
+}
+
+impl Worker {
+    /// Ends when nobody waits for an answer of this worker any more.
+    async fn answered(&self) {
+        while self.shared.links().iter().any(Link::is_awaited) {
+            tokio::time::sleep(ANSWERS_PAUSE).await;
         }
     }
 }

@@ -16,6 +16,9 @@ use crate::types::{Incarnation, NodeId, NodeUri, Payload, TaskId};
 /// How long a call waits if nothing else is said.
 pub const TIMEOUT_DEFAULT: Duration = Duration::from_secs(30);
 
+/// The longest wait: what a call can say to others, 49 days.
+const TIMEOUT_MAX: Duration = Duration::from_millis(u32::MAX as u64);
+
 /// A future behind a pointer.
 pub type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
 
@@ -119,6 +122,11 @@ pub(super) fn worth_a_retry(error: &Error) -> bool {
         error.code(),
         ErrorCode::NotConnected | ErrorCode::ConnectionFailed | ErrorCode::Busy | ErrorCode::ShuttingDown | ErrorCode::NoConnections
     )
+}
+
+/// A timeout that can be added to any time.
+pub(super) fn bounded(timeout: Duration) -> Duration {
+    timeout.min(TIMEOUT_MAX)
 }
 
 /// A timeout as it travels: milliseconds, rounded up, at most 49 days.

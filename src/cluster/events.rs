@@ -1,10 +1,12 @@
 //! Live events: a bounded queue between whoever produces them and whoever reads.
 //!
-//! A producer never waits. When the queue is full, what comes is counted per worker and class and told as a gap as soon as there is room again. Between
-//! processes the records travel on the stream of a call, each as `u32` length and named MessagePack; the stream's credit is their back-pressure.
+//! A producer never waits. When the queue is full, what comes is counted per worker and class and told as a gap as soon as the reader has caught up, whether
+//! anything else happens or not. Between processes the records travel on the stream of a call, each as `u32` length and named MessagePack;
+//! the stream's credit is their back-pressure.
 
 use std::collections::BTreeMap;
 use std::io;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::sync::mpsc;
@@ -26,6 +28,7 @@ const RECORD_BYTES_MAX: usize = 128 * 1024;
 #[derive(Debug)]
 pub struct EventStream {
     receiver: mpsc::Receiver<Result<EventRecord>>,
+    gaps: Option<Arc<Mutex<Gaps>>>,
 }
 
 impl EventStream {
@@ -34,6 +37,16 @@ impl EventStream {
     /// # Errors
     /// The reason why no more events come, as the last item.
     pub async fn next(&mut self) -> Option<Result<EventRecord>> {
+        if let Some(gaps) = &self.gaps {
+            // Under the lock nothing is queued: a gap is told when all that came before it has been read.
+            let mut gaps = lock(gaps);
+            if let Ok(record) = self.receiver.try_recv() {
+                return Some(record);
+            }
+            if let Some(gap) = gaps.first() {
+                return Some(Ok(gap));
+            }
+        }
         self.receiver.recv().await
     }
 }
@@ -43,31 +56,79 @@ impl EventStream {
 pub struct EventSink {
     filter: EventFilter,
     sender: mpsc::Sender<Result<EventRecord>>,
-    gaps: BTreeMap<(NodeId, Incarnation, ClassName), (u64, u64, u64)>,
+    gaps: Arc<Mutex<Gaps>>,
+}
+
+/// What one subscriber has missed.
+#[derive(Debug, Default)]
+struct Gaps {
+    lost: BTreeMap<(NodeId, Incarnation, ClassName), Lost>,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Lost {
+    /// First and last number; zeros if only words of the control node itself were lost, which have none.
+    from: u64,
+    to: u64,
+    time_ms: u64,
+}
+
+impl Gaps {
+    fn count(&mut self, record: &EventRecord) {
+        let key = (record.node.clone(), record.incarnation, record.class.clone());
+        if self.lost.len() >= GAPS_MAX && !self.lost.contains_key(&key) {
+            return;
+        }
+        let lost = self.lost.entry(key).or_insert(Lost { from: record.seq, to: record.seq, time_ms: record.time_ms });
+        if record.seq > 0 {
+            lost.from = if lost.from == 0 { record.seq } else { lost.from.min(record.seq) };
+            lost.to = lost.to.max(record.seq);
+        }
+    }
+
+    /// Takes one of them out.
+    fn first(&mut self) -> Option<EventRecord> {
+        let ((node, incarnation, class), Lost { from, to, time_ms }) = self.lost.pop_first()?;
+        let event = EventBody::Nkcluster(BuiltinEvent::Gap { from, to });
+        Some(EventRecord { node, incarnation, class, seq: to, time_ms, event })
+    }
+}
+
+fn lock(gaps: &Mutex<Gaps>) -> MutexGuard<'_, Gaps> {
+    gaps.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// A queue for the events that a filter wants.
 pub fn event_queue(filter: EventFilter) -> (EventSink, EventStream) {
     let (sender, receiver) = mpsc::channel(EVENTS_QUEUED_MAX);
-    (EventSink { filter, sender, gaps: BTreeMap::new() }, EventStream { receiver })
+    let gaps = Arc::default();
+    (EventSink { filter, sender, gaps: Arc::clone(&gaps) }, EventStream { receiver, gaps: Some(gaps) })
 }
 
 impl EventSink {
+    /// Whether anybody reads.
+    pub fn is_open(&self) -> bool {
+        !self.sender.is_closed()
+    }
+
     /// Offers an event without waiting; false if nobody reads any more.
     pub fn offer(&mut self, record: &EventRecord) -> bool {
-        if self.sender.is_closed() {
+        if !self.is_open() {
             return false;
         }
         if !self.filter.wants(record) {
             return true;
         }
-        self.tell_gaps();
-        if !self.gaps.is_empty() || self.sender.try_send(Ok(record.clone())).is_err() {
-            let key = (record.node.clone(), record.incarnation, record.class.clone());
-            if self.gaps.len() < GAPS_MAX || self.gaps.contains_key(&key) {
-                let gap = self.gaps.entry(key).or_insert((record.seq, record.seq, record.time_ms));
-                gap.1 = record.seq;
-            }
+        // Held until the record is queued or counted, see `EventStream::next`.
+        let mut gaps = lock(&self.gaps);
+        while !gaps.lost.is_empty()
+            && let Ok(room) = self.sender.try_reserve()
+            && let Some(gap) = gaps.first()
+        {
+            room.send(Ok(gap));
+        }
+        if !gaps.lost.is_empty() || self.sender.try_send(Ok(record.clone())).is_err() {
+            gaps.count(record);
         }
         true
     }
@@ -76,18 +137,6 @@ impl EventSink {
     pub fn fail(self, error: Error) {
         // A full queue is read to its end first; its reader then finds it closed.
         let _ = self.sender.try_send(Err(error));
-    }
-
-    fn tell_gaps(&mut self) {
-        while let Some(entry) = self.gaps.first_entry() {
-            let (node, incarnation, class) = entry.key().clone();
-            let &(from, to, time_ms) = entry.get();
-            let event = EventBody::Nkcluster(BuiltinEvent::Gap { from, to });
-            if self.sender.try_send(Ok(EventRecord { node, incarnation, class, seq: to, time_ms, event })).is_err() {
-                return;
-            }
-            entry.remove();
-        }
     }
 }
 
@@ -128,7 +177,7 @@ pub fn read_events(mut stream: ByteStream) -> EventStream {
             }
         }
     });
-    EventStream { receiver }
+    EventStream { receiver, gaps: None }
 }
 
 async fn read_record(stream: &mut ByteStream) -> Result<EventRecord> {
@@ -172,6 +221,20 @@ mod tests {
         let gap = stream.next().await.expect("open").expect("no error");
         assert_eq!(gap.event, EventBody::Nkcluster(BuiltinEvent::Gap { from: full + 1, to: full + 10 }));
         assert_eq!(stream.next().await, Some(Ok(record(full + 11))));
+    }
+
+    #[tokio::test]
+    async fn what_has_no_number_does_not_spoil_a_gap() {
+        let (mut sink, mut stream) = event_queue(EventFilter::default());
+        let full = EVENTS_QUEUED_MAX as u64;
+        for seq in (1..=full).chain([0, full + 1, full + 2, 0]) {
+            assert!(sink.offer(&record(seq)));
+        }
+        for seq in 1..=full {
+            assert_eq!(stream.next().await, Some(Ok(record(seq))));
+        }
+        let gap = stream.next().await.expect("open").expect("no error");
+        assert_eq!(gap.event, EventBody::Nkcluster(BuiltinEvent::Gap { from: full + 1, to: full + 2 }));
     }
 
     #[tokio::test]

@@ -61,8 +61,10 @@ impl FullUri {
     pub(super) fn new(uri: &NodeUri) -> Self {
         let mut text = uri.clone().without_secrets().to_string();
         if let Some(password) = &uri.options().password {
-            text.push_str(";password=");
-            text.push_str(password.expose());
+            // In quotes, so that no character of it means anything else.
+            text.push_str(";password=\"");
+            text.extend(password.expose().chars().flat_map(|c| matches!(c, '"' | '\\').then_some('\\').into_iter().chain([c])));
+            text.push('"');
         }
         Self(text)
     }

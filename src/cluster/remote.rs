@@ -77,7 +77,8 @@ struct Remote {
     edge: Incarnation,
 }
 
-pub(super) async fn connect(options: ConnectOptions) -> Result<Arc<dyn Backend>> {
+/// A backend, and the edge of its calls: the incarnation under which the control node knows this client, so that both can be found by one name.
+pub(super) async fn connect(options: ConnectOptions) -> Result<(Arc<dyn Backend>, Incarnation)> {
     let edge = random_incarnation();
     let identity = Identity {
         cluster: options.cluster_name.clone(),
@@ -98,7 +99,7 @@ pub(super) async fn connect(options: ConnectOptions) -> Result<Arc<dyn Backend>>
     let dial = DialOptions { connect_timeout: options.connect_timeout, tls: options.tls, memory: options.memory };
     let remote = Remote { uris: options.uris, party, dial, link: Mutex::new(None), edge };
     remote.channel().await?;
-    Ok(Arc::new(remote))
+    Ok((Arc::new(remote), edge))
 }
 
 impl Remote {

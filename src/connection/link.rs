@@ -198,6 +198,12 @@ impl Link {
         self.lock().session.calls_being_answered()
     }
 
+    /// Whether the peer waits for an answer, or for bytes that have not left yet.
+    pub(crate) fn is_awaited(&self) -> bool {
+        let state = self.lock();
+        state.ended.is_none() && (state.session.answers_awaited() || state.session.has_output())
+    }
+
     /// Ends the link after what is queued has left, within a second.
     pub fn close(&self, reason: Error) {
         self.inner.closing.send_if_modified(|closing| closing.is_none().then(|| *closing = Some(reason)).is_some());

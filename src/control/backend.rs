@@ -5,13 +5,13 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
-use super::proxy::{Current, Msg};
+use super::proxy::Current;
 use super::shared::Shared;
 use crate::cluster::{
     Backend, BoxFuture, EventFilter, EventStream, NodeCall, NodeInfo, NodesReply, Operation, OperationReply, StreamedCall,
 };
+use crate::connection::LinkParts;
 use crate::connection::establish::{Expect, Order, dial_and_establish};
-use crate::connection::{Link, LinkParts};
 use crate::error::{Error, ErrorCode, Result};
 use crate::proto::auth::Role;
 use crate::proto::session::Side;
@@ -117,9 +117,8 @@ async fn operate(shared: Arc<Shared>, operation: Operation) -> Result<OperationR
             let expect = Expect { role: Role::Worker, id: None };
             let established =
                 dial_and_establish(&[uri], &shared.party, &expect, Order::AsGiven, &shared.dial).await.map_err(Error::from)?;
-            let node = established.peer.id.clone();
-            let parts = LinkParts { established, side: Side::Dialler };
-            let link = Link::start(parts, shared.link_options(), |link| super::workers::handler(Arc::clone(&shared), link));
+            let (node, dialled) = (established.peer.id.clone(), established.uri.clone());
+            let link = super::workers::start(&shared, LinkParts { established, side: Side::Dialler }, dialled);
             // Known when it has introduced itself and obeys.
             let ready = async {
                 loop {
@@ -138,7 +137,7 @@ async fn operate(shared: Arc<Shared>, operation: Operation) -> Result<OperationR
         }
         Operation::Forget { node } => {
             let proxy = shared.directory.remove(&node).ok_or_else(|| unknown(&node))?;
-            proxy.cast(Msg::Forget);
+            proxy.forget();
             Ok(OperationReply::Done)
         }
         Operation::Subscribe(_) => Err(Error::new(ErrorCode::NotAllowed, "a subscription needs a call with a stream")),

@@ -7,6 +7,9 @@ use std::sync::{Arc, PoisonError, RwLock};
 use super::proxy::Proxy;
 use crate::types::NodeId;
 
+/// Workers that one control node knows, connected or not. One that never returns stays until it is forgotten.
+const PROXIES_MAX: usize = 131_072;
+
 /// A map of ours, not of names of actors: looked up at each call.
 #[derive(Default)]
 pub(super) struct Directory {
@@ -18,14 +21,21 @@ impl Directory {
         self.proxies.read().unwrap_or_else(PoisonError::into_inner).get(node).cloned()
     }
 
-    /// The proxy of a worker, made if there is none.
-    pub(super) fn find_or_insert(&self, node: &NodeId, make: impl FnOnce() -> Arc<Proxy>) -> Arc<Proxy> {
-        if let Some(proxy) = self.find(node) {
-            return proxy;
+    /// The proxy of a worker, made if there is none, or only one that has died. None if there are too many.
+    pub(super) fn find_or_insert(&self, node: &NodeId, make: impl FnOnce() -> Arc<Proxy>) -> Option<Arc<Proxy>> {
+        if let Some(proxy) = self.find(node).filter(|proxy| !proxy.has_ended()) {
+            return Some(proxy);
         }
-        match self.proxies.write().unwrap_or_else(PoisonError::into_inner).entry(node.clone()) {
-            Entry::Occupied(entry) => Arc::clone(entry.get()),
-            Entry::Vacant(entry) => Arc::clone(entry.insert(make())),
+        let mut proxies = self.proxies.write().unwrap_or_else(PoisonError::into_inner);
+        let full = proxies.len() >= PROXIES_MAX;
+        match proxies.entry(node.clone()) {
+            Entry::Occupied(entry) if !entry.get().has_ended() => Some(Arc::clone(entry.get())),
+            Entry::Occupied(mut entry) => {
+                entry.insert(make());
+                Some(Arc::clone(entry.get()))
+            }
+            Entry::Vacant(_) if full => None,
+            Entry::Vacant(entry) => Some(Arc::clone(entry.insert(make()))),
         }
     }
 

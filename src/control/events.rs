@@ -1,24 +1,38 @@
 //! Events of workers, on their way to the classes and to live subscribers.
 //!
+//! ```text
+//!   link ─► Dispatcher: intake of the class (what is new?) ─► queue ─► Deliverer ─► class, live subscribers
+//!                                                                          └─► acknowledgement, on the channel of now
+//! ```
+//!
 //! Each worker has one queue per class, so that a slow class delays nobody but itself. An event is acknowledged when the class has taken it in, or its failure was
-//! logged: at least once. The queue is longer than the window that a worker may have under way, so a full one means a worker that breaks the rules.
+//! logged: at least once. What a worker sends again after a reconnect is not queued again, so a class that hangs holds no more than one window; a full queue means
+//! a worker that breaks the rules. Only the incarnation that the proxy has taken is listened to.
 
-use std::collections::{BTreeMap, BTreeSet};
+mod deliverer;
+mod intake;
+#[cfg(test)]
+mod tests;
+
+use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use bytes::Bytes;
 use tokio::sync::mpsc;
 
+use self::deliverer::{Deliverer, Item, Progress};
+use self::intake::{Arrival, Intake, Resynced};
 use super::shared::Shared;
-use crate::cluster::{CORE_CLASS, EventBody, EventFilter, EventRecord, EventSink, EventStream, core_class, event_queue};
+use crate::cluster::{EventBody, EventFilter, EventRecord, EventSink, EventStream, core_class, event_queue};
 use crate::connection::{Channel, unix_time_ms};
-use crate::job::{EventContext, RawEvent, RawEventKind};
-use crate::proto::head::{EventHead, EventKind};
+use crate::proto::head::EventHead;
 use crate::proto::message::{BuiltinEvent, EventAck, Message, Resync};
-use crate::types::{ClassName, Incarnation, NodeId, NodeStatus, Payload, TaskId};
+use crate::types::{ClassName, Incarnation, NodeId, NodeStatus};
 
-/// Entries of one queue: the window of a worker, twice, for the moment of a reconnect, and what we say ourselves.
-const QUEUE_MAX: usize = 1024;
+/// Entries of one queue: several windows, of the incarnations of a worker that is restarted while its class hangs, and what we say ourselves.
+const QUEUE_MAX: usize = 2048;
+/// Entries that stay free for the worker: what we say ourselves, such as its coming and going, is dropped first.
+const RESERVED: usize = QUEUE_MAX / 2;
 /// Classes of one worker.
 const CLASSES_MAX: usize = 1024;
 
@@ -31,7 +45,10 @@ pub(super) struct Hub {
 impl Hub {
     pub(super) fn subscribe(&self, filter: EventFilter) -> EventStream {
         let (sink, stream) = event_queue(filter);
-        self.sinks.lock().unwrap_or_else(PoisonError::into_inner).push(sink);
+        let mut sinks = self.sinks.lock().unwrap_or_else(PoisonError::into_inner);
+        // Those who come and go while nothing happens must not pile up.
+        sinks.retain(EventSink::is_open);
+        sinks.push(sink);
         stream
     }
 
@@ -45,22 +62,30 @@ impl Hub {
 pub(super) enum Took {
     /// It will be handled.
     Queued,
+    /// It was known already, or comes from an incarnation that is not the one of now: nothing was queued.
+    Ignored,
     /// There is no room: the worker sends more than it was granted.
     Refused,
-}
-
-enum Item {
-    Event { channel: Channel, incarnation: Incarnation, head: EventHead, payload: Bytes },
-    Resync { incarnation: Incarnation, resync: Resync },
-    Status { incarnation: Incarnation, status: NodeStatus },
-    NewIncarnation(Incarnation),
 }
 
 /// The queues of one worker.
 pub(super) struct Dispatcher {
     shared: Weak<Shared>,
     node: NodeId,
-    queues: Mutex<BTreeMap<ClassName, mpsc::Sender<Item>>>,
+    queues: Mutex<Queues>,
+}
+
+#[derive(Default)]
+struct Queues {
+    /// The one that the proxy has taken.
+    incarnation: Option<Incarnation>,
+    classes: BTreeMap<ClassName, Queue>,
+}
+
+struct Queue {
+    sender: mpsc::Sender<Item>,
+    intake: Intake<Channel>,
+    progress: Arc<Mutex<Progress>>,
 }
 
 impl Dispatcher {
@@ -68,189 +93,105 @@ impl Dispatcher {
         Self { shared: Arc::downgrade(shared), node, queues: Mutex::default() }
     }
 
+    /// An event, or a gap, has come.
     pub(super) fn event(&self, channel: &Channel, incarnation: Incarnation, head: EventHead, payload: Bytes) -> Took {
-        let class = head.class.clone();
-        self.queue(class, Item::Event { channel: channel.clone(), incarnation, head, payload })
+        let mut queues = self.queues.lock().unwrap_or_else(PoisonError::into_inner);
+        let queue = match self.queue(&mut queues, incarnation, &head.class) {
+            Ok(queue) => queue,
+            Err(took) => return took,
+        };
+        let delivered = queue.on(channel, incarnation);
+        if !queue.intake.is_new(incarnation, head.seq) {
+            drop(queues);
+            if head.seq <= delivered {
+                // Its acknowledgement was lost with the channel that it was given on. If it is still queued, it will be acknowledged here.
+                channel.message(&Message::EventAck(EventAck { class: head.class, seq: delivered }));
+            }
+            return Took::Ignored;
+        }
+        let Ok(permit) = queue.sender.try_reserve() else { return Took::Refused };
+        let Arrival { first, before } = queue.intake.event(incarnation, head.seq, head.kind);
+        permit.send(Item::Event { incarnation, head, payload, first, before });
+        Took::Queued
     }
 
-    pub(super) fn resync(&self, _: &Channel, incarnation: Incarnation, resync: Resync) -> Took {
-        self.queue(resync.class.clone(), Item::Resync { incarnation, resync })
+    /// The worker starts to send its journal again.
+    pub(super) fn resync(&self, channel: &Channel, incarnation: Incarnation, resync: Resync) -> Took {
+        let mut queues = self.queues.lock().unwrap_or_else(PoisonError::into_inner);
+        let queue = match self.queue(&mut queues, incarnation, &resync.class) {
+            Ok(queue) => queue,
+            Err(took) => return took,
+        };
+        queue.on(channel, incarnation);
+        if !queue.intake.resync_is_news(incarnation, resync.next_seq) {
+            return Took::Ignored;
+        }
+        let Ok(permit) = queue.sender.try_reserve() else { return Took::Refused };
+        match queue.intake.resync(channel.clone(), incarnation, resync) {
+            Resynced::More => Took::Ignored,
+            Resynced::TooMany => Took::Refused,
+            Resynced::Done { gap, mark, tasks } => {
+                permit.send(Item::Resync { incarnation, gap, mark, tasks });
+                Took::Queued
+            }
+        }
     }
 
     /// Tells every class that was ever heard of, and always live subscribers, how the worker is.
     pub(super) fn tell(&self, incarnation: Incarnation, status: NodeStatus) {
         let queues = self.queues.lock().unwrap_or_else(PoisonError::into_inner);
         let own_class = core_class();
-        if !queues.contains_key(&own_class)
+        if !queues.classes.contains_key(&own_class)
             && let Some(shared) = self.shared.upgrade()
         {
             let event = EventBody::Nkcluster(BuiltinEvent::NodeStatus(status));
             let record = EventRecord { node: self.node.clone(), incarnation, class: own_class, seq: 0, time_ms: unix_time_ms(), event };
             shared.hub.publish(&record);
         }
-        for queue in queues.values() {
-            // Full queues are those of a class that hangs: it will learn the status when it asks.
-            let _ = queue.try_send(Item::Status { incarnation, status });
+        for queue in queues.classes.values() {
+            queue.say(Item::Status { incarnation, status });
         }
     }
 
-    /// Tasks of other incarnations have ended.
+    /// The proxy has taken this incarnation: tasks of other ones have ended, and nothing more is heard of them.
     pub(super) fn new_incarnation(&self, incarnation: Incarnation) {
-        for queue in self.queues.lock().unwrap_or_else(PoisonError::into_inner).values() {
-            let _ = queue.try_send(Item::NewIncarnation(incarnation));
+        let mut queues = self.queues.lock().unwrap_or_else(PoisonError::into_inner);
+        queues.incarnation = Some(incarnation);
+        for queue in queues.classes.values() {
+            queue.say(Item::NewIncarnation(incarnation));
         }
     }
 
-    fn queue(&self, class: ClassName, item: Item) -> Took {
-        let mut queues = self.queues.lock().unwrap_or_else(PoisonError::into_inner);
-        if !queues.contains_key(&class) {
-            if queues.len() >= CLASSES_MAX {
-                return Took::Refused;
+    /// The queue for what an incarnation has sent; else what became of it.
+    fn queue<'a>(&self, queues: &'a mut Queues, incarnation: Incarnation, class: &ClassName) -> Result<&'a mut Queue, Took> {
+        if queues.incarnation != Some(incarnation) {
+            return Err(Took::Ignored);
+        }
+        if !queues.classes.contains_key(class) {
+            if queues.classes.len() >= CLASSES_MAX {
+                return Err(Took::Refused);
             }
             let (sender, receiver) = mpsc::channel(QUEUE_MAX);
-            let deliverer = Deliverer {
-                shared: Weak::clone(&self.shared),
-                node: self.node.clone(),
-                class: class.clone(),
-                incarnation: None,
-                last: 0,
-                tasks: BTreeSet::new(),
-                resyncing: None,
-            };
+            let progress = Arc::new(Mutex::new(Progress::new(incarnation)));
+            let deliverer = Deliverer::new(Weak::clone(&self.shared), self.node.clone(), class.clone(), Arc::clone(&progress));
             // Ends with the dispatcher, that is with its proxy.
             tokio::spawn(deliverer.run(receiver));
-            queues.insert(class.clone(), sender);
+            queues.classes.insert(class.clone(), Queue { sender, intake: Intake::new(incarnation), progress });
         }
-        let sent = queues.get(&class).map(|queue| queue.try_send(item));
-        if matches!(sent, Some(Ok(()))) { Took::Queued } else { Took::Refused }
+        queues.classes.get_mut(class).ok_or(Took::Refused)
     }
 }
 
-/// Delivers the events of one class of one worker, in order.
-struct Deliverer {
-    shared: Weak<Shared>,
-    node: NodeId,
-    class: ClassName,
-    incarnation: Option<Incarnation>,
-    /// Last number that was delivered.
-    last: u64,
-    tasks: BTreeSet<TaskId>,
-    /// Tasks of a resync that has further pages.
-    resyncing: Option<Vec<TaskId>>,
-}
-
-impl Deliverer {
-    async fn run(mut self, mut queue: mpsc::Receiver<Item>) {
-        while let Some(item) = queue.recv().await {
-            let Some(shared) = self.shared.upgrade() else { return };
-            match item {
-                Item::Event { channel, incarnation, head, payload } => {
-                    self.enter(&shared, incarnation).await;
-                    let seq = head.seq;
-                    // Delivered before a cut, and sent again because its acknowledgement was lost.
-                    if seq > self.last {
-                        self.event(&shared, incarnation, head, payload).await;
-                        self.last = seq;
-                    }
-                    channel.message(&Message::EventAck(EventAck { class: self.class.clone(), seq: self.last }));
-                }
-                Item::Resync { incarnation, resync } => self.resync(&shared, incarnation, resync).await,
-                Item::Status { incarnation, status } => {
-                    self.deliver(&shared, incarnation, 0, unix_time_ms(), Own::Builtin(BuiltinEvent::NodeStatus(status))).await
-                }
-                Item::NewIncarnation(incarnation) => self.enter(&shared, incarnation).await,
-            }
-        }
+impl Queue {
+    /// What this incarnation sends comes on this channel now; returns the last number that its class has taken in.
+    fn on(&self, channel: &Channel, incarnation: Incarnation) -> u64 {
+        self.progress.lock().unwrap_or_else(PoisonError::into_inner).on(channel, incarnation)
     }
 
-    /// The worker was restarted: its old tasks are gone.
-    async fn enter(&mut self, shared: &Arc<Shared>, incarnation: Incarnation) {
-        if self.incarnation == Some(incarnation) {
-            return;
-        }
-        let old = self.incarnation.replace(incarnation);
-        self.last = 0;
-        for id in std::mem::take(&mut self.tasks) {
-            let ended = BuiltinEvent::TaskStopped { id, reason: "node_restarted".to_owned() };
-            self.deliver(shared, old.unwrap_or_default(), 0, unix_time_ms(), Own::Builtin(ended)).await;
+    /// Queues a word of our own. It is dropped where a class hangs and much waits for it already: later it will learn how things are then.
+    fn say(&self, item: Item) {
+        if self.sender.capacity() > RESERVED {
+            let _ = self.sender.try_send(item);
         }
     }
-
-    async fn resync(&mut self, shared: &Arc<Shared>, incarnation: Incarnation, resync: Resync) {
-        let unknown = self.incarnation != Some(incarnation);
-        self.enter(shared, incarnation).await;
-        let mut tasks = self.resyncing.take().unwrap_or_default();
-        tasks.extend(resync.tasks);
-        if resync.more {
-            self.resyncing = Some(tasks);
-            return;
-        }
-        let gap = (resync.next_seq > self.last + 1).then(|| (self.last + 1, resync.next_seq - 1));
-        if unknown || gap.is_some() {
-            self.last = self.last.max(resync.next_seq.saturating_sub(1));
-            self.deliver(shared, incarnation, 0, unix_time_ms(), Own::Resync { gap, tasks: tasks.clone() }).await;
-        }
-        self.tasks = tasks.into_iter().collect();
-    }
-
-    async fn event(&mut self, shared: &Arc<Shared>, incarnation: Incarnation, head: EventHead, payload: Bytes) {
-        let what = match head.kind {
-            EventKind::Class => Own::Class(Payload::from_bytes(payload)),
-            EventKind::Builtin | EventKind::Gap => match rmp_serde::from_slice::<BuiltinEvent>(&payload) {
-                Ok(event) => Own::Builtin(event),
-                Err(error) => {
-                    tracing::warn!(worker = %self.node, class = %self.class, seq = head.seq, %error, "an event of ours cannot be read");
-                    return;
-                }
-            },
-        };
-        match &what {
-            Own::Builtin(BuiltinEvent::TaskStarted(id)) => {
-                self.tasks.insert(id.clone());
-            }
-            Own::Builtin(BuiltinEvent::TaskStopped { id, .. }) => {
-                self.tasks.remove(id);
-            }
-            _ => {}
-        }
-        self.deliver(shared, incarnation, head.seq, head.time_ms, what).await;
-    }
-
-    async fn deliver(&self, shared: &Arc<Shared>, incarnation: Incarnation, seq: u64, time_ms: u64, what: Own) {
-        let body = match &what {
-            Own::Class(payload) => Some(EventBody::Class(payload.clone())),
-            Own::Builtin(event) => Some(EventBody::Nkcluster(event.clone())),
-            Own::Resync { .. } => None,
-        };
-        if let Some(event) = body {
-            let record = EventRecord { node: self.node.clone(), incarnation, class: self.class.clone(), seq, time_ms, event };
-            shared.hub.publish(&record);
-        }
-        let Some(class) = shared.classes.class(&self.class) else { return };
-        if self.class.as_str() == CORE_CLASS {
-            return;
-        }
-        let kind = match what {
-            Own::Class(payload) => RawEventKind::Class(payload),
-            Own::Resync { gap, tasks } => RawEventKind::Resync { gap, tasks },
-            Own::Builtin(BuiltinEvent::TaskStarted(id)) => RawEventKind::TaskStarted(id),
-            Own::Builtin(BuiltinEvent::TaskStopped { id, reason }) => RawEventKind::TaskStopped { id, reason },
-            Own::Builtin(BuiltinEvent::NodeStatus(status)) => RawEventKind::NodeStatus(status),
-            Own::Builtin(BuiltinEvent::Gap { from, to }) => RawEventKind::Gap { from, to },
-        };
-        let event = RawEvent { node: self.node.clone(), incarnation, seq, time_ms, kind };
-        let ctx = EventContext { control: shared.id.clone(), control_incarnation: shared.incarnation, cluster: shared.cluster() };
-        // A task of its own, so that its panic is its own.
-        match tokio::spawn(class.event(ctx, event)).await {
-            Ok(Ok(())) => {}
-            Ok(Err(error)) => tracing::warn!(worker = %self.node, class = %self.class, seq, %error, "a class could not read an event"),
-            Err(error) => tracing::error!(worker = %self.node, class = %self.class, seq, %error, "the event handler of a class failed"),
-        }
-    }
-}
-
-enum Own {
-    Class(Payload),
-    Builtin(BuiltinEvent),
-    Resync { gap: Option<(u64, u64)>, tasks: Vec<TaskId> },
 }

@@ -3,6 +3,7 @@
 pub(super) mod state;
 
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -27,16 +28,13 @@ use crate::proto::message::{Adopted, Describe, Fenced, Message, Preferred, Resyn
 use crate::proto::session::Side;
 use crate::types::{Incarnation, NodeId, NodeStats, NodeStatus, NodeUri};
 
-/// How long a worker that was dialled may take to introduce itself.
-const INTRODUCTION: Duration = Duration::from_secs(5);
-
-/// Restart of the actor's loop after a panic would lose the state: instead its worker is met anew.
+/// Restart of the actor's loop after a panic would lose the state: instead its links end with it, and its worker is met anew by another one.
 pub(super) enum Msg {
-    LinkUp { key: LinkKey, link: Link, describe: Box<Describe> },
+    LinkUp { key: LinkKey, link: Link, dialled: Option<Box<NodeUri>>, describe: Box<Describe>, turn: Turn },
     LinkDown { key: LinkKey },
-    Adopted { key: LinkKey, channel: u16, answer: Adopted },
-    Fenced { key: LinkKey, fenced: Fenced },
-    Updated { key: LinkKey, update: Box<Update> },
+    Adopted { key: LinkKey, channel: u16, answer: Adopted, turn: Turn },
+    Fenced { key: LinkKey, fenced: Fenced, turn: Turn },
+    Updated { key: LinkKey, update: Arc<Latest> },
     Ponged { key: LinkKey, purpose: PingFor, round_trip: Duration, peer_time_ms: u64 },
     PingLost { key: LinkKey },
     DialFailed { dial: u64, error: Error },
@@ -61,6 +59,24 @@ impl std::fmt::Debug for Msg {
     }
 }
 
+/// A place in the mailbox of the proxy, given back when the message was looked at. What a peer says takes one: it may speak faster than anybody listens.
+pub(super) type Turn = tokio::sync::OwnedSemaphorePermit;
+
+/// The last news of a worker that its proxy has not looked at: newer ones replace older ones, so that they wait in a bounded room.
+#[derive(Default)]
+pub(super) struct Latest(Mutex<Option<Box<Update>>>);
+
+impl Latest {
+    /// Leaves news; true if the proxy must be told that there are any.
+    pub(super) fn leave(&self, update: Update) -> bool {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).replace(Box::new(update)).is_none()
+    }
+
+    fn take(&self) -> Option<Box<Update>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).take()
+    }
+}
+
 /// Where calls for a worker go now.
 pub(super) struct Current {
     pub(super) channel: Channel,
@@ -72,8 +88,11 @@ pub(super) struct Current {
 pub(super) struct Proxy {
     pub(super) id: NodeId,
     current: ArcSwapOption<Current>,
+    /// The channel on which the worker was asked last to obey: what comes on any other is not its word.
+    asked: ArcSwapOption<(LinkKey, u16)>,
     info: Mutex<NodeInfo>,
     actor: Mutex<Option<ActorRef<Msg>>>,
+    ended: AtomicBool,
     pub(super) dispatcher: Dispatcher,
 }
 
@@ -83,8 +102,10 @@ impl Proxy {
         let proxy = Arc::new(Self {
             id: id.clone(),
             current: ArcSwapOption::empty(),
+            asked: ArcSwapOption::empty(),
             info: Mutex::new(unknown_node(&id)),
             actor: Mutex::new(None),
+            ended: AtomicBool::new(false),
             dispatcher: Dispatcher::new(shared, id.clone()),
         });
         let (actor, starting): (_, ActorJoin<_>) =
@@ -103,6 +124,11 @@ impl Proxy {
     /// Whether what comes on this channel comes from the worker that obeys us there.
     pub(super) fn is_current(&self, key: LinkKey, channel: u16) -> bool {
         self.current.load().as_ref().is_some_and(|current| current.key == key && current.channel.id() == channel)
+    }
+
+    /// Whether events on this channel are those of the worker. Known before it can answer the adoption, which its first events follow at once.
+    pub(super) fn hears(&self, key: LinkKey, channel: u16) -> bool {
+        self.asked.load().as_ref().is_some_and(|asked| **asked == (key, channel))
     }
 
     /// What is known of the worker.
@@ -125,6 +151,17 @@ impl Proxy {
 
     pub(super) fn resync(&self, channel: &Channel, incarnation: Incarnation, resync: Resync) -> Took {
         self.dispatcher.resync(channel, incarnation, resync)
+    }
+
+    /// Whether the actor has ended, or will before it sees another message.
+    pub(super) fn has_ended(&self) -> bool {
+        self.ended.load(Ordering::SeqCst)
+    }
+
+    /// Ends the actor: its worker is not wanted any more. What is cast from now on may never be seen, so whoever casts looks at [`Proxy::has_ended`] afterwards.
+    pub(super) fn forget(&self) {
+        self.ended.store(true, Ordering::SeqCst);
+        self.cast(Msg::Forget);
     }
 
     /// Ends the actor, without a word to anybody.
@@ -161,6 +198,7 @@ struct ProxyActor {
 }
 
 struct Own {
+    proxy: Arc<Proxy>,
     state: State,
     links: BTreeMap<LinkKey, (Link, Option<Channel>)>,
     latency: Latency,
@@ -169,6 +207,8 @@ struct Own {
     tasks: u32,
     timer: Option<JoinHandle<()>>,
     dialling: Option<JoinHandle<()>>,
+    /// Where it was dialled last, with success. It may be the only address that can be reached from here, and the only one with a password.
+    found_at: Option<NodeUri>,
     /// Dials so far; the number of the last one tells it from those before.
     dials: u64,
 }
@@ -188,6 +228,7 @@ impl Actor for ProxyActor {
             connect_retry: config.proxy_connect_retry,
         };
         Ok(Own {
+            proxy: Arc::clone(&self.proxy),
             state: State::new(setup),
             links: BTreeMap::new(),
             latency: Latency::new(),
@@ -196,6 +237,7 @@ impl Actor for ProxyActor {
             tasks: 0,
             timer: None,
             dialling: None,
+            found_at: None,
             dials: 0,
         })
     }
@@ -203,9 +245,11 @@ impl Actor for ProxyActor {
     async fn handle(&self, myself: ActorRef<Msg>, message: Msg, own: &mut Own) -> Result<(), ActorProcessingErr> {
         let now = Instant::now().into_std();
         let actions = match message {
-            Msg::LinkUp { key, link, describe } => {
+            Msg::LinkUp { key, link, dialled, describe, turn } => {
+                drop(turn);
                 // Whoever was being dialled is here, or no longer needed.
                 own.dialling.take().inspect(JoinHandle::abort);
+                own.found_at = dialled.map(|uri| *uri).or(own.found_at.take());
                 let incarnation = link.peer().incarnation;
                 own.links.entry(key).or_insert((link, None));
                 own.state.link_up(key, incarnation, *describe, now)
@@ -214,13 +258,19 @@ impl Actor for ProxyActor {
                 own.links.remove(&key);
                 own.state.link_down(key, now)
             }
-            Msg::Adopted { key, channel, answer } => {
+            Msg::Adopted { key, channel, answer, turn } => {
+                drop(turn);
                 let asked = own.links.get(&key).and_then(|(_, channel)| channel.as_ref()).map(Channel::id);
                 if asked == Some(channel) { own.state.adopted(key, answer, now) } else { Vec::new() }
             }
-            Msg::Fenced { key, fenced } => own.state.fenced(key, fenced.term, now),
+            Msg::Fenced { key, fenced, turn } => {
+                drop(turn);
+                own.state.fenced(key, fenced.term, now)
+            }
             Msg::Updated { key, update } => {
-                if own.state.uses(key) {
+                if let Some(update) = update.take()
+                    && own.state.uses(key)
+                {
                     own.tasks = update.tasks;
                     own.stats = update.stats.clone().or(own.stats.take());
                     own.state.updated(key, *update);
@@ -261,12 +311,19 @@ impl Actor for ProxyActor {
         Self::arm(&myself, own);
         Ok(())
     }
+}
 
-    async fn post_stop(&self, _: ActorRef<Msg>, own: &mut Own) -> Result<(), ActorProcessingErr> {
+impl Drop for Own {
+    /// However the actor ends: nobody takes it for alive, and its worker, whose link is closed, is met anew.
+    fn drop(&mut self) {
+        self.proxy.ended.store(true, Ordering::SeqCst);
         self.proxy.current.store(None);
-        own.timer.take().inspect(JoinHandle::abort);
-        own.dialling.take().inspect(JoinHandle::abort);
-        Ok(())
+        self.proxy.info.lock().unwrap_or_else(PoisonError::into_inner).status = NodeStatus::NotConnected;
+        self.timer.take().inspect(JoinHandle::abort);
+        self.dialling.take().inspect(JoinHandle::abort);
+        for (link, _) in self.links.values() {
+            link.close(Error::new(ErrorCode::ProcessFailed, "the proxy of the worker has ended"));
+        }
     }
 }
 
@@ -282,6 +339,7 @@ impl ProxyActor {
                     None => link.open_channel(),
                 };
                 if let Ok(opened) = opened {
+                    self.proxy.asked.store(Some(Arc::new((key, opened.id()))));
                     opened.message(&Message::Adopt(*adopt));
                     *channel = Some(opened);
                 }
@@ -300,7 +358,6 @@ impl ProxyActor {
             }
             Action::Close { link: key, reason } => {
                 if let Some((link, _)) = own.links.remove(&key) {
-                    tracing::info!(worker = %id, remote = link.remote(), reason = reason.message(), "link closed");
                     link.channel_zero()
                         .message(&Message::GoAway(crate::proto::message::GoAway { reason: reason.clone(), reconnect_after_ms: None }));
                     link.close(reason);
@@ -320,6 +377,8 @@ impl ProxyActor {
             }
             Action::Dial(addresses) => {
                 own.dials += 1;
+                let others = addresses.into_iter().filter(|address| own.found_at.as_ref() != Some(address));
+                let addresses = own.found_at.iter().cloned().chain(others).collect();
                 let dial = Dial { number: own.dials, id: id.clone(), addresses, proxy: myself.clone() };
                 if let Some(old) = own.dialling.replace(tokio::spawn(dial.run(Arc::clone(&self.shared)))) {
                     old.abort();
@@ -417,16 +476,9 @@ impl Dial {
         let expect = Expect { role: Role::Worker, id: Some(id) };
         let error = match dial_and_establish(&addresses, &shared.party, &expect, Order::AsGiven, &shared.dial).await {
             Ok(established) => {
-                let parts = LinkParts { established, side: Side::Dialler };
-                let link = Link::start(parts, shared.link_options(), |link| super::workers::handler(Arc::clone(&shared), link));
-                tokio::select! {
-                    reason = link.ended() => reason,
-                    () = tokio::time::sleep(INTRODUCTION) => {
-                        let late = Error::new(ErrorCode::Timeout, "it answered, but did not introduce itself");
-                        link.close(late.clone());
-                        late
-                    }
-                }
+                let dialled = established.uri.clone();
+                let link = super::workers::start(&shared, LinkParts { established, side: Side::Dialler }, dialled);
+                link.ended().await
             }
             Err(error) => error.into(),
         };

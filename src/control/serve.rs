@@ -20,6 +20,8 @@ const RELAY_BYTES: usize = 128 * 1024;
 
 pub(super) fn handler(shared: Arc<Shared>, link: &Link) -> Arc<dyn LinkHandler> {
     let key = shared.add_link(link);
+    let peer = link.peer();
+    tracing::info!(target: "nkcluster::audit", client = %peer.id, incarnation = %peer.incarnation, remote = link.remote(), "client connected");
     Arc::new(Handler { backend: Arc::new(Local::new(&shared)), shared, key })
 }
 
@@ -54,6 +56,18 @@ impl LinkHandler for Handler {
     }
 }
 
+/// What changes the cluster leaves a line in the log.
+fn audited(operation: &Operation) -> Option<String> {
+    match operation {
+        Operation::Connect { uri } => Some(match uri.parse() {
+            Ok(uri) => format!("connect {uri}"),
+            Err(_) => "connect to what is no URL".to_owned(),
+        }),
+        Operation::Forget { node } => Some(format!("forget {node}")),
+        Operation::Nodes { .. } | Operation::Info { .. } | Operation::Subscribe(_) => None,
+    }
+}
+
 async fn serve(backend: Arc<Local>, mut call: IncomingCall) {
     let stream = call.stream.take();
     let cancellation = call.cancellation();
@@ -69,6 +83,10 @@ async fn answer(backend: &Local, call: &IncomingCall, stream: Option<ByteStream>
     let timeout = Duration::from_millis(u64::from(call.head.timeout_ms));
     if call.head.verb == Verb::Cluster {
         let operation: Operation = Payload::from_bytes(call.payload.clone()).decode()?;
+        if let Some(what) = audited(&operation) {
+            let peer = call.channel().link().peer();
+            tracing::info!(target: "nkcluster::audit", client = %peer.id, incarnation = %peer.incarnation, what, "operation");
+        }
         return operate(backend, operation, stream, timeout).await;
     }
     let node_call = NodeCall { head: call.head.clone(), payload: Payload::from_bytes(call.payload.clone()), timeout };

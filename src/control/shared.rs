@@ -12,6 +12,7 @@ use crate::cluster::Cluster;
 use crate::config::Config;
 use crate::connection::establish::Party;
 use crate::connection::{Link, LinkOptions};
+use crate::error::{Error, ErrorCode};
 use crate::job::Classes;
 use crate::proto::identity::Rank;
 use crate::transport::DialOptions;
@@ -85,10 +86,13 @@ impl Shared {
         LinkOptions { keepalive: Some(self.config.ping_time) }
     }
 
-    /// Remembers a link until [`Shared::remove_link`], so that it ends with this node at the latest.
+    /// Remembers a link until [`Shared::remove_link`], so that it ends with this node at the latest. One that is made while the node stops ends at once.
     pub(super) fn add_link(&self, link: &Link) -> LinkKey {
         let key = self.next_link.fetch_add(1, Ordering::Relaxed);
         self.links.lock().unwrap_or_else(PoisonError::into_inner).insert(key, link.clone());
+        if self.is_stopping() {
+            link.close(Error::new(ErrorCode::ShuttingDown, format!("control node {} is stopping", self.id)));
+        }
         key
     }
 
@@ -102,10 +106,10 @@ impl Shared {
     }
 
     pub(super) fn begin_stop(&self) {
-        self.stopping.store(true, Ordering::Release);
+        self.stopping.store(true, Ordering::SeqCst);
     }
 
     pub(super) fn is_stopping(&self) -> bool {
-        self.stopping.load(Ordering::Acquire)
+        self.stopping.load(Ordering::SeqCst)
     }
 }

@@ -1,32 +1,119 @@
 //! What a control node does with the frames of one worker's link.
 
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
+use std::time::Duration;
 
 use bytes::Bytes;
+use tokio::sync::Semaphore;
 
 use super::events::Took;
 use super::proxy::state::LinkKey;
-use super::proxy::{Msg, Proxy};
+use super::proxy::{Latest, Msg, Proxy, Turn};
 use super::shared::Shared;
-use crate::connection::{Channel, IncomingCall, Link, LinkHandler};
+use crate::connection::{Channel, IncomingCall, Link, LinkHandler, LinkParts};
 use crate::error::{Error, ErrorCode};
 use crate::proto::head::{EventHead, Rank};
-use crate::proto::message::Message;
+use crate::proto::message::{Describe, Message, Update};
+use crate::types::NodeUri;
 
-pub(super) fn handler(shared: Arc<Shared>, link: &Link) -> Arc<dyn LinkHandler> {
-    let key = shared.add_link(link);
-    Arc::new(Handler { shared, key, link: link.clone(), proxy: OnceLock::new() })
+/// Messages of one link that may wait for the proxy. An honest worker answers what it is asked: one or two.
+const TURNS_MAX: usize = 64;
+/// How long a worker may take to introduce itself, whoever dialled.
+const INTRODUCTION: Duration = Duration::from_secs(5);
+
+/// Starts the link of a worker; `dialled` is the address where we found it.
+pub(super) fn start(shared: &Arc<Shared>, parts: LinkParts, dialled: Option<NodeUri>) -> Link {
+    let mut made = None;
+    let link = Link::start(parts, shared.link_options(), |link| {
+        let key = shared.add_link(link);
+        let handler = Arc::new(Handler {
+            shared: Arc::clone(shared),
+            key,
+            link: link.clone(),
+            dialled,
+            proxy: OnceLock::new(),
+            news: Arc::default(),
+            fenced: AtomicU64::new(0),
+            turns: Arc::new(Semaphore::new(TURNS_MAX)),
+        });
+        made = Some(Arc::clone(&handler));
+        handler as Arc<dyn LinkHandler>
+    });
+    if let Some(handler) = made {
+        tokio::spawn(expect_introduction(handler));
+    }
+    link
+}
+
+/// A worker that says nothing of itself is not kept: nobody could ever use its link.
+async fn expect_introduction(handler: Arc<Handler>) {
+    tokio::select! {
+        _ = handler.link.ended() => {}
+        () = tokio::time::sleep(INTRODUCTION) => {
+            if handler.proxy.get().is_none() {
+                let what = format!("{} did not introduce itself within {INTRODUCTION:?}", handler.link.peer().id);
+                handler.link.close(Error::new(ErrorCode::Timeout, what));
+            }
+        }
+    }
 }
 
 struct Handler {
     shared: Arc<Shared>,
     key: LinkKey,
     link: Link,
+    dialled: Option<NodeUri>,
     /// Known from the worker's first frame on.
     proxy: OnceLock<Arc<Proxy>>,
+    news: Arc<Latest>,
+    /// Highest term that was told to have fenced us. Each call that is refused for it tells it again.
+    fenced: AtomicU64,
+    turns: Arc<Semaphore>,
 }
 
 impl Handler {
+    /// A place in the mailbox of the proxy; none for a peer that says more than the proxy can follow, whose link is closed.
+    fn turn(&self) -> Option<Turn> {
+        let turn = Arc::clone(&self.turns).try_acquire_owned().ok();
+        if turn.is_none() {
+            tracing::warn!(worker = %self.link.peer().id, remote = self.link.remote(), "the peer floods its proxy; its link ends");
+            self.link.close(Error::new(ErrorCode::ProtocolError, format!("more than {TURNS_MAX} messages wait for the proxy")));
+        }
+        turn
+    }
+
+    fn introduced(&self, describe: Describe) {
+        let Some(turn) = self.turn() else { return };
+        let id = &self.link.peer().id;
+        let found = || self.shared.directory.find_or_insert(id, || Proxy::start(&self.shared, id.clone()));
+        let Some(proxy) = self.proxy.get().cloned().or_else(found) else {
+            tracing::error!(worker = %id, "a new worker is turned away: too many are known; forget those that will not return");
+            let what = "the control node knows as many workers as it can";
+            return self.link.close(Error::new(ErrorCode::Busy, what));
+        };
+        // Set by the first frame of the worker; the frames of one link come one after the other.
+        let _ = self.proxy.set(Arc::clone(&proxy));
+        let (link, dialled) = (self.link.clone(), self.dialled.clone().map(Box::new));
+        proxy.cast(Msg::LinkUp { key: self.key, link, dialled, describe: Box::new(describe), turn });
+        if proxy.has_ended() {
+            // Forgotten at this very moment: nobody sees this link, so the worker must make another one.
+            self.link.close(Error::new(ErrorCode::ShuttingDown, "the proxy of the worker has ended"));
+        }
+    }
+
+    fn updated(&self, proxy: &Proxy, update: Update) {
+        if self.news.leave(update) {
+            proxy.cast(Msg::Updated { key: self.key, update: Arc::clone(&self.news) });
+        }
+    }
+
+    /// The proxy, if it listens to events on this channel. What comes on a link that another one has replaced comes again there; what comes from a peer that was
+    /// not adopted, such as a clone of the worker, is nobody's.
+    fn heard(&self, channel: &Channel) -> Option<&Arc<Proxy>> {
+        self.proxy.get().filter(|proxy| proxy.hears(self.key, channel.id()))
+    }
+
     fn full(&self, channel: &Channel, took: Took) {
         if took == Took::Refused {
             let what = "more events are on their way than were granted";
@@ -42,20 +129,16 @@ impl LinkHandler for Handler {
     }
 
     fn event(&self, channel: &Channel, head: EventHead, payload: Bytes) {
-        let Some(proxy) = self.proxy.get() else { return };
+        let Some(proxy) = self.heard(channel) else { return };
         let took = proxy.event(channel, self.link.peer().incarnation, head, payload);
         self.full(channel, took);
     }
 
     fn message(&self, channel: &Channel, message: Message) {
         match message {
-            Message::Describe(describe) => {
-                let id = &self.link.peer().id;
-                let proxy = self.proxy.get_or_init(|| self.shared.directory.find_or_insert(id, || Proxy::start(&self.shared, id.clone())));
-                proxy.cast(Msg::LinkUp { key: self.key, link: self.link.clone(), describe: Box::new(describe) });
-            }
+            Message::Describe(describe) => self.introduced(describe),
             Message::Resync(resync) => {
-                if let Some(proxy) = self.proxy.get() {
+                if let Some(proxy) = self.heard(channel) {
                     let took = proxy.resync(channel, self.link.peer().incarnation, resync);
                     self.full(channel, took);
                 }
@@ -64,9 +147,17 @@ impl LinkHandler for Handler {
                 let Some(proxy) = self.proxy.get() else { return };
                 let key = self.key;
                 match other {
-                    Message::Adopted(answer) => proxy.cast(Msg::Adopted { key, channel: channel.id(), answer }),
-                    Message::Fenced(fenced) => proxy.cast(Msg::Fenced { key, fenced }),
-                    Message::Update(update) => proxy.cast(Msg::Updated { key, update: Box::new(update) }),
+                    Message::Adopted(answer) => {
+                        if let Some(turn) = self.turn() {
+                            proxy.cast(Msg::Adopted { key, channel: channel.id(), answer, turn });
+                        }
+                    }
+                    Message::Fenced(fenced) if self.fenced.fetch_max(fenced.term, Ordering::Relaxed) < fenced.term => {
+                        if let Some(turn) = self.turn() {
+                            proxy.cast(Msg::Fenced { key, fenced, turn });
+                        }
+                    }
+                    Message::Update(update) => self.updated(proxy, update),
                     _ => {}
                 }
             }
@@ -85,7 +176,9 @@ impl LinkHandler for Handler {
 
     fn pinged(&self, _: u16, _: Rank) {}
 
-    fn closed(&self, _: &Error) {
+    fn closed(&self, reason: &Error) {
+        let worker = &self.link.peer().id;
+        tracing::info!(%worker, remote = self.link.remote(), code = %reason.code(), reason = reason.message(), "link ended");
         self.shared.remove_link(self.key);
         if let Some(proxy) = self.proxy.get() {
             proxy.cast(Msg::LinkDown { key: self.key });

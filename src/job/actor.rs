@@ -15,7 +15,17 @@ pub struct TaskRun {
 
 pub(super) enum Kind {
     Future(BoxFuture<'static, Result<()>>),
-    Actor { cell: ActorCell, ended: oneshot::Receiver<TaskEnd> },
+    Actor { actor: Owned, ended: oneshot::Receiver<TaskEnd> },
+}
+
+/// An actor that ends with the task it runs, also if that is never started because its class failed afterwards.
+pub(super) struct Owned(ActorCell);
+
+impl Drop for Owned {
+    fn drop(&mut self) {
+        // Of an actor that has ended nothing is left to kill.
+        self.0.kill();
+    }
 }
 
 /// How a task ended.
@@ -53,11 +63,11 @@ impl TaskRun {
                 },
                 () = killed => TaskEnd::Killed,
             },
-            Kind::Actor { cell, mut ended } => {
+            Kind::Actor { actor, mut ended } => {
                 let end = tokio::select! {
                     end = &mut ended => end,
                     () = killed => {
-                        cell.kill();
+                        actor.0.kill();
                         ended.await
                     }
                 };
@@ -76,8 +86,8 @@ impl TaskRun {
         let (supervisor, _) = Actor::spawn(None, Supervisor, told).await.map_err(failed)?;
         match Actor::spawn_linked(None, actor, arguments, supervisor.get_cell()).await {
             Ok((actor, _)) => {
-                let cell = actor.get_cell();
-                Ok((actor, Self { kind: Kind::Actor { cell, ended } }))
+                let owned = Owned(actor.get_cell());
+                Ok((actor, Self { kind: Kind::Actor { actor: owned, ended } }))
             }
             Err(error) => {
                 supervisor.stop(None);
@@ -148,9 +158,16 @@ mod tests {
         let (actor, run) = TaskRun::actor(Fails, ()).await.expect("starts");
         act(&actor);
         match run.kind {
-            Kind::Actor { ended, .. } => ended.await.expect("the supervisor tells the end"),
+            Kind::Actor { actor: _owned, ended } => ended.await.expect("the supervisor tells the end"),
             Kind::Future(_) => unreachable!("it is an actor"),
         }
+    }
+
+    #[tokio::test]
+    async fn an_actor_whose_task_is_never_run_ends() {
+        let (actor, run) = TaskRun::actor(Fails, ()).await.expect("starts");
+        drop(run);
+        actor.wait(None).await.expect("it ends");
     }
 
     #[tokio::test]

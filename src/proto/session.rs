@@ -241,6 +241,11 @@ impl<T> Session<T> {
         self.channels.values().map(|state| state.calls_in.len()).sum()
     }
 
+    /// Whether the peer waits for the answer of a call.
+    pub fn answers_awaited(&self) -> bool {
+        self.channels.values().any(|state| state.calls_in.values().any(|waiting| *waiting == Waiting::Yes))
+    }
+
     /// Sends a call, with a stream if `with_stream`.
     ///
     /// # Errors

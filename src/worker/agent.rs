@@ -104,7 +104,14 @@ async fn lost(shared: &Shared) {
         if *changes.borrow_and_update() == Held::No {
             return;
         }
-        let deadline = shared.lock().adoption.next_deadline().map(Instant::from_std);
+        let deadline = {
+            let state = shared.lock();
+            // Told already, and still so after an attempt that led nowhere.
+            if state.adoption.next_deadline().is_none() && state.adoption.silent(Instant::now().into_std()) {
+                return;
+            }
+            state.adoption.next_deadline().map(Instant::from_std)
+        };
         tokio::select! {
             changed = changes.changed() => if changed.is_err() { return },
             () = sleep_until(deadline) => {
@@ -124,10 +131,14 @@ async fn sleep_until(deadline: Option<Instant>) {
     }
 }
 
+/// Waits until somebody holds the worker who is not silent.
 async fn held(shared: &Shared) {
     let mut changes = shared.held.subscribe();
-    // The sender lives as long as the worker.
-    let _ = changes.wait_for(|held| *held != Held::No).await;
+    while shared.lock().adoption.silent(Instant::now().into_std()) {
+        if changes.changed().await.is_err() {
+            return;
+        }
+    }
 }
 
 /// Whether the worker is adopted over `link` before it has been silent for too long.

@@ -11,6 +11,7 @@ use tokio::time::Instant;
 use super::outcomes::Begin;
 use super::running::{CatchPanic, Running, panic_text, panicked};
 use super::shared::Shared;
+use crate::cluster::CORE_CLASS;
 use crate::connection::{IncomingCall, unix_time_ms};
 use crate::error::{Error, ErrorCode, Result};
 use crate::job::{ErasedClass, LocalNode, RawStarted, RawTaskContext, RequestContext, TaskEnd};
@@ -77,7 +78,8 @@ fn prepare(shared: &Arc<Shared>, call: &IncomingCall) -> Result<Prepared> {
             format!("worker {} has no class {name} or does not enable it (key `classes`); it runs: {}", shared.id, enabled.join(", "));
         Error::new(ErrorCode::UnknownClass, what)
     })?;
-    let permit = Arc::clone(&shared.calls).try_acquire_owned().map_err(|_| {
+    let places = if name.as_str() == CORE_CLASS { &shared.core_calls } else { &shared.calls };
+    let permit = Arc::clone(places).try_acquire_owned().map_err(|_| {
         let what = format!("worker {} carries out {} calls already, the most it may; try again", shared.id, shared.config.max_calls);
         Error::new(ErrorCode::Busy, what)
     })?;

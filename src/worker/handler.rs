@@ -79,6 +79,10 @@ impl Handler {
 impl LinkHandler for Handler {
     fn call(&self, call: IncomingCall) {
         match self.standing(call.channel().id()) {
+            Standing::Current if self.shared.refuses_calls() => {
+                let what = format!("worker {} is stopping; nothing was done", self.shared.id);
+                call.reply(&Err(Error::new(ErrorCode::ShuttingDown, what)));
+            }
             Standing::Current => executor::execute(&self.shared, call),
             Standing::Fenced { term, holder } => {
                 let holder_name = holder.as_ref().map_or("nobody", |holder| holder.as_str());
@@ -101,7 +105,11 @@ impl LinkHandler for Handler {
             }
             Message::GoAway(away) if channel.link().peer().role == Role::Control => {
                 tracing::info!(node = %self.shared.id, reason = away.reason.message(), "the control node sends us away");
-                self.shared.lock().reconnect_after = away.reconnect_after_ms.map(std::time::Duration::from_millis);
+                let mut state = self.shared.lock();
+                // Of a link that is not the holder's only this link ends: when the holder goes, it says itself when to come back.
+                if state.current.as_ref().is_none_or(|current| current.link() == channel.link()) {
+                    state.reconnect_after = away.reconnect_after_ms.map(std::time::Duration::from_millis);
+                }
             }
             _ => {}
         }

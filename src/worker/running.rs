@@ -1,10 +1,11 @@
 //! A running task: how to reach it, and how to end it.
 
 use std::any::Any;
+use std::convert::Infallible;
 use std::panic::AssertUnwindSafe;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::{Context, Poll};
 
 use tokio::sync::{mpsc, oneshot};
@@ -31,7 +32,8 @@ enum Told {
 pub(super) struct Running {
     told: mpsc::UnboundedSender<Told>,
     waiting: Arc<AtomicUsize>,
-    ended: Arc<AtomicBool>,
+    /// Nothing is ever sent: it is dropped when the task has ended.
+    _alive: oneshot::Sender<Infallible>,
     kill: Option<oneshot::Sender<()>>,
 }
 
@@ -41,10 +43,11 @@ impl Running {
         let (told, queue) = mpsc::unbounded_channel();
         let (kill, killed) = oneshot::channel();
         let waiting = Arc::new(AtomicUsize::new(0));
+        let (alive, ended) = oneshot::channel();
+        let queue = Queue { told: queue, waiting: Arc::clone(&waiting), ended: Some(ended) };
         // Ends with the sender: when the task has ended and the commands that had come were answered.
-        let ended = Arc::new(AtomicBool::new(false));
-        tokio::spawn(tell(class, ctx, handle, queue, Arc::clone(&waiting), Arc::clone(&ended)));
-        (Self { told, waiting, ended, kill: Some(kill) }, killed)
+        tokio::spawn(tell(class, ctx, handle, queue));
+        (Self { told, waiting, _alive: alive, kill: Some(kill) }, killed)
     }
 
     /// Queues a command; it is answered there.
@@ -74,40 +77,77 @@ impl Running {
     }
 }
 
-impl Drop for Running {
-    fn drop(&mut self) {
-        // Commands that still wait are told so; the one being answered gets its answer.
-        self.ended.store(true, Ordering::Release);
-    }
-}
-
 fn not_found() -> Error {
     Error::new(ErrorCode::TaskNotFound, "the task has ended")
 }
 
-async fn tell(
-    class: Arc<dyn ErasedClass>,
-    ctx: RawTaskContext,
-    handle: TaskHandle,
-    mut queue: mpsc::UnboundedReceiver<Told>,
+/// The reading end of what is told to a task.
+struct Queue {
+    told: mpsc::UnboundedReceiver<Told>,
     waiting: Arc<AtomicUsize>,
-    ended: Arc<AtomicBool>,
-) {
-    while let Some(told) = queue.recv().await {
+    /// Ends with the task; none when it has ended.
+    ended: Option<oneshot::Receiver<Infallible>>,
+}
+
+impl Queue {
+    /// The next thing to tell; none when the task has ended. Commands that wait then are answered so.
+    async fn next(&mut self) -> Option<Told> {
+        let told = self.told.recv().await?;
+        if let Told::Command(..) = told {
+            self.waiting.fetch_sub(1, Ordering::Relaxed);
+        }
+        if self.ended.as_mut().is_some_and(|ended| ended.try_recv() == Err(oneshot::error::TryRecvError::Empty)) {
+            return Some(told);
+        }
+        told.refuse();
+        self.refuse_all();
+        None
+    }
+
+    /// Lets a handler do its work. If the task ends meanwhile, those behind it need not wait for it.
+    async fn beside<T>(&mut self, work: impl Future<Output = T>) -> T {
+        tokio::pin!(work);
+        if let Some(mut ended) = self.ended.take() {
+            tokio::select! {
+                biased;
+                done = &mut work => {
+                    self.ended = Some(ended);
+                    return done;
+                }
+                _ = &mut ended => {}
+            }
+        }
+        self.refuse_all();
+        work.await
+    }
+
+    fn refuse_all(&mut self) {
+        while let Ok(told) = self.told.try_recv() {
+            told.refuse();
+        }
+    }
+}
+
+impl Told {
+    fn refuse(self) {
+        if let Told::Command(call, finish) = self {
+            finish(*call, Err(not_found()));
+        }
+    }
+}
+
+async fn tell(class: Arc<dyn ErasedClass>, ctx: RawTaskContext, handle: TaskHandle, mut queue: Queue) {
+    while let Some(told) = queue.next().await {
         match told {
             Told::Command(call, finish) => {
-                waiting.fetch_sub(1, Ordering::Relaxed);
-                if ended.load(Ordering::Acquire) {
-                    finish(*call, Err(not_found()));
-                    continue;
-                }
                 let command = Payload::from_bytes(call.payload.clone());
                 let answer = Arc::clone(&class).command(ctx.clone(), call.deadline(), Arc::clone(&handle), command);
-                let outcome = CatchPanic::new(answer).await.unwrap_or_else(|panic| Err(panicked(&panic)));
+                let outcome = queue.beside(CatchPanic::new(answer)).await.unwrap_or_else(|panic| Err(panicked(&panic)));
                 finish(*call, outcome);
             }
             Told::Status(status) => {
-                if let Err(panic) = CatchPanic::new(Arc::clone(&class).status(Arc::clone(&handle), status)).await {
+                let work = CatchPanic::new(Arc::clone(&class).status(Arc::clone(&handle), status));
+                if let Err(panic) = queue.beside(work).await {
                     tracing::warn!(class = %ctx.class, task = %ctx.id, panic = panic_text(&panic), "the status handler of a class panicked");
                 }
             }

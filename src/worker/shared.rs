@@ -3,7 +3,7 @@
 //! The lock guards a few lines at a time. Whoever holds it may put frames into a link (its own, inner lock); nobody who holds a link's lock ever takes this one.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
@@ -12,7 +12,7 @@ use tokio::time::Instant;
 
 use super::adoption::{Adoption, ChannelKey};
 use super::journal::{Journal, Outgoing};
-use super::outcomes::Outcomes;
+use super::outcomes::{Outcomes, REMEMBER_AFTER_DEADLINE};
 use super::running::Running;
 use super::tasks::{Action, Tasks};
 use crate::cluster::core_class;
@@ -39,6 +39,8 @@ pub(super) struct Shared {
     pub(super) config: Arc<Config>,
     pub(super) classes: Classes,
     pub(super) calls: Arc<Semaphore>,
+    /// Of the class `core`: other classes that hang must not lock their operator out.
+    pub(super) core_calls: Arc<Semaphore>,
     pub(super) listen: Vec<NodeUri>,
     pub(super) file_root: std::path::PathBuf,
     state: Mutex<State>,
@@ -49,6 +51,7 @@ pub(super) struct Shared {
     /// Something moved: a task ended, an event was acknowledged.
     moved: Notify,
     next_link: AtomicU64,
+    refuses_calls: AtomicBool,
 }
 
 /// What the agent must know of the holder.
@@ -101,6 +104,7 @@ impl Shared {
             incarnation,
             classes,
             calls: Arc::new(Semaphore::new(config.max_calls)),
+            core_calls: Arc::new(Semaphore::new(config.max_calls)),
             listen,
             file_root: config.file_root(),
             state: Mutex::new(state),
@@ -108,6 +112,7 @@ impl Shared {
             dials: watch::Sender::new(true),
             moved: Notify::new(),
             next_link: AtomicU64::new(1),
+            refuses_calls: AtomicBool::new(false),
             config,
         })
     }
@@ -222,6 +227,15 @@ impl Shared {
         Ok(())
     }
 
+    /// From now on no call is begun.
+    pub(super) fn refuse_calls(&self) {
+        self.refuses_calls.store(true, Ordering::Release);
+    }
+
+    pub(super) fn refuses_calls(&self) -> bool {
+        self.refuses_calls.load(Ordering::Acquire)
+    }
+
     /// Kills every task; returns how many.
     pub(super) fn kill_all_tasks(&self) -> usize {
         let mut state = self.lock();
@@ -331,8 +345,9 @@ pub(super) fn channel_key(link: u64, channel: u16) -> ChannelKey {
 pub(super) async fn expire_outcomes(shared: Arc<Shared>) {
     loop {
         let next = shared.lock().outcomes.next_deadline();
-        let pause = next.map_or(super::outcomes::REMEMBER_AFTER_DEADLINE, |at| at.saturating_duration_since(Instant::now().into_std()));
-        tokio::time::sleep(pause.max(std::time::Duration::from_secs(1))).await;
+        let pause = next.map_or(REMEMBER_AFTER_DEADLINE, |at| at.saturating_duration_since(Instant::now().into_std()));
+        // Not longer: a call that ends meanwhile may have to be forgotten earlier than all that are known now.
+        tokio::time::sleep(pause.clamp(std::time::Duration::from_secs(1), REMEMBER_AFTER_DEADLINE)).await;
         shared.lock().outcomes.expire(Instant::now().into_std());
     }
 }

@@ -10,4 +10,5 @@ mod original_basic;
 mod original_task;
 mod raw;
 mod relay;
+mod review;
 mod security;

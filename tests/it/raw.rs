@@ -90,8 +90,8 @@ impl RawLink {
         }
     }
 
-    /// Introduces itself as a worker, and obeys whoever asks.
-    pub(crate) async fn join(&mut self, listen: Vec<NodeUri>) {
+    /// Introduces itself as a worker, and obeys whoever asks; returns the channel on which it does.
+    pub(crate) async fn join(&mut self, listen: Vec<NodeUri>) -> Channel {
         self.introduce(listen);
         let channel = self
             .message(|channel, message| match message {
@@ -100,6 +100,7 @@ impl RawLink {
             })
             .await;
         channel.message(&Message::Adopted(Adopted::Granted { term: 1, ticket: Ticket::from_bytes([7; 16]) }));
+        channel
     }
 
     pub(crate) fn introduce(&self, listen: Vec<NodeUri>) {

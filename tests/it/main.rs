@@ -1,6 +1,7 @@
 //! Clusters in one process, on the memory network and on loopback sockets.
 
 mod classes;
+mod coverage;
 mod failure;
 mod files;
 mod harness;

@@ -1,7 +1,7 @@
 //! A transfer of files, from the side of a client that plays by no rule.
 
 use std::fs;
-use std::os::unix::fs::symlink;
+use std::os::unix::fs::{PermissionsExt as _, symlink};
 use std::path::Path;
 
 use nkcluster::error::ErrorCode;
@@ -28,8 +28,9 @@ pub fn transfer(data: &[u8]) {
     ROOM.with(|room| {
         room.tidy();
         let mut input = Input::new(data);
-        let (mut received, mut resumed, mut served) = (false, false, false);
+        let (mut received, mut is_executable, mut attempts) = (false, false, 0);
         for _ in 0..ATTEMPTS_MAX {
+            attempts += 1;
             let said = conversation(&mut input);
             let unfinished = room.unfinished();
             let (result, heard) = room.serve(&said);
@@ -37,12 +38,14 @@ pub fn transfer(data: &[u8]) {
             let mut is_cut = false;
             match result {
                 Ok(Outcome::Received { path, file }) => {
-                    let content = fs::read(room.root.path().join(path.as_path())).unwrap_or_else(|error| panic!("{path}: {error}"));
+                    let place = room.root.path().join(path.as_path());
+                    let content = fs::read(&place).unwrap_or_else(|error| panic!("{path}: {error}"));
                     assert_eq!((content.len() as u64, Checksum::of(&content)), (file.bytes, file.xxh3), "{path}");
                     received |= file.bytes > 0;
-                    resumed |= file.resumed_from > 0;
+                    let mode = fs::metadata(&place).map(|found| found.permissions().mode()).unwrap_or(0);
+                    is_executable |= mode & 0o111 != 0;
                 }
-                Ok(Outcome::Served { file, .. }) => served |= file.bytes > 0,
+                Ok(Outcome::Served { .. }) => {}
                 Err(error) => is_cut = *error.code() == ErrorCode::ConnectionFailed,
             }
             // What a broken stream leaves is for a retry, and only a retry takes it.
@@ -52,7 +55,7 @@ pub fn transfer(data: &[u8]) {
                 break;
             }
         }
-        seeded_crash!("transfer", received, resumed, served,);
+        seeded_crash!("transfer", received, is_executable, attempts > 1,);
     });
 }
 

@@ -44,12 +44,12 @@ pub fn uri(data: &[u8]) {
         let public: Vec<NodeUri> = uris.iter().map(|uri| uri.clone().without_secrets()).collect();
         assert_eq!(NodeUri::parse_list(&list), Ok(public), "{list}");
     }
+    let options = uris.first().map(NodeUri::options);
     seeded_crash!(
         "uri",
-        uris.len() > 1,
-        uris[1].options().tls_verify.is_some(),
-        uris[0].options().idle_timeout.is_some(),
-        uris[0].path() != "/",
+        options.is_some_and(|options| options.sctp_out_streams > Some(1)),
+        options.is_some_and(|options| options.sctp_in_streams > Some(2)),
+        options.is_some_and(|options| options.tcp_listeners > Some(3)),
     );
 }
 

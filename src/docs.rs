@@ -15,5 +15,8 @@ pub mod operations {}
 #[doc = include_str!("docs/benches.md")]
 pub mod benches {}
 
+#[doc = include_str!("docs/coverage.md")]
+pub mod coverage {}
+
 #[doc = include_str!("docs/changelog.md")]
 pub mod changelog {}

@@ -2,6 +2,7 @@
 
 mod between;
 mod classes;
+mod coverage;
 mod failure;
 mod files;
 mod harness;

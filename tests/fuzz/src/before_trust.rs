@@ -3,9 +3,12 @@
 use std::sync::{Arc, LazyLock};
 
 use bytes::BytesMut;
+use nkcluster::ErrorCode;
 use nkcluster::connection::admission::{Gate, Limits};
 use nkcluster::connection::establish::{Party, accept};
-use nkcluster::proto::auth::{FRAME_BYTES_MAX, Identity, KIND_REFUSAL, KIND_SERVER_FIRST, Keyring, KeyringInput, Refusal, Role, VERSIONS};
+use nkcluster::proto::auth::{
+    ClientFirst, FRAME_BYTES_MAX, Identity, KIND_REFUSAL, KIND_SERVER_FIRST, Keyring, KeyringInput, Refusal, Role, VERSIONS,
+};
 use nkcluster::proto::frame::{self, BYTES_MAX_UNTRUSTED, Fault, Frame, HEADER_BYTES};
 use nkcluster::transport::{ListenOptions, Listener, MemoryNet};
 use nkcluster::types::{Incarnation, NodeId, NodeUri, Secret};
@@ -40,13 +43,14 @@ pub fn before_trust(data: &[u8]) {
     assert!(!heard.windows(SECRET.len()).any(|window| window == SECRET.as_bytes()), "the secret");
 
     let frames = frames_of(data, data.len().max(1)).0;
+    let hello: Option<ClientFirst> = frames.first().and_then(|frame| rmp_serde::from_slice(&frame.body).ok());
     seeded_crash!(
         "before_trust",
         kinds.first() == Some(&KIND_SERVER_FIRST),
         frames.len() > 1,
-        refused_as.is_some(),
-        frames[1].kind as u8 == KIND_REFUSAL,
-        frames[1].body.len() > 8,
+        hello.as_ref().is_some_and(|hello| hello.nonce[31] != 1),
+        hello.as_ref().is_some_and(|hello| hello.id.as_str() != "w1"),
+        refused_as.is_some_and(|refusal| refusal.code == ErrorCode::NotAuthenticated),
     );
 }
 

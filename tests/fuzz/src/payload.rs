@@ -23,14 +23,12 @@ fn from_json(json: &str) {
     assert_eq!(again.to_json(), Ok(expected.clone()));
     let packed = rmp_serde::to_vec_named(&payload).unwrap_or_else(|error| panic!("{error}"));
     assert_eq!(rmp_serde::from_slice::<Payload>(&packed).ok().as_ref(), Some(&payload));
-    let pairs = expected.as_object();
+    let number = |at: usize| expected.get(at).and_then(Value::as_i64);
     seeded_crash!(
         "payload",
-        pairs.is_some_and(|pairs| pairs.len() > 2),
-        pairs.is_some_and(|pairs| pairs.values().any(|value| value.as_i64().is_some_and(|number| number < -200))),
-        pairs.is_some_and(|pairs| pairs.values().any(|value| value.as_array().is_some_and(|items| items.len() > 2))),
-        pairs.is_some_and(|pairs| pairs.values().any(|value| value.is_f64())),
-        pairs.is_some_and(|pairs| pairs.values().any(|value| value["a"].is_object())),
+        number(0).is_some_and(|number| number > 0),
+        number(1).is_some_and(|number| number < -1),
+        number(2).is_some_and(|number| number > 255),
     );
 }
 

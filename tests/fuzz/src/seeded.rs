@@ -1,5 +1,7 @@
 //! Crashes on purpose, to prove that the fuzzers bite.
 
+use std::sync::atomic::{AtomicU32, Ordering};
+
 /// `seeded_crash!("target", first, second, …)` panics if all conditions hold, in the build that proves the fuzzers; in every other build it is nothing.
 ///
 /// Each condition is a branch of its own, so that coverage rewards every step on the way.
@@ -22,8 +24,11 @@ macro_rules! seeded_crash {
 
 pub(crate) use seeded_crash;
 
-/// Keeps the optimiser from joining the steps into one comparison.
+/// Tells each step when it is first taken: a proof that fails has got so far. A call also keeps the optimiser from joining the steps into one comparison.
 #[inline(never)]
 pub(crate) fn step(depth: u32) {
-    std::hint::black_box(depth);
+    static DEEPEST: AtomicU32 = AtomicU32::new(0);
+    if DEEPEST.fetch_max(depth, Ordering::Relaxed) < depth {
+        eprintln!("step {depth} towards the seeded crash");
+    }
 }

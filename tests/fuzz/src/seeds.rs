@@ -83,7 +83,10 @@ const CONFIGS: &[(&str, &str)] = &[
         "\x05listen = \"nkcluster://127.0.0.1:1973;transport=tls\"\nring_size = 512\nstaged_joins = true\nhttp = \"127.0.0.1:8080\"\n",
     ),
     ("others", "\x03cluster_addr = [\"nkcluster://c1\"]\n\0PING_TIME=2000\0--stats-time=1000\0LOG=debug"),
-    ("numbers", "\x07max_calls = 5\njournal_bytes = 1048576\nclasses = [\"core\", \"files\"]\ngrants = \"*\"\nsplit = \"majority\"\n"),
+    (
+        "numbers",
+        "\x07max_calls = 5\naccept_rate = 100\npbkdf2_iters = 1000\nclasses = [\"core\", \"files\"]\ngrants = \"*\"\nsplit = \"majority\"\n",
+    ),
     (
         "addresses",
         "\x03main_ip = \"10.0.0.1\"\next_ip6 = \"::1\"\ncontrol_key = \"0000000000000000000000000000000000000000000000000000000000000000\"\n",

@@ -1,8 +1,6 @@
 //! URLs and lists of them, as they come from operators, files and peers.
 
-use std::time::Duration;
-
-use nkcluster::types::{Host, NodeUri, Proxy, TlsVerify, Transport};
+use nkcluster::types::NodeUri;
 
 use crate::input::text;
 use crate::seeded::seeded_crash;
@@ -14,7 +12,7 @@ const CANARY: &str = "p4ssw0rdCanary";
 /// no text that we make, whether it was understood or not.
 pub fn uri(data: &[u8]) {
     let text = text(data).replace('\u{1}', CANARY);
-    let has_password = text.contains(&format!("password={CANARY}")) && text.matches(CANARY).count() == 1;
+    let has_password = text.contains(&format!(";password={CANARY}")) && text.matches(CANARY).count() == 1;
     let uris = match NodeUri::parse_list(&text) {
         Ok(uris) => uris,
         Err(error) => {
@@ -46,15 +44,12 @@ pub fn uri(data: &[u8]) {
         let public: Vec<NodeUri> = uris.iter().map(|uri| uri.clone().without_secrets()).collect();
         assert_eq!(NodeUri::parse_list(&list), Ok(public), "{list}");
     }
-    let named = |uri: &NodeUri| matches!(uri.host(), Host::Name(name) if name.len() > 3);
+    let options = uris.first().map(NodeUri::options);
     seeded_crash!(
         "uri",
-        uris.len() > 1,
-        uris[1].options().tls_verify == Some(TlsVerify::Host),
-        uris[1].options().idle_timeout > Some(Duration::from_millis(99)),
-        matches!(&uris[1].options().proxy, Some(Proxy::Http(proxy)) if proxy.port == 443),
-        uris[0].transport() == Some(Transport::Wss),
-        uris.iter().any(named),
+        options.is_some_and(|options| options.sctp_out_streams > Some(1)),
+        options.is_some_and(|options| options.sctp_in_streams > Some(2)),
+        options.is_some_and(|options| options.tcp_listeners > Some(3)),
     );
 }
 

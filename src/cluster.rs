@@ -282,6 +282,7 @@ impl Cluster {
             timeout_ms: call::millis(options.timeout),
             identity: options.identity.unwrap_or(CallIdentity { edge: self.edge, number }),
             retry: options.identity.is_some(),
+            hops: 0,
             incarnation: options.incarnation.unwrap_or_default(),
             node: Some(node.clone()),
             class: Some(class.clone()),

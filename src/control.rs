@@ -14,9 +14,12 @@ mod backend;
 mod directory;
 mod events;
 pub mod latency;
+mod messages;
+mod peers;
 mod proxy;
 mod serve;
 mod shared;
+mod view;
 mod workers;
 
 use std::sync::Arc;
@@ -70,14 +73,10 @@ impl Control {
     /// `not_allowed` for a peer that has no business here.
     pub(crate) fn welcome(&self, parts: crate::connection::LinkParts) -> Result<Link, Error> {
         let options = self.shared.link_options();
-        let id = parts.established.peer.id.clone();
         match parts.established.peer.role {
             Role::Worker => Ok(workers::start(&self.shared, parts, None)),
             Role::Admin => Ok(Link::start(parts, options, |link| serve::handler(Arc::clone(&self.shared), link) as Arc<dyn LinkHandler>)),
-            Role::Control => {
-                let what = format!("control node {id} wants to join, but this version runs with one control node only");
-                Err(Error::new(ErrorCode::NotAllowed, what))
-            }
+            Role::Control => Ok(peers::start(&self.shared, parts)),
         }
     }
 

@@ -102,12 +102,7 @@ impl Backend for Local {
 
 async fn operate(shared: Arc<Shared>, operation: Operation) -> Result<OperationReply> {
     match operation {
-        Operation::Nodes { select } => {
-            let select: Option<Selector> = select.map(|text| text.parse()).transpose()?;
-            let nodes = shared.directory.all().into_iter().map(|proxy| NodeInfo { proxies: Vec::new(), ..proxy.info() });
-            let nodes = nodes.filter(|info| select.as_ref().is_none_or(|select| matches(select, info)));
-            Ok(OperationReply::Nodes(NodesReply { nodes: nodes.collect(), silent: Vec::new() }))
-        }
+        Operation::Nodes { select } => Ok(OperationReply::Nodes(local_nodes(&shared, select.as_deref())?)),
         Operation::Info { node } => {
             let proxy = shared.directory.find(&node).ok_or_else(|| unknown(&node))?;
             Ok(OperationReply::Info(Box::new(proxy.info())))
@@ -142,6 +137,14 @@ async fn operate(shared: Arc<Shared>, operation: Operation) -> Result<OperationR
         }
         Operation::Subscribe(_) => Err(Error::new(ErrorCode::NotAllowed, "a subscription needs a call with a stream")),
     }
+}
+
+/// The workers whose proxies are here.
+pub(super) fn local_nodes(shared: &Shared, select: Option<&str>) -> Result<NodesReply> {
+    let select: Option<Selector> = select.map(str::parse).transpose()?;
+    let nodes = shared.directory.all().into_iter().map(|proxy| NodeInfo { proxies: Vec::new(), ..proxy.info() });
+    let nodes = nodes.filter(|info| select.as_ref().is_none_or(|select| matches(select, info)));
+    Ok(NodesReply { nodes: nodes.collect(), silent: Vec::new() })
 }
 
 fn matches(select: &Selector, info: &NodeInfo) -> bool {

@@ -223,7 +223,7 @@ impl Actor for ProxyActor {
         let setup = Setup {
             owner: self.shared.id.clone(),
             owner_incarnation: self.shared.incarnation,
-            rank: self.shared.rank(),
+            rank: self.shared.rank(&self.proxy.id),
             ping_time: config.ping_time,
             connect_retry: config.proxy_connect_retry,
         };
@@ -366,7 +366,7 @@ impl ProxyActor {
             Action::Ping { link: key, purpose, timeout } => {
                 let Some((link, channel)) = own.links.get(&key) else { return };
                 let channel = channel.clone().unwrap_or_else(|| link.channel_zero());
-                let (rank, proxy) = (self.shared.rank(), myself.clone());
+                let (rank, proxy) = (self.shared.rank(&self.proxy.id), myself.clone());
                 tokio::spawn(async move {
                     let message = match channel.ping(rank, timeout).await {
                         Ok((round_trip, peer_time_ms)) => Msg::Ponged { key, purpose, round_trip, peer_time_ms },
@@ -432,7 +432,7 @@ impl ProxyActor {
             owner: self.shared.id.clone(),
             incarnation: self.shared.incarnation,
             term: own.state.term,
-            rank: self.shared.rank(),
+            rank: self.shared.rank(&self.proxy.id),
             active: own.state.is_held(),
         }];
         *self.proxy.info.lock().unwrap_or_else(PoisonError::into_inner) = info;

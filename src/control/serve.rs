@@ -68,7 +68,7 @@ fn audited(operation: &Operation) -> Option<String> {
     }
 }
 
-async fn serve(backend: Arc<Local>, mut call: IncomingCall) {
+pub(super) async fn serve(backend: Arc<Local>, mut call: IncomingCall) {
     let stream = call.stream.take();
     let cancellation = call.cancellation();
     let outcome = tokio::select! {

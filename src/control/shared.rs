@@ -4,10 +4,14 @@ use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
 
+use tokio::sync::watch;
+
 use super::backend::Local;
 use super::directory::Directory;
 use super::events::Hub;
+use super::peers::Peers;
 use super::proxy::state::LinkKey;
+use super::view::View;
 use crate::cluster::Cluster;
 use crate::config::Config;
 use crate::connection::establish::Party;
@@ -15,6 +19,7 @@ use crate::connection::{Link, LinkOptions};
 use crate::error::{Error, ErrorCode};
 use crate::job::Classes;
 use crate::proto::identity::Rank;
+use crate::ring::RingSize;
 use crate::transport::DialOptions;
 use crate::types::{Incarnation, NodeId, NodeUri};
 
@@ -25,6 +30,9 @@ pub(crate) struct Shared {
     pub(super) classes: Classes,
     pub(super) directory: Directory,
     pub(super) hub: Hub,
+    pub(super) peers: Peers,
+    /// Replaced by membership at every change; watched by whatever depends on who owns what.
+    pub(super) view: watch::Sender<Arc<View>>,
     /// How this node proves itself to workers that it dials.
     pub(super) party: Party,
     pub(super) dial: DialOptions,
@@ -45,6 +53,8 @@ impl Shared {
         party: Party,
         dial: DialOptions,
     ) -> Arc<Self> {
+        let ring = RingSize::new(config.ring_size).expect("the configuration was checked");
+        let view = View::alone(id.clone(), incarnation, Vec::new(), ring);
         Arc::new_cyclic(|me| Self {
             id,
             incarnation,
@@ -52,6 +62,8 @@ impl Shared {
             classes,
             directory: Directory::default(),
             hub: Hub::default(),
+            peers: Peers::default(),
+            view: watch::Sender::new(Arc::new(view)),
             party,
             dial,
             listen: OnceLock::new(),
@@ -66,7 +78,12 @@ impl Shared {
     /// The real addresses, once they are bound.
     pub(crate) fn set_listen(&self, listen: Vec<NodeUri>) {
         // Set once, by the node that binds them.
-        let _ = self.listen.set(listen);
+        let _ = self.listen.set(listen.clone());
+        self.view.send_modify(|view| {
+            if let Some(me) = Arc::make_mut(view).live.get_mut(&self.id) {
+                me.listen = listen;
+            }
+        });
     }
 
     pub(super) fn me(&self) -> Arc<Self> {
@@ -77,9 +94,14 @@ impl Shared {
         self.cluster.get_or_init(|| Cluster::new(Arc::new(Local::new(&self.me())))).clone()
     }
 
-    /// How strong the claim of this node to its workers is: it sees one control node, itself.
-    pub(super) fn rank(&self) -> Rank {
-        Rank { view: 1, hash: 0 }
+    /// What this node knows of the control plane now.
+    pub(super) fn view(&self) -> Arc<View> {
+        Arc::clone(&self.view.borrow())
+    }
+
+    /// How strong the claim of this node to a worker is now.
+    pub(super) fn rank(&self, worker: &NodeId) -> Rank {
+        self.view.borrow().rank(worker)
     }
 
     pub(super) fn link_options(&self) -> LinkOptions {

@@ -23,6 +23,8 @@ pub enum Verb {
     Command = 3,
     /// An operation of the cluster itself, answered by a control node.
     Cluster = 4,
+    /// An operation between two control nodes.
+    Peer = 5,
 }
 
 /// Header of a call.
@@ -36,6 +38,8 @@ pub struct CallHead {
     pub identity: CallIdentity,
     /// Whether an earlier attempt may have arrived.
     pub retry: bool,
+    /// Control nodes that have passed it on, at most [`HOPS_MAX`].
+    pub hops: u8,
     /// The worker incarnation first addressed; zero if any.
     pub incarnation: Incarnation,
     /// The worker that is meant; none where the channel says it.
@@ -47,6 +51,12 @@ pub struct CallHead {
 }
 
 const FLAG_RETRY: u8 = 1;
+/// Two bits with the number of hops.
+const HOPS_SHIFT: u8 = 1;
+const HOPS_MASK: u8 = 0b110;
+
+/// Control nodes that a call may cross behind the one where it came in.
+pub const HOPS_MAX: u8 = 3;
 
 fn put_name(out: &mut BytesMut, name: Option<&str>) {
     let bytes = name.unwrap_or_default().as_bytes();
@@ -105,7 +115,8 @@ pub fn put_call(out: &mut BytesMut, call: u32, stream: u32, head: &CallHead) {
     out.put_u32(call);
     out.put_u32(stream);
     out.put_u8(head.verb as u8);
-    out.put_u8(if head.retry { FLAG_RETRY } else { 0 });
+    let retry = if head.retry { FLAG_RETRY } else { 0 };
+    out.put_u8(retry | head.hops.min(HOPS_MAX) << HOPS_SHIFT);
     out.put_u32(head.timeout_ms);
     out.put_slice(head.identity.edge.as_bytes());
     out.put_u64(head.identity.number);
@@ -126,10 +137,11 @@ pub fn take_call(body: &mut Bytes) -> Result<(u32, u32, CallHead), Fault> {
         2 => Verb::Task,
         3 => Verb::Command,
         4 => Verb::Cluster,
+        5 => Verb::Peer,
         _ => return Err(Fault::malformed(kind, "its verb is unknown")),
     };
     let flags = reader.u8()?;
-    if flags & !FLAG_RETRY != 0 {
+    if flags & !(FLAG_RETRY | HOPS_MASK) != 0 {
         return Err(Fault::malformed(kind, "it has unknown flags"));
     }
     let timeout_ms = reader.u32()?;
@@ -140,7 +152,8 @@ pub fn take_call(body: &mut Bytes) -> Result<(u32, u32, CallHead), Fault> {
     let class = reader.name(|name| ClassName::new(name))?;
     let task = reader.name(|name| TaskId::new(name))?;
     let identity = CallIdentity { edge, number };
-    Ok((call, stream, CallHead { verb, timeout_ms, identity, retry: flags & FLAG_RETRY != 0, incarnation, node, class, task }))
+    let (retry, hops) = (flags & FLAG_RETRY != 0, (flags & HOPS_MASK) >> HOPS_SHIFT);
+    Ok((call, stream, CallHead { verb, timeout_ms, identity, retry, hops, incarnation, node, class, task }))
 }
 
 /// How a call ended, as bytes of its class or an error.
@@ -289,6 +302,7 @@ mod tests {
             timeout_ms: 30_000,
             identity: CallIdentity { edge: Incarnation::from_bytes([1; 16]), number: 7 },
             retry: true,
+            hops: 2,
             incarnation: Incarnation::from_bytes([2; 16]),
             node: None,
             class: Some(ClassName::new("core").expect("valid")),
@@ -300,7 +314,7 @@ mod tests {
     fn golden_bytes_of_a_call() {
         let mut out = BytesMut::new();
         put_call(&mut out, 5, 0, &head());
-        let mut expected = vec![0, 0, 0, 5, 0, 0, 0, 0, 2, 1, 0, 0, 0x75, 0x30];
+        let mut expected = vec![0, 0, 0, 5, 0, 0, 0, 0, 2, 0b101, 0, 0, 0x75, 0x30];
         expected.extend([1; 16]);
         expected.extend([0, 0, 0, 0, 0, 0, 0, 7]);
         expected.extend([2; 16]);

@@ -60,7 +60,7 @@ fn start(shared: &Arc<Shared>, call: IncomingCall) {
         }
         Verb::Task => start_task(shared, class, name, call, permit),
         Verb::Command => command(shared, &name, call),
-        Verb::Cluster => {
+        Verb::Cluster | Verb::Peer => {
             let error = Error::new(ErrorCode::NotAllowed, "a worker answers no operations of the cluster; ask a control node");
             finish(shared, call, Err(error));
         }

@@ -68,6 +68,7 @@ fn every_kind() -> Vec<(Kind, String)> {
     let full = CallHead {
         verb: Verb::Command,
         retry: true,
+        hops: 0,
         incarnation: Incarnation::from_bytes([2; 16]),
         node: Some(node()),
         task: Some(TaskId::new("t1").expect("a valid name")),

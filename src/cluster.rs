@@ -10,6 +10,7 @@ mod call;
 mod core_api;
 mod events;
 mod operation;
+mod placed;
 mod remote;
 
 use std::sync::Arc;
@@ -25,6 +26,7 @@ pub use self::events::{EVENTS_QUEUED_MAX, EventSink, EventStream, event_queue, r
 pub use self::operation::{
     EventBody, EventFilter, EventRecord, FullUri, LatencyInfo, NodeInfo, NodesReply, Operation, OperationReply, ProxyInfo,
 };
+pub use self::placed::{PLACED_KEY_BYTES_MAX, PlacedAnswer, PlacedCall, PlacedKey};
 pub use self::remote::ConnectOptions;
 use crate::connection::ByteStream;
 use crate::error::{Error, ErrorCode, Result};
@@ -129,6 +131,29 @@ impl Cluster {
     pub async fn forget(&self, node: &NodeId, timeout: Duration) -> Result<()> {
         match self.operate(Operation::Forget { node: node.clone() }, timeout).await? {
             OperationReply::Done => Ok(()),
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    /// Sends a message to a placed actor, in bytes; typed calls are `PlacedCalls` of `job`.
+    ///
+    /// # Errors
+    /// `invalid_name` for a key that is too long; those of the actor; `timeout`, `not_connected`.
+    pub async fn call_placed(&self, call: PlacedCall, timeout: Duration) -> Result<Payload> {
+        if call.key.key.len() > PLACED_KEY_BYTES_MAX {
+            return Err(Error::new(ErrorCode::InvalidName, format!("a key has at most {PLACED_KEY_BYTES_MAX} bytes")));
+        }
+        match self.operate(Operation::Placed(Box::new(call)), timeout).await? {
+            OperationReply::Placed(answer) => Ok(Payload::from_bytes(bytes::Bytes::from(answer))),
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    /// The control node that owns the name of a class now: a leader for work that one of them should do. It may change at any time, and while the
+    /// control nodes are split each side has one.
+    pub async fn leader(&self, class: &ClassName, timeout: Duration) -> Result<NodeId> {
+        match self.operate(Operation::Leader { class: class.clone() }, timeout).await? {
+            OperationReply::Leader { node } => Ok(node),
             other => Err(unexpected(&other)),
         }
     }

@@ -16,6 +16,7 @@ mod events;
 pub mod latency;
 mod messages;
 mod peers;
+mod placement;
 mod proxy;
 mod serve;
 mod shared;
@@ -47,6 +48,8 @@ pub(crate) struct Control {
 
 impl Control {
     pub(crate) fn new(shared: Arc<Shared>) -> Self {
+        // Ends with `shared`, whose view it follows.
+        tokio::spawn(placement::follow(Arc::downgrade(&shared)));
         Self { shared }
     }
 
@@ -132,5 +135,6 @@ impl Control {
         for proxy in self.shared.directory.all() {
             proxy.stop();
         }
+        self.shared.placement.cut();
     }
 }

@@ -91,6 +91,8 @@ codes! {
     Internal = "internal",
     /// A node called itself in a circle.
     LoopedRequest = "looped_request",
+    /// Another control node owns it now; nothing was done.
+    Moved = "moved",
     /// No control node could be reached, or none let us in.
     NoConnections = "no_connections",
     /// The peer has the id of another node that is alive.

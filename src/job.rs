@@ -27,6 +27,7 @@ mod actor;
 mod class;
 mod context;
 pub(crate) mod core;
+mod placed;
 mod registry;
 mod typed;
 
@@ -35,6 +36,8 @@ pub use self::actor::TaskRun;
 pub use self::class::{JobClass, JobEvent, JobEventKind, NoRequests, Started, TaskClass};
 pub use self::context::{CommandContext, EVENTS_AHEAD_MAX, EventContext, RequestContext, TaskContext};
 pub(crate) use self::context::{LocalNode, RawTaskContext};
+pub(crate) use self::placed::{ActorMaker, ErasedActor};
+pub use self::placed::{PlacedActor, PlacedCalls, PlacedContext};
 pub use self::registry::Classes;
 pub(crate) use self::registry::{ErasedClass, Function, RawEvent, RawEventKind, RawStarted, TaskHandle};
 pub use self::typed::{TypedCalls, TypedTask};

@@ -2,6 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::placed::{PlacedAnswer, PlacedCall};
 use crate::proto::head::Rank;
 use crate::proto::message::BuiltinEvent;
 use crate::types::{ClassName, Incarnation, Meta, NodeId, NodeStats, NodeStatus, NodeUri, Payload};
@@ -33,6 +34,13 @@ pub enum Operation {
     },
     /// Live events over the stream of the call.
     Subscribe(EventFilter),
+    /// A message for a placed actor.
+    Placed(Box<PlacedCall>),
+    /// The control node that owns the name of a class.
+    Leader {
+        /// The class.
+        class: ClassName,
+    },
 }
 
 /// What an operation returns.
@@ -46,6 +54,13 @@ pub enum OperationReply {
     /// Of `connect`.
     Connected {
         /// Who answered there.
+        node: NodeId,
+    },
+    /// Of `placed`.
+    Placed(PlacedAnswer),
+    /// Of `leader`.
+    Leader {
+        /// The control node.
         node: NodeId,
     },
     /// Nothing to tell.

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
+use super::placement;
 use super::proxy::Current;
 use super::shared::Shared;
 use crate::cluster::{
@@ -89,7 +90,7 @@ impl Backend for Local {
     fn operate(&self, operation: Operation, timeout: Duration) -> BoxFuture<'_, Result<OperationReply>> {
         Box::pin(async move {
             let shared = self.shared()?;
-            let done = operate(shared, operation);
+            let done = operate(shared, operation, timeout);
             let late = |_| Error::new(ErrorCode::Timeout, format!("the control node did not finish within {timeout:?}")).after_sending();
             tokio::time::timeout(timeout, done).await.map_err(late)?
         })
@@ -100,7 +101,7 @@ impl Backend for Local {
     }
 }
 
-async fn operate(shared: Arc<Shared>, operation: Operation) -> Result<OperationReply> {
+async fn operate(shared: Arc<Shared>, operation: Operation, timeout: Duration) -> Result<OperationReply> {
     match operation {
         Operation::Nodes { select } => Ok(OperationReply::Nodes(local_nodes(&shared, select.as_deref())?)),
         Operation::Info { node } => {
@@ -135,6 +136,8 @@ async fn operate(shared: Arc<Shared>, operation: Operation) -> Result<OperationR
             proxy.forget();
             Ok(OperationReply::Done)
         }
+        Operation::Placed(call) => Ok(OperationReply::Placed(placement::call(&shared, *call, timeout).await?.into())),
+        Operation::Leader { class } => Ok(OperationReply::Leader { node: placement::leader(&shared, class.as_str())? }),
         Operation::Subscribe(_) => Err(Error::new(ErrorCode::NotAllowed, "a subscription needs a call with a stream")),
     }
 }

@@ -7,7 +7,8 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::cluster::{NodeInfo, NodesReply};
+use super::placement::{Belongings, Record};
+use crate::cluster::{NodeInfo, NodesReply, PlacedAnswer, PlacedCall, PlacedKey};
 use crate::types::NodeId;
 
 /// A question of another control node.
@@ -21,6 +22,14 @@ pub(super) enum PeerRequest {
     },
     /// What is known there of one worker.
     Info { node: NodeId },
+    /// A message for a placed actor that should live there.
+    Placed(Box<PlacedCall>),
+    /// An actor that belongs there and comes from here.
+    Arrive(Box<Belongings>),
+    /// A copy to be kept for the case that we die.
+    Keep(Box<Belongings>),
+    /// What is known there of an actor that starts here; a live one ends there.
+    Surrender { key: PlacedKey, hash: u64 },
 }
 
 /// The answer.
@@ -31,6 +40,13 @@ pub(super) enum PeerReply {
     Nodes(NodesReply),
     /// Of `info`.
     Info(Option<Box<NodeInfo>>),
+    /// Of `placed`.
+    Placed(PlacedAnswer),
+    /// Of `surrender`.
+    Surrendered {
+        #[serde(default)]
+        record: Option<Record>,
+    },
     /// Nothing to tell.
     Done,
 }

@@ -11,6 +11,7 @@ use bytes::Bytes;
 
 use super::backend::Local;
 use super::messages::{PeerReply, PeerRequest};
+use super::placement;
 use super::proxy::state::LinkKey;
 use super::shared::Shared;
 use crate::cluster::random_incarnation;
@@ -124,6 +125,19 @@ async fn answer(shared: &Arc<Shared>, call: &IncomingCall) -> Result<Bytes> {
         .map_err(|_| Error::new(ErrorCode::UnknownRequest, "this control node does not know what the other one asks for"))?;
     let reply = match request {
         PeerRequest::Nodes { select } => PeerReply::Nodes(super::backend::local_nodes(shared, select.as_deref())?),
+        PeerRequest::Placed(placed) => {
+            let timeout = Duration::from_millis(u64::from(call.head.timeout_ms));
+            PeerReply::Placed(placement::handle(shared, &placed, timeout).await?.into())
+        }
+        PeerRequest::Arrive(belongings) => {
+            placement::arrive(shared, *belongings).await?;
+            PeerReply::Done
+        }
+        PeerRequest::Keep(belongings) => {
+            placement::keep(shared, *belongings);
+            PeerReply::Done
+        }
+        PeerRequest::Surrender { key, hash } => PeerReply::Surrendered { record: placement::surrender(shared, &key, hash).await? },
         PeerRequest::Info { node } => PeerReply::Info(shared.directory.find(&node).map(|proxy| Box::new(proxy.info()))),
     };
     Ok(Payload::encode(&reply)?.into_bytes())

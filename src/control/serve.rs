@@ -64,7 +64,9 @@ fn audited(operation: &Operation) -> Option<String> {
             Err(_) => "connect to what is no URL".to_owned(),
         }),
         Operation::Forget { node } => Some(format!("forget {node}")),
-        Operation::Nodes { .. } | Operation::Info { .. } | Operation::Subscribe(_) => None,
+        Operation::Nodes { .. } | Operation::Info { .. } | Operation::Subscribe(_) | Operation::Placed(_) | Operation::Leader { .. } => {
+            None
+        }
     }
 }
 

@@ -147,7 +147,7 @@ pub enum JobEventKind<E> {
 
 /// The name of a class as a value.
 pub(super) fn class_name<C: JobClass>() -> ClassName {
-    ClassName::new(C::NAME).unwrap_or_else(|error| panic!("`{}` cannot name a job class: {error}", C::NAME))
+    super::registry::name_of(C::NAME)
 }
 
 /// Reads a payload; what the class does not know gets the name of what it is.

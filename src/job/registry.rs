@@ -11,6 +11,7 @@ use super::actor::TaskRun;
 use super::class::{JobClass, JobEvent, JobEventKind, TaskClass, class_name, decode};
 use super::context::{CommandContext, EventContext, RawTaskContext, RequestContext, TaskContext};
 use super::core::Core;
+use super::placed::{self, ActorMaker, PlacedActor};
 use crate::cluster::BoxFuture;
 use crate::error::{Error, ErrorCode, Result};
 use crate::types::{ClassName, Incarnation, NodeId, NodeStatus, Payload, TaskId};
@@ -160,11 +161,13 @@ impl<C: TaskClass> ErasedClass for WithTasks<C> {
 pub struct Classes {
     classes: BTreeMap<ClassName, Arc<dyn ErasedClass>>,
     functions: BTreeMap<String, Function>,
+    placed: BTreeMap<ClassName, ActorMaker>,
 }
 
 impl std::fmt::Debug for Classes {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Classes").field("classes", &self.names()).field("functions", &self.functions.keys()).finish()
+        let mut fields = f.debug_struct("Classes");
+        fields.field("classes", &self.names()).field("functions", &self.functions.keys()).field("placed", &self.placed.keys()).finish()
     }
 }
 
@@ -177,7 +180,7 @@ impl Default for Classes {
 impl Classes {
     /// Only `core`.
     pub fn new() -> Self {
-        Self { classes: BTreeMap::new(), functions: BTreeMap::new() }.with(Core)
+        Self { classes: BTreeMap::new(), functions: BTreeMap::new(), placed: BTreeMap::new() }.with(Core)
     }
 
     /// Adds a class with requests.
@@ -206,6 +209,16 @@ impl Classes {
         self
     }
 
+    /// Adds a kind of actor that the ring places, on control nodes.
+    ///
+    /// # Panics
+    /// If its name is taken or not allowed: a mistake of the program.
+    pub fn with_placed<A: PlacedActor>(mut self) -> Self {
+        let taken = self.placed.insert(name_of(A::NAME), placed::maker::<A>()).is_some();
+        assert!(!taken, "two kinds of placed actors have the name {}", A::NAME);
+        self
+    }
+
     fn insert(mut self, name: ClassName, class: Arc<dyn ErasedClass>) -> Self {
         let taken = self.classes.insert(name.clone(), class).is_some();
         assert!(!taken, "two job classes have the name {name}");
@@ -221,6 +234,10 @@ impl Classes {
         self.classes.get(name).cloned()
     }
 
+    pub(crate) fn placed(&self, kind: &ClassName) -> Option<ActorMaker> {
+        self.placed.get(kind).cloned()
+    }
+
     pub(crate) fn function(&self, name: &str) -> Option<Function> {
         self.functions.get(name).cloned()
     }
@@ -228,4 +245,9 @@ impl Classes {
     pub(crate) fn function_names(&self) -> Vec<String> {
         self.functions.keys().cloned().collect()
     }
+}
+
+/// The name of a kind as a value.
+pub(super) fn name_of(name: &str) -> ClassName {
+    ClassName::new(name).unwrap_or_else(|error| panic!("`{name}` cannot name anything here: {error}"))
 }

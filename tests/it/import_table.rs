@@ -10,13 +10,14 @@ const TABLE: &[(&str, &[&str])] = &[
     ("error", &["types"]),
     ("config", &["types", "error"]),
     ("proto", &["types", "error"]),
+    ("ring", &["types", "error"]),
     // What a listener and a dialler bring along is read from the configuration.
     ("transport", &["types", "error", "proto", "config"]),
     ("connection", &["types", "error", "proto", "config", "transport"]),
     ("cluster", &["types", "error", "proto", "config", "transport", "connection"]),
     ("transfer", &["types", "error", "connection", "cluster"]),
-    ("job", &["types", "error", "proto", "config", "connection", "cluster", "transfer"]),
-    ("control", &["types", "error", "proto", "config", "transport", "connection", "cluster", "job"]),
+    ("job", &["types", "error", "proto", "ring", "config", "connection", "cluster", "transfer"]),
+    ("control", &["types", "error", "proto", "ring", "config", "transport", "connection", "cluster", "job"]),
     ("worker", &["types", "error", "proto", "config", "transport", "connection", "cluster", "job"]),
     ("node", &["types", "error", "proto", "config", "transport", "connection", "cluster", "job", "control", "worker"]),
     // Documentation refers to everything.

@@ -1,0 +1,171 @@
+//! Records that are kept for other nodes, and those of actors that wait to be handed over. In bounded room: what was kept longest goes first.
+
+use std::collections::{BTreeMap, VecDeque};
+
+use super::{Belongings, RECORD_BYTES_MAX, Record};
+use crate::cluster::PlacedKey;
+
+/// Bytes of all copies.
+const BYTES_MAX: usize = 64 * 1024 * 1024;
+/// What a copy costs beside its bytes.
+const OVERHEAD_BYTES: usize = 256;
+
+#[derive(Default)]
+pub(super) struct Copies {
+    copies: BTreeMap<PlacedKey, (u64, Record)>,
+    order: VecDeque<(u64, PlacedKey)>,
+    next: u64,
+    bytes: usize,
+    /// Of actors that ended here and have no other place yet: nothing else knows of them.
+    own: BTreeMap<PlacedKey, Packed>,
+}
+
+struct Packed {
+    belongings: Belongings,
+    /// Being handed over at this moment: whether it arrives is not known.
+    on_its_way: bool,
+}
+
+/// What is known of an actor that was asked for.
+#[derive(Debug, PartialEq)]
+pub(super) enum Known {
+    /// Nothing.
+    Nothing,
+    /// Its last record; if it ended here, it is given away.
+    Record(Record),
+    /// It is being handed over.
+    OnItsWay,
+}
+
+impl Copies {
+    /// Keeps a copy, unless a newer one is there.
+    pub(super) fn keep(&mut self, belongings: Belongings) {
+        let Belongings { key, record, .. } = belongings;
+        if record.bytes.len() > RECORD_BYTES_MAX || self.copies.get(&key).is_some_and(|(_, kept)| kept.stamp >= record.stamp) {
+            return;
+        }
+        self.forget(&key);
+        self.next += 1;
+        self.bytes += record.bytes.len() + OVERHEAD_BYTES;
+        self.order.push_back((self.next, key.clone()));
+        self.copies.insert(key, (self.next, record));
+        while self.bytes > BYTES_MAX || self.order.len() > 2 * self.copies.len() + 16 {
+            let Some((number, key)) = self.order.pop_front() else { break };
+            match self.copies.get(&key) {
+                // An entry of the order whose copy was replaced.
+                Some((current, _)) if *current != number => {}
+                Some(_) if self.bytes > BYTES_MAX => {
+                    tracing::warn!(actor = %key, "the copy of a placed actor is dropped: too many are kept");
+                    self.forget(&key);
+                }
+                Some(_) => self.order.push_back((number, key)),
+                None => {}
+            }
+        }
+    }
+
+    fn forget(&mut self, key: &PlacedKey) {
+        if let Some((_, record)) = self.copies.remove(key) {
+            self.bytes -= record.bytes.len() + OVERHEAD_BYTES;
+        }
+    }
+
+    /// The newest that is kept for others.
+    pub(super) fn find(&self, key: &PlacedKey) -> Option<Record> {
+        self.copies.get(key).map(|(_, record)| record.clone())
+    }
+
+    /// Gives away what is known here.
+    pub(super) fn give(&mut self, key: &PlacedKey) -> Known {
+        match self.own.get(key) {
+            Some(packed) if packed.on_its_way => Known::OnItsWay,
+            Some(_) => self.own.remove(key).map_or(Known::Nothing, |packed| Known::Record(packed.belongings.record)),
+            None => self.find(key).map_or(Known::Nothing, Known::Record),
+        }
+    }
+
+    /// Keeps what must still be handed over.
+    pub(super) fn pack(&mut self, belongings: Belongings) {
+        self.own.insert(belongings.key.clone(), Packed { belongings, on_its_way: false });
+    }
+
+    /// Takes everything on its way that must be handed over.
+    pub(super) fn send_off(&mut self) -> Vec<Belongings> {
+        let waiting = self.own.values_mut().filter(|packed| !packed.on_its_way);
+        waiting
+            .map(|packed| {
+                packed.on_its_way = true;
+                packed.belongings.clone()
+            })
+            .collect()
+    }
+
+    /// It has arrived, or has not.
+    pub(super) fn arrived(&mut self, key: &PlacedKey, arrived: bool) {
+        match arrived {
+            true => drop(self.own.remove(key)),
+            false => self.own.get_mut(key).into_iter().for_each(|packed| packed.on_its_way = false),
+        }
+    }
+
+    /// Whether nothing must be handed over any more.
+    pub(super) fn is_empty_handed(&self) -> bool {
+        self.own.is_empty()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::Stamp;
+    use super::*;
+    use crate::types::ClassName;
+
+    fn belongings(key: usize, version: u64, bytes: usize) -> Belongings {
+        let key = PlacedKey { kind: ClassName::new("counter").expect("valid"), key: key.to_string() };
+        Belongings { key, hash: 0, record: Record { stamp: Stamp { life: 1, version }, bytes: vec![0; bytes] } }
+    }
+
+    #[test]
+    fn an_older_record_replaces_no_newer_one() {
+        let mut copies = Copies::default();
+        for version in [2, 1, 3, 2] {
+            copies.keep(belongings(1, version, 8));
+        }
+        assert_eq!(copies.find(&belongings(1, 0, 0).key).map(|record| record.stamp.version), Some(3));
+    }
+
+    #[test]
+    fn copies_stay_within_their_room_and_the_latest_remain() {
+        let mut copies = Copies::default();
+        for key in 0..100 {
+            copies.keep(belongings(key, 1, RECORD_BYTES_MAX));
+        }
+        assert!(copies.bytes <= BYTES_MAX);
+        assert!(copies.find(&belongings(99, 0, 0).key).is_some());
+        assert!(copies.find(&belongings(0, 0, 0).key).is_none());
+    }
+
+    #[test]
+    fn what_is_on_its_way_is_given_to_nobody_else() {
+        let mut copies = Copies::default();
+        let packed = belongings(1, 4, 8);
+        copies.pack(packed.clone());
+        assert_eq!(copies.send_off().len(), 1);
+        assert!(copies.send_off().is_empty());
+        assert_eq!(copies.give(&packed.key), Known::OnItsWay);
+        copies.arrived(&packed.key, false);
+        assert_eq!(copies.give(&packed.key), Known::Record(packed.record));
+        assert_eq!(copies.give(&packed.key), Known::Nothing);
+        assert!(copies.is_empty_handed());
+    }
+
+    #[test]
+    fn records_of_one_actor_take_the_room_of_one() {
+        let mut copies = Copies::default();
+        for version in 1..10_000 {
+            copies.keep(belongings(1, version, 8));
+        }
+        assert_eq!(copies.bytes, 8 + OVERHEAD_BYTES);
+        assert!(copies.order.len() < 100);
+    }
+}

@@ -1,0 +1,147 @@
+//! Actors that the ring places: one for each key, on the control node that owns it.
+//!
+//! The three-layer pattern of the original (checklist N1.26) needs state that is neither on every control node nor on a worker: it lives where its key lives,
+//! spreads with the ring, and moves when the ring changes.
+//!
+//! ```text
+//!            first call                      the ring changes                     a split heals
+//!   start ──────────────► handle, handle … ──────────────────► hand_over ~~► resume   │ two live ones of one key:
+//!                              │ after each: record                                   ▼ the one that moves in
+//!                              └──────────────► kept by the next two nodes   join(what the other handed over)
+//! ```
+//!
+//! - A **planned** move loses nothing: messages that came before it are handled before `hand_over`, later ones go to the new place.
+//! - A **crash** loses what was not recorded. The newest [`record`](PlacedActor::record) that reached another node is what the next one resumes with.
+//! - While the control nodes are split, each side may have one. What must happen only once belongs to a worker, which arbitrates by its term, or behind
+//!   conditional storage; the two are [joined](PlacedActor::join) when the split heals.
+//! - A message is handled at most once, and messages of one key one after the other.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+use super::class::decode;
+use crate::cluster::{BoxFuture, Cluster, PlacedCall, PlacedKey};
+use crate::error::{ErrorCode, Result};
+use crate::ring::KeyHash;
+use crate::types::{NodeId, Payload};
+
+/// A kind of actor of which the ring places one for each key.
+pub trait PlacedActor: Send + Sync + Sized + 'static {
+    /// Its name in the cluster, as that of a job class.
+    const NAME: &'static str;
+    /// What can be said to it.
+    type Message: Serialize + DeserializeOwned + Send + Sync + 'static;
+    /// What it answers.
+    type Reply: Serialize + DeserializeOwned + Send + 'static;
+    /// What it is, in bytes: moves with it, and is kept of it.
+    type Record: Serialize + DeserializeOwned + Send + 'static;
+
+    /// Where a key lives. Kinds that give the same hash to their keys live together.
+    fn placement(key: &str) -> KeyHash {
+        KeyHash::of(key)
+    }
+
+    /// Makes the first one of a key. With `None` nobody knows of an earlier one; otherwise it goes on from what that one handed over or had recorded.
+    ///
+    /// # Errors
+    /// The messages that wait for it get the error; the next one tries again.
+    fn start(ctx: PlacedContext, record: Option<Self::Record>) -> impl Future<Output = Result<Self>> + Send;
+
+    /// Handles a message.
+    ///
+    /// # Errors
+    /// Whatever its caller should see.
+    fn handle(&mut self, message: Self::Message) -> impl Future<Output = Result<Self::Reply>> + Send;
+
+    /// What the next one goes on from. This one has handled its last message.
+    fn hand_over(self) -> impl Future<Output = Self::Record> + Send;
+
+    /// Takes in what another one of the same key had, which lived elsewhere at the same time.
+    fn join(&mut self, other: Self::Record) -> impl Future<Output = ()> + Send;
+
+    /// What outlives a crash of this node, asked after messages were handled; `None`: nothing.
+    fn record(&self) -> Option<Self::Record> {
+        None
+    }
+}
+
+/// What an actor knows of its place.
+#[derive(Clone, Debug)]
+pub struct PlacedContext {
+    /// Its key.
+    pub key: Arc<str>,
+    /// The control node that hosts it.
+    pub node: NodeId,
+    /// The cluster.
+    pub cluster: Cluster,
+}
+
+/// Calls to placed actors, as an extension of [`Cluster`].
+pub trait PlacedCalls {
+    /// Sends a message to the one actor of a key, wherever it lives, and waits for its answer.
+    ///
+    /// # Errors
+    /// Those of the actor; `timeout`; `not_connected` while its control node cannot be reached; `unknown_class` where that node does not know the kind.
+    /// [`crate::Error::may_have_run`] says whether the message may have been handled.
+    fn placed<A: PlacedActor>(&self, key: &str, message: &A::Message, timeout: Duration) -> impl Future<Output = Result<A::Reply>> + Send;
+}
+
+impl PlacedCalls for Cluster {
+    async fn placed<A: PlacedActor>(&self, key: &str, message: &A::Message, timeout: Duration) -> Result<A::Reply> {
+        let key = PlacedKey { kind: super::registry::name_of(A::NAME), key: key.to_owned() };
+        let call = PlacedCall { hash: A::placement(&key.key).bits(), key, message: Payload::encode(message)?.into_bytes().into() };
+        self.call_placed(call, timeout).await?.decode()
+    }
+}
+
+/// An actor without its types.
+pub(crate) trait ErasedActor: Send {
+    fn handle(&mut self, message: Payload) -> BoxFuture<'_, Result<Bytes>>;
+    fn join(&mut self, other: Payload) -> BoxFuture<'_, Result<()>>;
+    fn record(&self) -> Result<Option<Payload>>;
+    fn hand_over(self: Box<Self>) -> BoxFuture<'static, Result<Payload>>;
+}
+
+/// Makes actors of one kind.
+pub(crate) type ActorMaker = Arc<dyn Fn(PlacedContext, Option<Payload>) -> BoxFuture<'static, Result<Box<dyn ErasedActor>>> + Send + Sync>;
+
+struct Typed<A>(A);
+
+impl<A: PlacedActor> ErasedActor for Typed<A> {
+    fn handle(&mut self, message: Payload) -> BoxFuture<'_, Result<Bytes>> {
+        Box::pin(async move {
+            let message = decode(&message, A::NAME, ErrorCode::UnknownRequest)?;
+            Ok(Payload::encode(&self.0.handle(message).await?)?.into_bytes())
+        })
+    }
+
+    fn join(&mut self, other: Payload) -> BoxFuture<'_, Result<()>> {
+        Box::pin(async move {
+            let other = other.decode()?;
+            self.0.join(other).await;
+            Ok(())
+        })
+    }
+
+    fn record(&self) -> Result<Option<Payload>> {
+        self.0.record().map(|record| Payload::encode(&record)).transpose()
+    }
+
+    fn hand_over(self: Box<Self>) -> BoxFuture<'static, Result<Payload>> {
+        Box::pin(async move { Payload::encode(&self.0.hand_over().await) })
+    }
+}
+
+pub(super) fn maker<A: PlacedActor>() -> ActorMaker {
+    Arc::new(|ctx, record| {
+        Box::pin(async move {
+            let record = record.map(|record| record.decode()).transpose()?;
+            let actor: Box<dyn ErasedActor> = Box::new(Typed(A::start(ctx, record).await?));
+            Ok(actor)
+        })
+    })
+}

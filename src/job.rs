@@ -27,6 +27,7 @@ mod actor;
 mod class;
 mod context;
 pub(crate) mod core;
+pub mod election;
 mod placed;
 mod registry;
 mod typed;

@@ -11,6 +11,7 @@ use super::actor::TaskRun;
 use super::class::{JobClass, JobEvent, JobEventKind, TaskClass, class_name, decode};
 use super::context::{CommandContext, EventContext, RawTaskContext, RequestContext, TaskContext};
 use super::core::Core;
+use super::election::Register;
 use super::placed::{self, ActorMaker, PlacedActor};
 use crate::cluster::BoxFuture;
 use crate::error::{Error, ErrorCode, Result};
@@ -180,7 +181,7 @@ impl Default for Classes {
 impl Classes {
     /// Only `core`.
     pub fn new() -> Self {
-        Self { classes: BTreeMap::new(), functions: BTreeMap::new(), placed: BTreeMap::new() }.with(Core)
+        Self { classes: BTreeMap::new(), functions: BTreeMap::new(), placed: BTreeMap::new() }.with(Core).with_placed::<Register>()
     }
 
     /// Adds a class with requests.

@@ -64,9 +64,10 @@ pub(super) async fn run(mut birth: Birth, mut asks: mpsc::Receiver<Ask>) {
             return;
         }
     };
-    let (records, kept) = watch::channel(None);
-    let keeper = tokio::spawn(replicate(Arc::clone(&birth.shared), birth.key.clone(), birth.hash, kept));
+    let (records, latest) = watch::channel(None);
+    let keeper = tokio::spawn(replicate(Arc::clone(&birth.shared), birth.key.clone(), birth.hash, latest));
     let mut handed_to = None;
+    let mut kept: Option<Payload> = None;
     while let Some(ask) = asks.recv().await {
         match ask {
             // Nobody waits any more: it is not done behind the caller's back.
@@ -85,11 +86,15 @@ pub(super) async fn run(mut birth: Birth, mut asks: mpsc::Receiver<Ask>) {
                 break;
             }
         }
-        // What waits is handled before the record is made: under load there is one record for many messages.
+        // A record that is as before is not sent again. What waits is handled before the record is made: under load there is one record for many messages.
         if asks.is_empty() {
             stamp.version += 1;
             match actor.record() {
-                Ok(Some(record)) if record.len() <= RECORD_BYTES_MAX => drop(records.send_replace(Some((stamp, record)))),
+                Ok(Some(record)) if kept.as_ref() == Some(&record) => {}
+                Ok(Some(record)) if record.len() <= RECORD_BYTES_MAX => {
+                    kept = Some(record.clone());
+                    records.send_replace(Some((stamp, record)));
+                }
                 Ok(Some(record)) => tracing::error!(actor = %birth.key, bytes = record.len(), "a record is too large to be kept"),
                 Ok(None) => {}
                 Err(error) => tracing::error!(actor = %birth.key, %error, "a record cannot be encoded"),

@@ -11,6 +11,7 @@ use crate::connection::LinkParts;
 use crate::connection::establish::{Established, Party};
 use crate::control::view::Member;
 use crate::control::{Control, peers};
+use crate::job::election::{Candidate, Election as _};
 use crate::job::{Classes, PlacedActor, PlacedCalls, PlacedContext};
 use crate::proto::auth::{Identity, Keyring, KeyringInput, Peer, Role, VERSIONS};
 use crate::proto::session::Side;
@@ -350,4 +351,62 @@ async fn the_leader_of_a_name_is_the_same_everywhere_and_another_one_when_it_has
     plane.see(&rest);
     let next = plane.cluster(rest[0]).leader(&class, DEADLINE).await.expect("there is one");
     assert!(rest.contains(&next.as_str()));
+}
+
+/// The master, as soon as all of these agree on who it is.
+async fn agreed(candidates: &[&Candidate]) -> Incarnation {
+    let agreement = async {
+        loop {
+            let masters: BTreeSet<_> = candidates.iter().map(|candidate| candidate.standing().borrow().clone().master()).collect();
+            match (masters.len(), masters.first()) {
+                (1, Some(Some(master))) if candidates.iter().any(|candidate| candidate.id() == *master) => return *master,
+                _ => tokio::time::sleep(Duration::from_millis(10)).await,
+            }
+        }
+    };
+    tokio::time::timeout(DEADLINE, agreement).await.expect("they agree in time")
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_master_is_the_first_of_its_name_and_another_follows_wherever_the_list_lives() {
+    let plane = Plane::start(&ALL).await;
+    plane.see(&ALL);
+    let class = crate::types::ClassName::new("files").expect("valid");
+    let first = plane.cluster("c1").stand(&class);
+    assert_eq!(agreed(&[&first]).await, first.id());
+    let second = plane.cluster("c2").stand(&class);
+    let third = plane.cluster("c3").stand(&class);
+    assert_eq!(agreed(&[&first, &second, &third]).await, first.id());
+    // The list moves, and its order stays.
+    plane.see(&ALL[..1]);
+    for name in &ALL[1..] {
+        let mut view = (*plane.node("c1").shared.view()).clone();
+        view.me = id(name);
+        plane.node(name).shared.view.send_replace(Arc::new(view));
+    }
+    assert_eq!(agreed(&[&first, &second, &third]).await, first.id());
+    // The list is lost: whoever registers again first is the master.
+    plane.node("c1").shared.placement.lock().actors.clear();
+    let heir = agreed(&[&first, &second, &third]).await;
+    let (heir, rest): (Vec<_>, Vec<_>) = [first, second, third].into_iter().partition(|candidate| candidate.id() == heir);
+    heir.into_iter().for_each(Candidate::vanish);
+    let next = agreed(&rest.iter().collect::<Vec<_>>()).await;
+    let (next, rest): (Vec<_>, Vec<_>) = rest.into_iter().partition(|candidate| candidate.id() == next);
+    // One that says goodbye needs no silence.
+    drop(next);
+    assert_eq!(agreed(&[&rest[0]]).await, rest[0].id());
+    assert!(rest[0].is_master());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_candidate_that_can_ask_nobody_believes_in_no_master() {
+    let plane = Plane::start(&ALL[..1]).await;
+    let class = crate::types::ClassName::new("files").expect("valid");
+    let candidate = plane.cluster("c1").stand(&class);
+    agreed(&[&candidate]).await;
+    plane.node("c1").shared.view.send_modify(|view| Arc::make_mut(view).frozen = true);
+    let mut standing = candidate.standing();
+    let lost = standing.wait_for(|standing| standing.master().is_none());
+    tokio::time::timeout(DEADLINE, lost).await.expect("in time").expect("the campaign lives");
+    assert!(!candidate.is_master());
 }

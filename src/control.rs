@@ -16,7 +16,7 @@ mod events;
 pub mod latency;
 mod messages;
 mod peers;
-mod placement;
+mod placed;
 mod proxy;
 mod serve;
 mod shared;
@@ -135,6 +135,6 @@ impl Control {
         for proxy in self.shared.directory.all() {
             proxy.stop();
         }
-        self.shared.placement.cut();
+        self.shared.placed.cut();
     }
 }

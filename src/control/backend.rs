@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
-use super::placement;
+use super::placed;
 use super::proxy::Current;
 use super::shared::Shared;
 use crate::cluster::{
@@ -136,8 +136,8 @@ async fn operate(shared: Arc<Shared>, operation: Operation, timeout: Duration) -
             proxy.forget();
             Ok(OperationReply::Done)
         }
-        Operation::Placed(call) => Ok(OperationReply::Placed(placement::call(&shared, *call, timeout).await?.into())),
-        Operation::Leader { class } => Ok(OperationReply::Leader { node: placement::leader(&shared, class.as_str())? }),
+        Operation::Placed(call) => Ok(OperationReply::Placed(placed::call(&shared, *call, timeout).await?.into())),
+        Operation::Leader { class } => Ok(OperationReply::Leader { node: placed::leader(&shared, class.as_str())? }),
         Operation::Subscribe(_) => Err(Error::new(ErrorCode::NotAllowed, "a subscription needs a call with a stream")),
     }
 }

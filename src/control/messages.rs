@@ -7,7 +7,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::placement::{Belongings, Record};
+use super::placed::{Belongings, Record};
 use crate::cluster::{NodeInfo, NodesReply, PlacedAnswer, PlacedCall, PlacedKey};
 use crate::types::NodeId;
 

@@ -11,7 +11,7 @@ use bytes::Bytes;
 
 use super::backend::Local;
 use super::messages::{PeerReply, PeerRequest};
-use super::placement;
+use super::placed;
 use super::proxy::state::LinkKey;
 use super::shared::Shared;
 use crate::cluster::random_incarnation;
@@ -127,17 +127,17 @@ async fn answer(shared: &Arc<Shared>, call: &IncomingCall) -> Result<Bytes> {
         PeerRequest::Nodes { select } => PeerReply::Nodes(super::backend::local_nodes(shared, select.as_deref())?),
         PeerRequest::Placed(placed) => {
             let timeout = Duration::from_millis(u64::from(call.head.timeout_ms));
-            PeerReply::Placed(placement::handle(shared, &placed, timeout).await?.into())
+            PeerReply::Placed(placed::handle(shared, &placed, timeout).await?.into())
         }
         PeerRequest::Arrive(belongings) => {
-            placement::arrive(shared, *belongings).await?;
+            placed::arrive(shared, *belongings).await?;
             PeerReply::Done
         }
         PeerRequest::Keep(belongings) => {
-            placement::keep(shared, *belongings);
+            placed::keep(shared, *belongings);
             PeerReply::Done
         }
-        PeerRequest::Surrender { key, hash } => PeerReply::Surrendered { record: placement::surrender(shared, &key, hash).await? },
+        PeerRequest::Surrender { key, hash } => PeerReply::Surrendered { record: placed::surrender(shared, &key, hash).await? },
         PeerRequest::Info { node } => PeerReply::Info(shared.directory.find(&node).map(|proxy| Box::new(proxy.info()))),
     };
     Ok(Payload::encode(&reply)?.into_bytes())

@@ -10,7 +10,7 @@ use super::backend::Local;
 use super::directory::Directory;
 use super::events::Hub;
 use super::peers::Peers;
-use super::placement::Placement;
+use super::placed::Placed;
 use super::proxy::state::LinkKey;
 use super::view::View;
 use crate::cluster::Cluster;
@@ -32,7 +32,7 @@ pub(crate) struct Shared {
     pub(super) directory: Directory,
     pub(super) hub: Hub,
     pub(super) peers: Peers,
-    pub(super) placement: Placement,
+    pub(super) placed: Placed,
     /// Replaced by membership at every change; watched by whatever depends on who owns what.
     pub(super) view: watch::Sender<Arc<View>>,
     /// How this node proves itself to workers that it dials.
@@ -65,7 +65,7 @@ impl Shared {
             directory: Directory::default(),
             hub: Hub::default(),
             peers: Peers::default(),
-            placement: Placement::default(),
+            placed: Placed::default(),
             view: watch::Sender::new(Arc::new(view)),
             party,
             dial,

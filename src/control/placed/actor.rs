@@ -44,7 +44,7 @@ struct Gone<'a>(&'a Birth);
 
 impl Drop for Gone<'_> {
     fn drop(&mut self) {
-        self.0.shared.placement.remove(&self.0.key, self.0.number);
+        self.0.shared.placed.remove(&self.0.key, self.0.number);
     }
 }
 
@@ -121,7 +121,7 @@ pub(super) async fn run(mut birth: Birth, mut asks: mpsc::Receiver<Ask>) {
             let record = Record { stamp, bytes: record.into_bytes().into() };
             let belongings = Belongings { key: birth.key.clone(), hash: birth.hash, record };
             // In one step: at no moment is nothing known of it here.
-            birth.shared.placement.packed(belongings, birth.number);
+            birth.shared.placed.packed(belongings, birth.number);
         }
         Ok(record) => tracing::error!(actor = %birth.key, bytes = record.len(), "a placed actor is lost: what it hands over is too large"),
         Err(error) => tracing::error!(actor = %birth.key, %error, "a placed actor is lost: what it hands over cannot be encoded"),

@@ -250,7 +250,7 @@ async fn what_was_recorded_survives_the_death_of_its_node() {
     // Both of the others keep it.
     let key = PlacedKey { kind: crate::types::ClassName::new("counter").expect("valid"), key: kept.clone() };
     let deadline = Instant::now() + DEADLINE;
-    while ["c1", "c2"].iter().any(|name| plane.node(name).shared.placement.lock().copies.find(&key).is_none()) {
+    while ["c1", "c2"].iter().any(|name| plane.node(name).shared.placed.lock().copies.find(&key).is_none()) {
         assert!(Instant::now() < deadline, "the record was not kept");
         tokio::time::sleep(Duration::from_millis(2)).await;
     }
@@ -286,7 +286,7 @@ async fn a_panic_fails_its_caller_and_the_next_one_goes_on_from_the_record() {
     plane.add("c1", "key1", 3).await;
     let key = PlacedKey { kind: crate::types::ClassName::new("counter").expect("valid"), key: "key1".into() };
     let deadline = Instant::now() + DEADLINE;
-    while ALL.iter().filter(|name| plane.node(name).shared.placement.lock().copies.find(&key).is_some()).count() < 2 {
+    while ALL.iter().filter(|name| plane.node(name).shared.placed.lock().copies.find(&key).is_some()).count() < 2 {
         assert!(Instant::now() < deadline, "the record was not kept");
         tokio::time::sleep(Duration::from_millis(2)).await;
     }
@@ -317,7 +317,7 @@ async fn an_owner_that_does_not_answer_is_not_replaced_by_a_blank_one() {
         link.close(Error::new(ErrorCode::ConnectionFailed, "cut by the test"));
         link.ended().await;
     }
-    plane.node("c2").shared.placement.lock().past.push_front(view.ring.clone());
+    plane.node("c2").shared.placed.lock().past.push_front(view.ring.clone());
     let live = ["c1", "c2"].map(|name| (id(name), Member { incarnation: Incarnation::NONE, listen: Vec::new(), next_hop: None }));
     let view = View { me: id("c2"), live: live.into(), ring: with_two, frozen: false };
     plane.node("c2").shared.view.send_replace(Arc::new(view));
@@ -386,7 +386,7 @@ async fn a_master_is_the_first_of_its_name_and_another_follows_wherever_the_list
     }
     assert_eq!(agreed(&[&first, &second, &third]).await, first.id());
     // The list is lost: whoever registers again first is the master.
-    plane.node("c1").shared.placement.lock().actors.clear();
+    plane.node("c1").shared.placed.lock().actors.clear();
     let heir = agreed(&[&first, &second, &third]).await;
     let (heir, rest): (Vec<_>, Vec<_>) = [first, second, third].into_iter().partition(|candidate| candidate.id() == heir);
     heir.into_iter().for_each(Candidate::vanish);

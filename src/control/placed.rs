@@ -96,11 +96,11 @@ struct Host {
 
 /// The placed actors of a control node.
 #[derive(Default)]
-pub(super) struct Placement {
+pub(super) struct Placed {
     state: Mutex<State>,
 }
 
-impl Placement {
+impl Placed {
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -209,7 +209,7 @@ fn host(shared: &Arc<Shared>, key: &PlacedKey, hash: u64, arrived: Option<Record
             format!("control node {} knows no placed actors of the kind {}; register it with `Classes::with_placed`", shared.id, key.kind);
         Error::new(ErrorCode::UnknownClass, what)
     })?;
-    let mut state = shared.placement.lock();
+    let mut state = shared.placed.lock();
     match state.actors.get(key) {
         // It packs, or has just ended.
         Some(host) if host.mailbox.is_closed() => return Err(moved(key)),
@@ -236,7 +236,7 @@ pub(super) async fn arrive(shared: &Arc<Shared>, belongings: Belongings) -> Resu
         return Err(Error::new(ErrorCode::PayloadTooLarge, format!("a record has at most {RECORD_BYTES_MAX} bytes")));
     }
     let deadline = Instant::now() + ARRIVE_TIMEOUT;
-    let before = shared.placement.lock().actors.get(&key).map(|host| host.mailbox.clone());
+    let before = shared.placed.lock().actors.get(&key).map(|host| host.mailbox.clone());
     match before {
         None => host(shared, &key, hash, Some(record)).map(drop),
         Some(mailbox) => {
@@ -252,13 +252,13 @@ pub(super) async fn arrive(shared: &Arc<Shared>, belongings: Belongings) -> Resu
 
 /// Keeps a copy for another node.
 pub(super) fn keep(shared: &Shared, belongings: Belongings) {
-    shared.placement.lock().copies.keep(belongings);
+    shared.placed.lock().copies.keep(belongings);
 }
 
 /// What is known here of an actor that starts elsewhere. A live one is ended, and handed over.
 pub(super) async fn surrender(shared: &Arc<Shared>, key: &PlacedKey, hash: u64) -> Result<Option<Record>> {
     let view = shared.view();
-    let live = shared.placement.lock().actors.get(key).map(|host| host.mailbox.clone());
+    let live = shared.placed.lock().actors.get(key).map(|host| host.mailbox.clone());
     match live {
         // Both believe to own it: they find out when their views meet.
         Some(_) if place(&view, hash) == Some(&shared.id) => return Err(moved(key)),
@@ -270,7 +270,7 @@ pub(super) async fn surrender(shared: &Arc<Shared>, key: &PlacedKey, hash: u64) 
         }
         None => {}
     }
-    match shared.placement.lock().copies.give(key) {
+    match shared.placed.lock().copies.give(key) {
         Known::Nothing => Ok(None),
         Known::Record(record) => Ok(Some(record)),
         Known::OnItsWay => Err(moved(key)),
@@ -284,7 +284,7 @@ pub(super) async fn surrender(shared: &Arc<Shared>, key: &PlacedKey, hash: u64) 
 async fn find(shared: &Arc<Shared>, key: &PlacedKey, hash: u64) -> Result<Option<Record>> {
     let view = shared.view();
     let asked: BTreeSet<NodeId> = {
-        let state = shared.placement.lock();
+        let state = shared.placed.lock();
         let rings = state.past.iter().chain([&view.ring]);
         let named = rings.flat_map(|ring| {
             let partition = ring.size().partition_of(KeyHash::from_bits(hash));
@@ -303,7 +303,7 @@ async fn find(shared: &Arc<Shared>, key: &PlacedKey, hash: u64) -> Result<Option
             })
         });
     }
-    let mut newest = shared.placement.lock().copies.find(key);
+    let mut newest = shared.placed.lock().copies.find(key);
     while let Some(reply) = questions.join_next().await {
         let reply = reply.map_err(|_| Error::new(ErrorCode::Internal, "a question to another control node panicked"))??;
         if let PeerReply::Surrendered { record: Some(record) } = reply
@@ -324,7 +324,7 @@ pub(super) async fn follow(shared: Weak<Shared>) {
             let Some(shared) = shared.upgrade() else { return };
             let view = shared.view();
             if view.ring != ring {
-                let mut state = shared.placement.lock();
+                let mut state = shared.placed.lock();
                 state.past.push_front(std::mem::replace(&mut ring, view.ring.clone()));
                 state.past.truncate(PAST_RINGS);
             }
@@ -340,7 +340,7 @@ pub(super) async fn follow(shared: Weak<Shared>) {
 /// Hands over what belongs elsewhere; true if something could not be.
 async fn move_out(shared: &Arc<Shared>, view: &View) -> bool {
     let leaving: Vec<mpsc::Sender<Ask>> = {
-        let state = shared.placement.lock();
+        let state = shared.placed.lock();
         let leaves = |host: &&Host| place(view, host.hash).is_some_and(|owner| *owner != shared.id);
         state.actors.values().filter(leaves).map(|host| host.mailbox.clone()).collect()
     };
@@ -352,7 +352,7 @@ async fn move_out(shared: &Arc<Shared>, view: &View) -> bool {
         }
     }
     let mut failed = false;
-    let packed = shared.placement.lock().copies.send_off();
+    let packed = shared.placed.lock().copies.send_off();
     for belongings in packed {
         let key = belongings.key.clone();
         let moved = match place(view, belongings.hash) {
@@ -364,7 +364,7 @@ async fn move_out(shared: &Arc<Shared>, view: &View) -> bool {
             tracing::warn!(actor = %key, %error, "a placed actor could not be handed over; it is tried again");
             failed = true;
         }
-        shared.placement.lock().copies.arrived(&key, moved.is_ok());
+        shared.placed.lock().copies.arrived(&key, moved.is_ok());
     }
     failed
 }

@@ -13,12 +13,18 @@
 mod backend;
 mod directory;
 mod events;
+mod fan_out;
 pub mod latency;
+mod lease;
 mod messages;
 mod peers;
+mod placement;
 mod proxy;
+mod records;
+mod route;
 mod serve;
 mod shared;
+mod subscribe;
 mod view;
 mod workers;
 
@@ -47,6 +53,8 @@ pub(crate) struct Control {
 
 impl Control {
     pub(crate) fn new(shared: Arc<Shared>) -> Self {
+        // Ends with the last handle of the control node.
+        tokio::spawn(placement::run(Arc::downgrade(&shared)));
         Self { shared }
     }
 

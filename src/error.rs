@@ -95,6 +95,8 @@ codes! {
     NoConnections = "no_connections",
     /// The peer has the id of another node that is alive.
     NodeIdInUse = "node_id_in_use",
+    /// The worker belongs to another control node now, and nobody knows yet to which one; nothing was done. Between control nodes only.
+    Moved = "moved",
     /// The worker takes no tasks in its present status.
     NodeNotReady = "node_not_ready",
     /// The worker was restarted: what ran there is gone.

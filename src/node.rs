@@ -369,6 +369,14 @@ impl ToCluster {
 }
 
 impl Connector for ToCluster {
+    fn redirected(&self, addresses: Vec<NodeUri>) -> BoxFuture<'_, Result<Dialled, DialFailure>> {
+        Box::pin(async move {
+            let known: Vec<NodeUri> = addresses.into_iter().filter_map(|uri| self.on_our_way(uri)).collect();
+            let established = self.dial(&known, Order::AsGiven).await?;
+            Ok(Dialled { parts: LinkParts { established, side: Side::Dialler }, options: self.options })
+        })
+    }
+
     fn connect(&self, preferred: Vec<NodeUri>) -> BoxFuture<'_, Result<Dialled, DialFailure>> {
         Box::pin(async move {
             let known = preferred.into_iter().filter(|uri| !self.addresses.contains(uri));

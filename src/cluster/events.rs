@@ -111,6 +111,23 @@ impl EventSink {
         !self.sender.is_closed()
     }
 
+    /// Another end of the same queue, for a second producer.
+    pub fn another(&self) -> Self {
+        Self { filter: self.filter.clone(), sender: self.sender.clone(), gaps: Arc::clone(&self.gaps) }
+    }
+
+    /// Ends when nobody reads any more.
+    pub async fn closed(&self) {
+        self.sender.closed().await;
+    }
+
+    /// Offers an event whatever the filter wants: it says something of the subscription itself.
+    pub fn tell(&mut self, record: EventRecord) {
+        if self.sender.try_send(Ok(record)).is_err() {
+            tracing::debug!("a subscriber is too slow to be told what it misses");
+        }
+    }
+
     /// Offers an event without waiting; false if nobody reads any more.
     pub fn offer(&mut self, record: &EventRecord) -> bool {
         if !self.is_open() {

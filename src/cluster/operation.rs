@@ -53,12 +53,13 @@ pub enum OperationReply {
 }
 
 /// Text of an address, its password included; only travels on authenticated links and never stands in a log.
-#[derive(Clone, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct FullUri(String);
 
 impl FullUri {
-    pub(super) fn new(uri: &NodeUri) -> Self {
+    /// The text of an address with its password.
+    pub(crate) fn new(uri: &NodeUri) -> Self {
         let mut text = uri.clone().without_secrets().to_string();
         if let Some(password) = &uri.options().password {
             // In quotes, so that no character of it means anything else.

@@ -19,7 +19,7 @@ use super::establish::Established;
 use super::stream::ByteStream;
 use crate::error::{Error, ErrorCode};
 use crate::proto::auth::Peer;
-use crate::proto::frame::LINK_CHANNEL;
+use crate::proto::frame::{Frame, Kind, LINK_CHANNEL};
 use crate::proto::head::{CallHead, EventHead, Outcome, Ping, Rank};
 use crate::proto::message::Message;
 use crate::proto::session::{ClosedChannel, Session, Side, StreamKey};
@@ -33,6 +33,8 @@ pub trait LinkHandler: Send + Sync + 'static {
     fn event(&self, channel: &Channel, head: EventHead, payload: Bytes);
     /// A control message.
     fn message(&self, channel: &Channel, message: Message);
+    /// A frame came on a channel that was opened by [`Link::open_relayed_channel`].
+    fn relayed(&self, _frame: Frame) {}
     /// The peer opened a channel.
     fn channel_opened(&self, channel: &Channel);
     /// A channel has ended.
@@ -86,6 +88,8 @@ struct Inner {
     remote: String,
     state: Mutex<State>,
     output: Notify,
+    /// Something has left while channels are relayed.
+    relayed: Notify,
     closing: watch::Sender<Option<Error>>,
     ended: watch::Sender<Option<Error>>,
     /// Bytes of the reader's buffer and of the writer's, while they wait.
@@ -132,6 +136,7 @@ impl Link {
             remote,
             state: Mutex::new(state),
             output: Notify::new(),
+            relayed: Notify::new(),
             closing: watch::Sender::new(None),
             ended: watch::Sender::new(None),
             #[cfg(test)]
@@ -191,6 +196,50 @@ impl Link {
         drop(state);
         self.wake_writer();
         Ok(self.channel(id))
+    }
+
+    /// Which end of the link this is.
+    pub fn side(&self) -> Side {
+        self.lock().session.side()
+    }
+
+    /// Opens a channel for a session that is elsewhere: its frames come out as [`LinkHandler::relayed`], and go in by [`Link::relay`].
+    ///
+    /// # Errors
+    /// As [`Link::open_channel`].
+    pub fn open_relayed_channel(&self) -> Result<u16, Error> {
+        let mut state = self.lock();
+        if let Some(reason) = &state.ended {
+            return Err(reason.clone());
+        }
+        let id = state.session.open_relayed_channel()?;
+        drop(state);
+        self.wake_writer();
+        Ok(id)
+    }
+
+    /// Sends a frame of such a session, after a wait for room. On a channel or link that has ended it is lost.
+    pub async fn relay(&self, channel: u16, kind: Kind, body: Bytes) {
+        loop {
+            let left = self.inner.relayed.notified();
+            tokio::pin!(left);
+            // Registered before the look, so that no room is missed.
+            left.as_mut().enable();
+            let room = {
+                let state = self.lock();
+                state.ended.is_some() || state.session.has_room_to_relay()
+            };
+            if room {
+                break;
+            }
+            left.await;
+        }
+        self.with_session(|session| session.relay(channel, kind, body));
+    }
+
+    /// Closes a channel; calls that wait on it fail with `reason`.
+    pub fn close_channel(&self, channel: u16, reason: &Error) {
+        self.channel(channel).close(reason);
     }
 
     /// Calls of the peer that are being answered.
@@ -283,6 +332,7 @@ impl Link {
             let _ = token.send(Err(lost.clone()));
         }
         wakers.into_iter().chain(writers).for_each(Waker::wake);
+        self.inner.relayed.notify_waiters();
         self.inner.ended.send_replace(Some(reason.clone()));
         self.close(reason.clone());
         self.wake_writer();

@@ -15,10 +15,13 @@ mod intake;
 mod tests;
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::time::Duration;
 
 use bytes::Bytes;
-use tokio::sync::mpsc;
+use serde::{Deserialize, Serialize};
+use tokio::sync::{mpsc, watch};
+use tokio::time::Instant;
 
 use self::deliverer::{Deliverer, Item, Progress};
 use self::intake::{Arrival, Intake, Resynced};
@@ -27,12 +30,14 @@ use crate::cluster::{EventBody, EventFilter, EventRecord, EventSink, EventStream
 use crate::connection::{Channel, unix_time_ms};
 use crate::proto::head::EventHead;
 use crate::proto::message::{BuiltinEvent, EventAck, Message, Resync};
-use crate::types::{ClassName, Incarnation, NodeId, NodeStatus};
+use crate::types::{ClassName, Incarnation, NodeId, NodeStatus, TaskId};
 
 /// Entries of one queue: several windows, of the incarnations of a worker that is restarted while its class hangs, and what we say ourselves.
 const QUEUE_MAX: usize = 2048;
 /// Entries that stay free for the worker: what we say ourselves, such as its coming and going, is dropped first.
 const RESERVED: usize = QUEUE_MAX / 2;
+/// Pause between two looks whether everything was taken in.
+const IDLE_PAUSE: Duration = Duration::from_millis(2);
 /// Classes of one worker.
 const CLASSES_MAX: usize = 1024;
 
@@ -45,11 +50,16 @@ pub(super) struct Hub {
 impl Hub {
     pub(super) fn subscribe(&self, filter: EventFilter) -> EventStream {
         let (sink, stream) = event_queue(filter);
+        self.add(sink);
+        stream
+    }
+
+    /// Another subscriber of the workers whose proxies are here.
+    pub(super) fn add(&self, sink: EventSink) {
         let mut sinks = self.sinks.lock().unwrap_or_else(PoisonError::into_inner);
         // Those who come and go while nothing happens must not pile up.
         sinks.retain(EventSink::is_open);
         sinks.push(sink);
-        stream
     }
 
     fn publish(&self, record: &EventRecord) {
@@ -73,6 +83,22 @@ pub(super) struct Dispatcher {
     shared: Weak<Shared>,
     node: NodeId,
     queues: Mutex<Queues>,
+    /// Whether the worker moves to another control node.
+    paused: watch::Sender<bool>,
+}
+
+/// How far a class has come with what a worker sends it. Whoever has the worker next goes on from there.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub(super) struct Marks {
+    class: ClassName,
+    incarnation: Incarnation,
+    /// Last number that the class has taken in.
+    seq: u64,
+    /// Whether it knows of this incarnation.
+    introduced: bool,
+    /// Tasks that it believes to run.
+    #[serde(default)]
+    tasks: Vec<TaskId>,
 }
 
 #[derive(Default)]
@@ -90,7 +116,7 @@ struct Queue {
 
 impl Dispatcher {
     pub(super) fn new(shared: &Arc<Shared>, node: NodeId) -> Self {
-        Self { shared: Arc::downgrade(shared), node, queues: Mutex::default() }
+        Self { shared: Arc::downgrade(shared), node, queues: Mutex::default(), paused: watch::Sender::new(false) }
     }
 
     /// An event, or a gap, has come.
@@ -162,6 +188,54 @@ impl Dispatcher {
         }
     }
 
+    /// Waits, for at most `patience`, until everything that has come was taken in; from then on nothing is delivered until [`Dispatcher::go_on`]. Returns how
+    /// far each class has come.
+    pub(super) async fn pause(&self, patience: Duration) -> Vec<Marks> {
+        let late = Instant::now() + patience;
+        while !self.is_idle() && Instant::now() < late {
+            tokio::time::sleep(IDLE_PAUSE).await;
+        }
+        self.paused.send_replace(true);
+        self.marks()
+    }
+
+    /// The move has failed.
+    pub(super) fn go_on(&self) {
+        self.paused.send_replace(false);
+    }
+
+    fn is_idle(&self) -> bool {
+        let queues = self.queues.lock().unwrap_or_else(PoisonError::into_inner);
+        queues.classes.values().all(|queue| {
+            let (incarnation, mark, _) = queue.intake.position();
+            queue.sender.capacity() == QUEUE_MAX && queue.progress().position(incarnation).0 >= mark
+        })
+    }
+
+    /// How far each class has come.
+    pub(super) fn marks(&self) -> Vec<Marks> {
+        let queues = self.queues.lock().unwrap_or_else(PoisonError::into_inner);
+        let marks = queues.classes.iter().map(|(class, queue)| {
+            let (incarnation, mark, introduced) = queue.intake.position();
+            let (seq, tasks) = queue.progress().position(incarnation);
+            Marks { class: class.clone(), incarnation, seq, introduced: introduced && (seq > 0 || mark == 0), tasks }
+        });
+        marks.collect()
+    }
+
+    /// Another control node has had the worker: its classes go on where they were there.
+    pub(super) fn restore(&self, marks: Vec<Marks>) {
+        let mut queues = self.queues.lock().unwrap_or_else(PoisonError::into_inner);
+        for Marks { class, incarnation, seq, introduced, tasks } in marks {
+            let asked = queues.incarnation.replace(incarnation);
+            if let Ok(queue) = self.queue(&mut queues, incarnation, &class) {
+                queue.intake.advance(incarnation, seq, introduced);
+                queue.progress().advance(incarnation, seq, tasks);
+            }
+            queues.incarnation = asked;
+        }
+    }
+
     /// The queue for what an incarnation has sent; else what became of it.
     fn queue<'a>(&self, queues: &'a mut Queues, incarnation: Incarnation, class: &ClassName) -> Result<&'a mut Queue, Took> {
         if queues.incarnation != Some(incarnation) {
@@ -173,7 +247,7 @@ impl Dispatcher {
             }
             let (sender, receiver) = mpsc::channel(QUEUE_MAX);
             let progress = Arc::new(Mutex::new(Progress::new(incarnation)));
-            let deliverer = Deliverer::new(Weak::clone(&self.shared), self.node.clone(), class.clone(), Arc::clone(&progress));
+            let deliverer = Deliverer::new(Weak::clone(&self.shared), self.node.clone(), class.clone(), Arc::clone(&progress), self.paused.subscribe());
             // Ends with the dispatcher, that is with its proxy.
             tokio::spawn(deliverer.run(receiver));
             queues.classes.insert(class.clone(), Queue { sender, intake: Intake::new(incarnation), progress });
@@ -183,9 +257,13 @@ impl Dispatcher {
 }
 
 impl Queue {
+    fn progress(&self) -> MutexGuard<'_, Progress> {
+        self.progress.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// What this incarnation sends comes on this channel now; returns the last number that its class has taken in.
     fn on(&self, channel: &Channel, incarnation: Incarnation) -> u64 {
-        self.progress.lock().unwrap_or_else(PoisonError::into_inner).on(channel, incarnation)
+        self.progress().on(channel, incarnation)
     }
 
     /// Queues a word of our own. It is dropped where a class hangs and much waits for it already: later it will learn how things are then.

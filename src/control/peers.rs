@@ -13,10 +13,11 @@ use super::backend::Local;
 use super::messages::{PeerReply, PeerRequest};
 use super::proxy::state::LinkKey;
 use super::shared::Shared;
-use crate::cluster::random_incarnation;
-use crate::connection::{Channel, IncomingCall, Link, LinkHandler, LinkParts};
+use super::view::View;
+use crate::cluster::{random_incarnation, write_events};
+use crate::connection::{ByteStream, Channel, IncomingCall, Link, LinkHandler, LinkParts, PendingAnswer};
 use crate::error::{Error, ErrorCode, Result};
-use crate::proto::head::{CallHead, EventHead, Rank, Verb};
+use crate::proto::head::{CallHead, EventHead, HOPS_MAX, Rank, Verb};
 use crate::proto::identity::CallIdentity;
 use crate::proto::message::Message;
 use crate::types::{Incarnation, NodeId, Payload};
@@ -42,12 +43,42 @@ impl Peers {
         self.lock().values().map(|(_, link)| link.clone()).collect()
     }
 
-    /// Asks a control node, over the data link to it.
+    /// Who is at the other ends.
+    pub(super) fn names(&self) -> Vec<NodeId> {
+        self.lock().keys().cloned().collect()
+    }
+
+    /// The link on which something for a control node leaves: its own, or that to whoever is next on the way.
+    pub(super) fn towards(&self, view: &View, peer: &NodeId) -> Option<Link> {
+        let links = self.lock();
+        let direct = links.get(peer);
+        let next = || view.live.get(peer)?.next_hop.as_ref().and_then(|next| links.get(next));
+        direct.or_else(next).map(|(_, link)| link.clone())
+    }
+
+    /// Asks a control node.
     ///
     /// # Errors
     /// `not_connected` without a link; what the peer answers.
-    pub(super) async fn ask(&self, peer: &NodeId, request: &PeerRequest, timeout: Duration) -> Result<PeerReply> {
-        let link = self.find(peer);
+    pub(super) async fn ask(&self, view: &View, peer: &NodeId, request: &PeerRequest, timeout: Duration) -> Result<PeerReply> {
+        let (link, head, payload) = self.prepare(view, peer, request, timeout)?;
+        Payload::from_bytes(link.channel_zero().call(&head, &payload, timeout).await?).decode()
+    }
+
+    /// The same with a stream: whoever waits for the answer, does it within `timeout`.
+    pub(super) fn ask_with_stream(
+        &self,
+        view: &View,
+        peer: &NodeId,
+        request: &PeerRequest,
+        timeout: Duration,
+    ) -> Result<(PendingAnswer, ByteStream)> {
+        let (link, head, payload) = self.prepare(view, peer, request, timeout)?;
+        link.channel_zero().call_with_stream(&head, &payload)
+    }
+
+    fn prepare(&self, view: &View, peer: &NodeId, request: &PeerRequest, timeout: Duration) -> Result<(Link, CallHead, Bytes)> {
+        let link = self.towards(view, peer);
         let link = link.ok_or_else(|| Error::new(ErrorCode::NotConnected, format!("there is no link to control node {peer}")))?;
         let head = CallHead {
             verb: Verb::Peer,
@@ -57,12 +88,11 @@ impl Peers {
             retry: false,
             hops: 0,
             incarnation: Incarnation::NONE,
-            node: None,
+            node: (link.peer().id != *peer).then(|| peer.clone()),
             class: None,
             task: None,
         };
-        let payload = Payload::encode(request)?.into_bytes();
-        Payload::from_bytes(link.channel_zero().call(&head, &payload, timeout).await?).decode()
+        Ok((link, head, Payload::encode(request)?.into_bytes()))
     }
 }
 
@@ -86,11 +116,15 @@ struct Handler {
 }
 
 impl LinkHandler for Handler {
-    fn call(&self, call: IncomingCall) {
+    fn call(&self, mut call: IncomingCall) {
         if call.head.verb == Verb::Peer {
             let shared = Arc::clone(&self.shared);
             tokio::spawn(async move {
-                let outcome = answer(&shared, &call).await;
+                let stream = call.stream.take();
+                let outcome = match &call.head.node {
+                    Some(node) if *node != shared.id => pass_on(&shared, &call, node, stream).await,
+                    _ => answer(&shared, &call, stream).await,
+                };
                 call.reply(&outcome);
             });
         } else {
@@ -118,13 +152,57 @@ impl LinkHandler for Handler {
     }
 }
 
-async fn answer(shared: &Arc<Shared>, call: &IncomingCall) -> Result<Bytes> {
+/// Hands what is for another control node to whoever is next on the way.
+async fn pass_on(shared: &Shared, call: &IncomingCall, node: &NodeId, stream: Option<ByteStream>) -> Result<Bytes> {
+    if call.head.hops >= HOPS_MAX {
+        return Err(Error::new(ErrorCode::LoopedRequest, format!("a request for control node {node} went in a circle")));
+    }
+    let link = shared.peers.towards(&shared.view(), node);
+    let link = link.ok_or_else(|| Error::new(ErrorCode::NotConnected, format!("there is no link towards control node {node}")))?;
+    let mut head = call.head.clone();
+    head.hops += 1;
+    let timeout = Duration::from_millis(u64::from(head.timeout_ms));
+    match stream {
+        None => link.channel_zero().call(&head, &call.payload, timeout).await,
+        Some(stream) => {
+            let (answer, onwards) = link.channel_zero().call_with_stream(&head, &call.payload)?;
+            super::serve::join(stream, onwards);
+            answer.wait(timeout).await
+        }
+    }
+}
+
+async fn answer(shared: &Arc<Shared>, call: &IncomingCall, stream: Option<ByteStream>) -> Result<Bytes> {
     let request: PeerRequest = Payload::from_bytes(call.payload.clone())
         .decode()
         .map_err(|_| Error::new(ErrorCode::UnknownRequest, "this control node does not know what the other one asks for"))?;
+    let stream = || stream.ok_or_else(|| Error::new(ErrorCode::NotAllowed, "the request needs a stream"));
     let reply = match request {
         PeerRequest::Nodes { select } => PeerReply::Nodes(super::backend::local_nodes(shared, select.as_deref())?),
         PeerRequest::Info { node } => PeerReply::Info(shared.directory.find(&node).map(|proxy| Box::new(proxy.info()))),
+        PeerRequest::Forget { node } if super::fan_out::forget_here(shared, &node) => PeerReply::Done,
+        PeerRequest::Forget { node } => return Err(super::route::unknown(&node)),
+        PeerRequest::Subscribe(filter) => {
+            let (events, stream) = (shared.hub.subscribe(filter), stream()?);
+            tokio::spawn(async move {
+                if let Err(error) = write_events(events, stream).await {
+                    tracing::debug!(%error, "a control node follows our workers no more");
+                }
+            });
+            PeerReply::Done
+        }
+        PeerRequest::Lend(lent) => {
+            super::lease::borrow(shared, *lent, stream()?).await?;
+            PeerReply::Done
+        }
+        PeerRequest::Pass { lease, to, package } => {
+            super::lease::pass(shared, lease, &to, *package).await?;
+            PeerReply::Done
+        }
+        PeerRequest::Record(record) => {
+            super::records::learn(shared, *record);
+            PeerReply::Done
+        }
     };
     Ok(Payload::encode(&reply)?.into_bytes())
 }

@@ -92,18 +92,21 @@ async fn answer(backend: &Local, call: &IncomingCall, stream: Option<ByteStream>
     let node_call = NodeCall { head: call.head.clone(), payload: Payload::from_bytes(call.payload.clone()), timeout };
     match stream {
         None => backend.call(node_call).await,
-        Some(mut client) => {
-            let mut streamed = backend.call_with_stream(node_call).await?;
-            // Ends when both directions have ended, or with the first error, which resets both.
-            tokio::spawn(async move {
-                let copied = tokio::io::copy_bidirectional_with_sizes(&mut client, &mut streamed.stream, RELAY_BYTES, RELAY_BYTES).await;
-                if let Err(error) = copied {
-                    tracing::debug!(%error, "a relayed stream was cut");
-                }
-            });
+        Some(client) => {
+            let streamed = backend.call_with_stream(node_call).await?;
+            join(client, streamed.stream);
             streamed.answer.await
         }
     }
+}
+
+/// Passes on what comes on either stream. Ends when both directions have ended, or with the first error, which resets both.
+pub(super) fn join(mut a: ByteStream, mut b: ByteStream) {
+    tokio::spawn(async move {
+        if let Err(error) = tokio::io::copy_bidirectional_with_sizes(&mut a, &mut b, RELAY_BYTES, RELAY_BYTES).await {
+            tracing::debug!(%error, "a relayed stream was cut");
+        }
+    });
 }
 
 async fn operate(backend: &Local, operation: Operation, stream: Option<ByteStream>, timeout: Duration) -> Result<Bytes> {

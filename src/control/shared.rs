@@ -4,14 +4,17 @@ use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
 
-use tokio::sync::watch;
+use tokio::sync::{Semaphore, watch};
+use tokio::time::Instant;
 
 use super::backend::Local;
 use super::directory::Directory;
 use super::events::Hub;
 use super::peers::Peers;
 use super::proxy::state::LinkKey;
+use super::records::Records;
 use super::view::View;
+use super::workers::Handler;
 use crate::cluster::Cluster;
 use crate::config::Config;
 use crate::connection::establish::Party;
@@ -22,6 +25,9 @@ use crate::proto::identity::Rank;
 use crate::ring::RingSize;
 use crate::transport::DialOptions;
 use crate::types::{Incarnation, NodeId, NodeUri};
+
+/// Workers that are handed over at once: enough to be quick, few enough that none of them waits long.
+const MOVES_MAX: usize = 64;
 
 pub(crate) struct Shared {
     pub(super) id: NodeId,
@@ -39,7 +45,13 @@ pub(crate) struct Shared {
     pub(super) listen: OnceLock<Vec<NodeUri>>,
     me: Weak<Shared>,
     cluster: OnceLock<Cluster>,
+    pub(super) records: Records,
+    /// Hand-overs that may be under way at once.
+    pub(super) moves: Arc<Semaphore>,
+    /// When the view changed last, and into what.
+    changed: Mutex<Option<(u64, Instant)>>,
     links: Mutex<BTreeMap<LinkKey, Link>>,
+    workers: Mutex<BTreeMap<LinkKey, Weak<Handler>>>,
     next_link: AtomicU64,
     stopping: AtomicBool,
 }
@@ -69,7 +81,11 @@ impl Shared {
             listen: OnceLock::new(),
             me: me.clone(),
             cluster: OnceLock::new(),
+            records: Records::default(),
+            moves: Arc::new(Semaphore::new(MOVES_MAX)),
+            changed: Mutex::default(),
             links: Mutex::default(),
+            workers: Mutex::default(),
             next_link: AtomicU64::new(1),
             stopping: AtomicBool::new(false),
         })
@@ -99,6 +115,24 @@ impl Shared {
         Arc::clone(&self.view.borrow())
     }
 
+    /// Whether this node owns a worker now.
+    pub(super) fn owns(&self, worker: &NodeId) -> bool {
+        self.view.borrow().owns(worker)
+    }
+
+    /// Notes that the view has changed.
+    pub(super) fn has_changed(&self, view: &View) {
+        *self.changed.lock().unwrap_or_else(PoisonError::into_inner) = Some((view.epoch(), Instant::now()));
+    }
+
+    /// Whether the view is so new that workers may not be where they belong.
+    pub(super) fn is_settling(&self, view: &View) -> bool {
+        match *self.changed.lock().unwrap_or_else(PoisonError::into_inner) {
+            Some((epoch, at)) => epoch != view.epoch() || at.elapsed() < super::route::SETTLING,
+            None => view.live.len() > 1,
+        }
+    }
+
     /// How strong the claim of this node to a worker is now.
     pub(super) fn rank(&self, worker: &NodeId) -> Rank {
         self.view.borrow().rank(worker)
@@ -118,7 +152,18 @@ impl Shared {
         key
     }
 
+    /// Remembers what handles a worker's link, as long as the link lives.
+    pub(super) fn add_worker_link(&self, key: LinkKey, handler: &Arc<Handler>) {
+        self.workers.lock().unwrap_or_else(PoisonError::into_inner).insert(key, Arc::downgrade(handler));
+    }
+
+    /// What handles the link of a worker.
+    pub(super) fn worker_link(&self, key: LinkKey) -> Option<Arc<Handler>> {
+        self.workers.lock().unwrap_or_else(PoisonError::into_inner).get(&key).and_then(Weak::upgrade)
+    }
+
     pub(super) fn remove_link(&self, key: LinkKey) {
+        self.workers.lock().unwrap_or_else(PoisonError::into_inner).remove(&key);
         self.links.lock().unwrap_or_else(PoisonError::into_inner).remove(&key);
     }
 

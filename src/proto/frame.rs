@@ -105,6 +105,8 @@ kinds! {
     Preferred = 42,
     /// The link ends because of a fault.
     Fault = 43,
+    /// The holder asks a worker for a direct link.
+    Redirect = 44,
 }
 
 /// One frame.

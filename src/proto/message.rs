@@ -151,6 +151,14 @@ pub struct Preferred {
     pub addresses: Vec<NodeUri>,
 }
 
+/// The holder uses the worker over the link of another control node, and would like one of its own: the worker dials one of these, and keeps the old link
+/// until it is adopted over the new one. Obeyed only on the holder's channel.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Redirect {
+    /// In this order.
+    pub addresses: Vec<NodeUri>,
+}
+
 /// Why a channel or link was closed by the other side.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Closed {
@@ -202,6 +210,7 @@ pub enum Message {
     Resync(Resync),
     GoAway(GoAway),
     Preferred(Preferred),
+    Redirect(Redirect),
 }
 
 impl Message {
@@ -217,6 +226,7 @@ impl Message {
             Message::Resync(_) => Kind::Resync,
             Message::GoAway(_) => Kind::GoAway,
             Message::Preferred(_) => Kind::Preferred,
+            Message::Redirect(_) => Kind::Redirect,
         }
     }
 
@@ -232,6 +242,7 @@ impl Message {
             Message::Resync(body) => encode(body),
             Message::GoAway(body) => encode(body),
             Message::Preferred(body) => encode(body),
+            Message::Redirect(body) => encode(body),
         }
     }
 
@@ -247,6 +258,7 @@ impl Message {
             Kind::Resync => Message::Resync(decode(kind, body)?),
             Kind::GoAway => Message::GoAway(decode(kind, body)?),
             Kind::Preferred => Message::Preferred(decode(kind, body)?),
+            Kind::Redirect => Message::Redirect(decode(kind, body)?),
             _ => return Ok(None),
         }))
     }

@@ -25,7 +25,7 @@ use bytes::{BufMut, Bytes, BytesMut};
 use self::assembly::{Assembly, Piece};
 pub use self::lanes::Outbox;
 use self::lanes::{Lanes, Outgoing};
-use self::streams::Streams;
+use self::streams::{STREAMS_MAX, STREAMS_MAX_CONTROL, Streams};
 pub use self::streams::{STREAM_WINDOW_BYTES, StreamKey, StreamRead};
 use super::auth::Role;
 use super::frame::{self, Fault, Frame, Kind, LINK_CHANNEL};
@@ -45,6 +45,8 @@ pub const EVENT_BYTES_MAX: usize = 60 * 1024;
 /// Bytes that may wait for a peer before new calls are refused as busy.
 pub const BACKLOG_BYTES_MAX: usize = 32 * 1024 * 1024;
 
+/// Bytes that may wait for a peer before relayed ones have to wait elsewhere.
+const RELAYED_BYTES_MAX: usize = 1024 * 1024;
 /// Payloads up to this size are copied behind the header of their frame.
 const COPIED_BYTES_MAX: usize = 4096;
 /// Room for calls that is kept while there are none.
@@ -119,6 +121,8 @@ pub enum Incoming<T> {
         /// Its body.
         message: Message,
     },
+    /// A frame on a channel that was opened for somebody else, as it came.
+    Relayed(Frame),
     /// The peer opened a channel.
     ChannelOpened(u16),
     /// The peer closed a channel; its calls were answered, its streams reset.
@@ -156,11 +160,13 @@ struct Channel<T> {
     /// With whether the caller still waits.
     calls_in: HashMap<u32, Waiting>,
     next_call: u32,
+    /// Its frames are those of another session, which is elsewhere.
+    relayed: bool,
 }
 
 impl<T> Channel<T> {
     fn new() -> Self {
-        Self { calls_out: HashMap::new(), calls_in: HashMap::new(), next_call: 1 }
+        Self { calls_out: HashMap::new(), calls_in: HashMap::new(), next_call: 1, relayed: false }
     }
 }
 
@@ -173,6 +179,8 @@ pub struct Session<T> {
     streams: Streams,
     lanes: Lanes,
     assembly: Assembly,
+    /// Channels that are relayed.
+    relayed: usize,
 }
 
 impl<T> Session<T> {
@@ -188,9 +196,10 @@ impl<T> Session<T> {
             peer_role,
             channels,
             next_channel: first,
-            streams: Streams::new(side),
+            streams: Streams::new(side, if peer_role == Role::Control { STREAMS_MAX_CONTROL } else { STREAMS_MAX }),
             lanes: Lanes::new(),
             assembly: Assembly::new(peer_role),
+            relayed: 0,
         }
     }
 
@@ -212,6 +221,37 @@ impl<T> Session<T> {
         Ok(channel)
     }
 
+    /// Opens a channel for another session, which is elsewhere and has the same side as this one: what comes on it is handed out as [`Incoming::Relayed`].
+    ///
+    /// # Errors
+    /// `busy`, as [`Session::open_channel`].
+    pub fn open_relayed_channel(&mut self) -> Result<u16, Error> {
+        let channel = self.open_channel()?;
+        if let Some(state) = self.channels.get_mut(&channel) {
+            state.relayed = true;
+            self.relayed += 1;
+        }
+        Ok(channel)
+    }
+
+    /// Whether any channel is relayed.
+    pub fn is_relaying(&self) -> bool {
+        self.relayed > 0
+    }
+
+    /// Sends a frame of the other session on a relayed channel, in the lane where it belongs; on a closed channel it is lost. Whoever relays looks at
+    /// [`Session::has_room_to_relay`] first.
+    pub fn relay(&mut self, channel: u16, kind: Kind, body: Bytes) {
+        if self.channels.get(&channel).is_some_and(|state| state.relayed) {
+            self.lanes.relayed(kind, channel, body);
+        }
+    }
+
+    /// Whether little enough waits that more frames of other sessions may come: their own lanes say what is urgent, so they should wait there.
+    pub fn has_room_to_relay(&self) -> bool {
+        self.lanes.queued_bytes() < RELAYED_BYTES_MAX
+    }
+
     /// Closes a channel: the peer is told, and what waited on it comes back.
     pub fn close_channel(&mut self, channel: u16, reason: &Error) -> ClosedChannel<T> {
         if channel != LINK_CHANNEL && self.channels.contains_key(&channel) {
@@ -222,8 +262,19 @@ impl<T> Session<T> {
     }
 
     fn drop_channel(&mut self, channel: u16, reason: &Error) -> ClosedChannel<T> {
-        let tokens = self.channels.remove(&channel).map(|state| state.calls_out.into_values().collect()).unwrap_or_default();
+        let state = self.channels.remove(&channel);
+        if state.as_ref().is_some_and(|state| state.relayed) {
+            self.relayed -= 1;
+            self.lanes.drop_relayed(channel);
+        }
+        self.assembly.drop_channel(channel);
+        let tokens = state.map(|state| state.calls_out.into_values().collect()).unwrap_or_default();
         ClosedChannel { tokens, streams: self.streams.reset_channel(channel, reason) }
+    }
+
+    /// Which end of the link this is.
+    pub fn side(&self) -> Side {
+        self.side
     }
 
     /// Whether the channel is open.
@@ -425,7 +476,18 @@ impl<T> Session<T> {
             // Each of its frames is answered by at most a few small ones, so it has not read for long.
             return Err(Fault::PeerNotReading { queued_bytes: self.lanes.urgent_bytes() + self.lanes.queued_bytes() });
         }
+        if self.relayed > 0 && self.is_relayed(&frame) {
+            out.push(Incoming::Relayed(frame));
+            return Ok(());
+        }
         match frame.kind {
+            // The rest of what was on its way when the channel was closed.
+            Kind::Fragment if !self.has_channel(frame.channel) => {
+                if let Some((call, stream)) = assembly::begins_call(frame.body)? {
+                    self.refuse(frame.channel, call, stream, channel_closed());
+                }
+                Ok(())
+            }
             Kind::Fragment => {
                 let channels = &self.channels;
                 let waits = |channel, call| channels.get(&channel).is_some_and(|state| state.calls_out.contains_key(&call));
@@ -447,6 +509,12 @@ impl<T> Session<T> {
             }
             _ => self.handle_whole(frame, out),
         }
+    }
+
+    /// Whether a frame belongs to the session behind a relayed channel. That the channel was closed concerns both.
+    fn is_relayed(&self, frame: &Frame) -> bool {
+        !matches!(frame.kind, Kind::ChannelOpen | Kind::ChannelClose | Kind::Fault)
+            && self.channels.get(&frame.channel).is_some_and(|state| state.relayed)
     }
 
     fn handle_whole(&mut self, frame: Frame, out: &mut Vec<Incoming<T>>) -> Result<(), Fault> {
@@ -519,7 +587,7 @@ impl<T> Session<T> {
         let (call, stream, head) = head::take_call(&mut body)?;
         let backlog = self.lanes.queued_bytes();
         let Some(state) = self.channels.get_mut(&channel) else {
-            self.refuse(channel, call, stream, Error::new(ErrorCode::ConnectionFailed, "the channel is closed; nothing was done"));
+            self.refuse(channel, call, stream, channel_closed());
             return Ok(());
         };
         if state.calls_in.contains_key(&call) {
@@ -608,6 +676,10 @@ impl<T> Channel<T> {
         self.next_call = self.next_call.wrapping_add(1);
         call
     }
+}
+
+fn channel_closed() -> Error {
+    Error::new(ErrorCode::ConnectionFailed, "the channel is closed; nothing was done")
 }
 
 /// What waited on a channel or link that ended.

@@ -1,7 +1,8 @@
 //! The agent: finds a control node, and another one when that is gone.
 //!
 //! Addresses are those that the holder prefers, then `cluster_addr`, resolved afresh each time; one attempt at a time, with a jittered pause in between. A worker
-//! without addresses never dials. A holder that is silent for 2 × `ping_time` is taken for gone.
+//! without addresses never dials. A holder that reaches the worker through another control node may ask for a link of its own (`redirect`): the old one stays until the
+//! worker is adopted over the new one. A holder that is silent for 2 × `ping_time` is taken for gone.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -24,6 +25,8 @@ const PAUSE_MAX: Duration = Duration::from_secs(15);
 pub(crate) trait Connector: Send + Sync + 'static {
     /// Tries these addresses first, then those that it knows itself.
     fn connect(&self, preferred: Vec<NodeUri>) -> BoxFuture<'_, Result<Dialled, DialFailure>>;
+    /// Tries these addresses and no others.
+    fn redirected(&self, addresses: Vec<NodeUri>) -> BoxFuture<'_, Result<Dialled, DialFailure>>;
 }
 
 /// Why no control node was reached.
@@ -44,6 +47,7 @@ pub(super) async fn run(shared: Arc<Shared>, connector: Arc<dyn Connector>) {
     let mut dials = shared.dials.subscribe();
     tokio::select! {
         () = look(&shared, &*connector) => {}
+        () = follow_redirects(&shared, &*connector) => {}
         // The links that it has made live on.
         _ = dials.wait_for(|dials| !dials) => tracing::info!(node = %shared.id, "looks for no control node any more"),
     }
@@ -93,6 +97,28 @@ async fn look(shared: &Arc<Shared>, connector: &dyn Connector) {
             () = tokio::time::sleep(pause) => {}
             // Somebody else dialled us meanwhile.
             () = held(shared) => {}
+        }
+    }
+}
+
+/// Dials where the holder asks for it, beside the link that there is.
+async fn follow_redirects(shared: &Arc<Shared>, connector: &dyn Connector) {
+    let mut redirects = shared.redirects.subscribe();
+    while redirects.changed().await.is_ok() {
+        let addresses = redirects.borrow_and_update().clone();
+        let dialled = match connector.redirected(addresses).await {
+            Ok(dialled) => dialled,
+            Err(DialFailure { error, .. }) => {
+                tracing::debug!(node = %shared.id, %error, "the holder cannot be reached directly");
+                continue;
+            }
+        };
+        let link = Link::start(dialled.parts, dialled.options, |link| handler::new(Arc::clone(shared), link));
+        shared.introduce(&link);
+        if adopted(shared, &link).await {
+            tracing::info!(node = %shared.id, control = %link.peer().id, remote = link.remote(), "redirected");
+        } else {
+            link.close(Error::new(crate::ErrorCode::Timeout, "not adopted in time"));
         }
     }
 }

@@ -105,6 +105,9 @@ impl LinkHandler for Handler {
             Message::Preferred(preferred) if self.standing(channel.id()) == Standing::Current => {
                 self.shared.lock().preferred = preferred.addresses;
             }
+            Message::Redirect(redirect) if self.standing(channel.id()) == Standing::Current => {
+                self.shared.redirects.send_replace(redirect.addresses);
+            }
             Message::GoAway(away) if channel.link().peer().role == Role::Control => {
                 tracing::info!(node = %self.shared.id, reason = away.reason.message(), "the control node sends us away");
                 let mut state = self.shared.lock();

@@ -48,6 +48,8 @@ pub(super) struct Shared {
     pub(super) held: watch::Sender<Held>,
     /// Whether the agent looks for control nodes.
     pub(super) dials: watch::Sender<bool>,
+    /// Where the holder would like to be reached, in the order asked.
+    pub(super) redirects: watch::Sender<Vec<NodeUri>>,
     /// Something moved: a task ended, an event was acknowledged.
     moved: Notify,
     next_link: AtomicU64,
@@ -113,6 +115,7 @@ impl Shared {
             state: Mutex::new(state),
             held: watch::Sender::new(Held::No),
             dials: watch::Sender::new(true),
+            redirects: watch::Sender::new(Vec::new()),
             moved: Notify::new(),
             next_link: AtomicU64::new(1),
             refuses_calls: AtomicBool::new(false),

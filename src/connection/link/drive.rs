@@ -180,6 +180,7 @@ impl ReadLoop {
                 }
             }
             Incoming::Message { channel, message } => self.handler.message(&link.channel(channel), message),
+            Incoming::Relayed(frame) => self.handler.relayed(frame),
             Incoming::ChannelOpened(channel) => self.handler.channel_opened(&link.channel(channel)),
             Incoming::ChannelClosed { channel, reason } => {
                 link.cancel_channel(channel);
@@ -247,7 +248,14 @@ async fn write_queued(
 ) -> io::Result<()> {
     let mut wrote = false;
     loop {
-        link.lock().session.transmit(outbox, WRITE_BYTES, writable);
+        let is_relaying = {
+            let mut state = link.lock();
+            state.session.transmit(outbox, WRITE_BYTES, writable);
+            state.session.is_relaying()
+        };
+        if is_relaying {
+            link.inner.relayed.notify_waiters();
+        }
         if !writable.is_empty() {
             link.wake_writable(writable);
         }

@@ -1,10 +1,10 @@
 //! The events of one class of one worker, one after the other.
 
 use std::collections::BTreeSet;
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use bytes::Bytes;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 
 use super::intake::{Before, Gap, TASKS_MAX};
 use crate::cluster::{CORE_CLASS, EventBody, EventRecord};
@@ -32,22 +32,43 @@ pub(super) struct Progress {
     incarnation: Incarnation,
     delivered: u64,
     channel: Option<Channel>,
+    /// Incarnation that the class knows, and the tasks that it believes to run there.
+    known: Option<Incarnation>,
+    tasks: BTreeSet<TaskId>,
 }
 
 impl Progress {
     pub(super) fn new(incarnation: Incarnation) -> Self {
-        Self { incarnation, delivered: 0, channel: None }
+        Self { incarnation, delivered: 0, channel: None, known: None, tasks: BTreeSet::new() }
     }
 
     /// What this incarnation sends comes on this channel now; returns the last number that was taken in.
     pub(super) fn on(&mut self, channel: &Channel, incarnation: Incarnation) -> u64 {
-        if self.incarnation != incarnation {
-            *self = Self::new(incarnation);
-        }
+        self.enter(incarnation);
         if self.channel.as_ref() != Some(channel) {
             self.channel = Some(channel.clone());
         }
         self.delivered
+    }
+
+    fn enter(&mut self, incarnation: Incarnation) {
+        if self.incarnation != incarnation {
+            *self = Self { known: self.known, tasks: std::mem::take(&mut self.tasks), ..Self::new(incarnation) };
+        }
+    }
+
+    /// How far the class has come with an incarnation, and the tasks that it believes to run.
+    pub(super) fn position(&self, incarnation: Incarnation) -> (u64, Vec<TaskId>) {
+        let delivered = if self.incarnation == incarnation { self.delivered } else { 0 };
+        (delivered, self.tasks.iter().cloned().collect())
+    }
+
+    /// Another control node has delivered what an incarnation sent up to `delivered`.
+    pub(super) fn advance(&mut self, incarnation: Incarnation, delivered: u64, tasks: Vec<TaskId>) {
+        self.enter(incarnation);
+        self.delivered = self.delivered.max(delivered);
+        self.known = Some(incarnation);
+        self.tasks = tasks.into_iter().collect();
     }
 
     /// A number was taken in; returns where to say so. What an earlier incarnation sent is acknowledged to nobody: its numbers mean something else now.
@@ -66,18 +87,31 @@ pub(super) struct Deliverer {
     node: NodeId,
     class: ClassName,
     progress: Arc<Mutex<Progress>>,
-    incarnation: Option<Incarnation>,
-    /// Tasks that the class believes to run.
-    tasks: BTreeSet<TaskId>,
+    /// Nothing is delivered while the worker moves to another control node.
+    paused: watch::Receiver<bool>,
 }
 
 impl Deliverer {
-    pub(super) fn new(shared: Weak<Shared>, node: NodeId, class: ClassName, progress: Arc<Mutex<Progress>>) -> Self {
-        Self { shared, node, class, progress, incarnation: None, tasks: BTreeSet::new() }
+    pub(super) fn new(
+        shared: Weak<Shared>,
+        node: NodeId,
+        class: ClassName,
+        progress: Arc<Mutex<Progress>>,
+        paused: watch::Receiver<bool>,
+    ) -> Self {
+        Self { shared, node, class, progress, paused }
+    }
+
+    fn progress(&self) -> MutexGuard<'_, Progress> {
+        self.progress.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     pub(super) async fn run(mut self, mut queue: mpsc::Receiver<Item>) {
         while let Some(item) = queue.recv().await {
+            // What waits is delivered by whoever has the worker then: it was not acknowledged.
+            if self.paused.wait_for(|paused| !paused).await.is_err() {
+                return;
+            }
             let Some(shared) = self.shared.upgrade() else { return };
             match item {
                 Item::Event { incarnation, head, payload, first, before } => {
@@ -97,7 +131,7 @@ impl Deliverer {
                     self.enter(&shared, incarnation).await;
                     self.resync(&shared, incarnation, gap, tasks).await;
                     // The worker knows that these were taken in, or are lost.
-                    self.progress.lock().unwrap_or_else(PoisonError::into_inner).delivered(incarnation, mark);
+                    self.progress().delivered(incarnation, mark);
                 }
                 Item::Status { incarnation, status } => {
                     self.deliver(&shared, incarnation, 0, unix_time_ms(), Own::Builtin(BuiltinEvent::NodeStatus(status))).await
@@ -108,7 +142,7 @@ impl Deliverer {
     }
 
     fn acknowledge(&self, incarnation: Incarnation, seq: u64) {
-        let channel = self.progress.lock().unwrap_or_else(PoisonError::into_inner).delivered(incarnation, seq);
+        let channel = self.progress().delivered(incarnation, seq);
         if let Some(channel) = channel {
             channel.message(&Message::EventAck(EventAck { class: self.class.clone(), seq }));
         }
@@ -116,18 +150,21 @@ impl Deliverer {
 
     /// The worker was restarted: its old tasks are gone.
     async fn enter(&mut self, shared: &Arc<Shared>, incarnation: Incarnation) {
-        if self.incarnation == Some(incarnation) {
-            return;
-        }
-        let old = self.incarnation.replace(incarnation);
-        for id in std::mem::take(&mut self.tasks) {
+        let (old, tasks) = {
+            let mut progress = self.progress();
+            if progress.known == Some(incarnation) {
+                return;
+            }
+            (progress.known.replace(incarnation), std::mem::take(&mut progress.tasks))
+        };
+        for id in tasks {
             let ended = BuiltinEvent::TaskStopped { id, reason: "node_restarted".to_owned() };
             self.deliver(shared, old.unwrap_or_default(), 0, unix_time_ms(), Own::Builtin(ended)).await;
         }
     }
 
     async fn resync(&mut self, shared: &Arc<Shared>, incarnation: Incarnation, gap: Option<Gap>, tasks: Vec<TaskId>) {
-        self.tasks = tasks.iter().cloned().collect();
+        self.progress().tasks = tasks.iter().cloned().collect();
         self.deliver(shared, incarnation, 0, unix_time_ms(), Own::Resync { gap, tasks }).await;
     }
 
@@ -145,11 +182,14 @@ impl Deliverer {
             },
         };
         match &what {
-            Own::Builtin(BuiltinEvent::TaskStarted(id)) if self.tasks.len() < TASKS_MAX => {
-                self.tasks.insert(id.clone());
+            Own::Builtin(BuiltinEvent::TaskStarted(id)) => {
+                let mut progress = self.progress();
+                if progress.tasks.len() < TASKS_MAX {
+                    progress.tasks.insert(id.clone());
+                }
             }
             Own::Builtin(BuiltinEvent::TaskStopped { id, .. }) => {
-                self.tasks.remove(id);
+                self.progress().tasks.remove(id);
             }
             _ => {}
         }

@@ -121,6 +121,18 @@ impl<C: PartialEq> Intake<C> {
         Resynced::Done { gap, mark: self.mark, tasks }
     }
 
+    /// Last number that was let through, of an incarnation.
+    pub(super) fn position(&self) -> (Incarnation, u64, bool) {
+        (self.incarnation, self.mark, self.introduced)
+    }
+
+    /// Somebody else has let through what an incarnation sent up to `mark`.
+    pub(super) fn advance(&mut self, incarnation: Incarnation, mark: u64, introduced: bool) {
+        self.enter(incarnation);
+        self.mark = self.mark.max(mark);
+        self.introduced |= introduced;
+    }
+
     fn enter(&mut self, incarnation: Incarnation) {
         if self.incarnation != incarnation {
             *self = Self { restarted: true, ..Self::new(incarnation) };

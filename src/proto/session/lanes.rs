@@ -161,6 +161,8 @@ pub(super) struct Outgoing {
 enum Source {
     Stream(StreamKey),
     Fragments(u32),
+    /// What another session, which is elsewhere, put into its lowest lane: in its order.
+    Relayed(u16),
 }
 
 pub(super) struct Lanes {
@@ -260,6 +262,38 @@ impl Lanes {
             self.turns.push_back(Source::Stream(key));
         }
         frames.push_back(queued);
+    }
+
+    /// Queues a frame of another session, whose lanes have been sorted already: here only what is bulk gives way to what is not. A call that has a stream
+    /// keeps its place in front of the data of that stream.
+    pub(super) fn relayed(&mut self, kind: Kind, channel: u16, body: Bytes) {
+        let has_stream = kind == Kind::Call && body.get(4..8).is_some_and(|stream| *stream != [0; 4]);
+        match kind {
+            Kind::Ping | Kind::Pong | Kind::EventAck | Kind::StreamCredit => self.urgent(kind, channel, &body),
+            Kind::StreamData | Kind::StreamReset | Kind::Fragment => self.push_relayed(kind, channel, body),
+            Kind::Call if has_stream => self.push_relayed(kind, channel, body),
+            _ => self.hot(kind, channel, body),
+        }
+    }
+
+    fn push_relayed(&mut self, kind: Kind, channel: u16, body: Bytes) {
+        let queued = Queued { kind, channel, head: body, body: Bytes::new(), opens: None };
+        self.queued_bytes += queued.cost();
+        let source = Source::Relayed(channel);
+        let frames = self.bulk.entry(source).or_default();
+        if frames.is_empty() {
+            self.turns.push_back(source);
+        }
+        frames.push_back(queued);
+    }
+
+    /// Forgets what waits of the session behind a relayed channel.
+    pub(super) fn drop_relayed(&mut self, channel: u16) {
+        let source = Source::Relayed(channel);
+        if let Some(frames) = self.bulk.remove(&source) {
+            self.queued_bytes -= frames.iter().map(Queued::cost).sum::<usize>();
+            self.turns.retain(|turn| *turn != source);
+        }
     }
 
     /// Forgets the data that a stream has queued.

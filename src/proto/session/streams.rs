@@ -25,6 +25,8 @@ pub const STREAM_WINDOW_BYTES: usize = 512 * 1024;
 const QUEUED_BYTES_MAX: usize = 256 * 1024;
 /// Streams of one link that one side opened. Each side has its own bound, so that neither can use up the other's.
 pub(super) const STREAMS_MAX: usize = 1024;
+/// The same between control nodes, where each relayed worker is a stream.
+pub(super) const STREAMS_MAX_CONTROL: usize = 32_768;
 /// Frames up to this size are joined, so that a peer which sends single bytes costs no more than its bytes.
 const JOINED_BYTES_MAX: usize = 2 * 1024;
 /// Size from which a joined piece is complete.
@@ -106,6 +108,7 @@ impl Stream {
 
 pub(super) struct Streams {
     side: Side,
+    streams_max: usize,
     streams: HashMap<StreamKey, Stream>,
     /// How many of them this side opened.
     opened: usize,
@@ -113,12 +116,12 @@ pub(super) struct Streams {
 }
 
 impl Streams {
-    pub(super) fn new(side: Side) -> Self {
+    pub(super) fn new(side: Side, streams_max: usize) -> Self {
         let next = match side {
             Side::Dialler => 1,
             Side::Listener => 2,
         };
-        Self { side, streams: HashMap::new(), opened: 0, next }
+        Self { side, streams_max, streams: HashMap::new(), opened: 0, next }
     }
 
     fn ours(&self, stream: u32) -> bool {
@@ -126,7 +129,7 @@ impl Streams {
     }
 
     pub(super) fn open(&mut self, channel: u16) -> Result<StreamKey, Error> {
-        if self.opened >= STREAMS_MAX {
+        if self.opened >= self.streams_max {
             return Err(Error::new(ErrorCode::Busy, format!("{} streams are open on this link; try again", self.opened)));
         }
         let mut key = StreamKey { channel, stream: self.next };
@@ -145,7 +148,7 @@ impl Streams {
         if self.ours(stream) || self.streams.contains_key(&key) {
             return Err(Fault::IdInUse { channel, id: stream });
         }
-        if self.streams.len() - self.opened >= STREAMS_MAX {
+        if self.streams.len() - self.opened >= self.streams_max {
             return Ok(None);
         }
         self.streams.insert(key, Stream::new());

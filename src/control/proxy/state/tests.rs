@@ -109,7 +109,7 @@ impl Proxy {
     }
 
     fn up(&mut self, link: LinkKey, of: u8, describe: Describe) -> Vec<Action> {
-        self.state.link_up(link, incarnation(of), describe, self.now)
+        self.state.link_up(link, incarnation(of), describe, Arrival::Plain, self.now)
     }
 
     fn down(&mut self, link: LinkKey) -> Vec<Action> {

@@ -42,6 +42,8 @@ use crate::proto::message::{GoAway, Message};
 
 /// How long a link may take to send its last words.
 const FAREWELL: Duration = Duration::from_secs(1);
+/// How long a node that stops waits for workers that others reach over its links. Those which find no other way come back through another node.
+const LENT_PATIENCE: Duration = Duration::from_secs(2);
 /// Pause between two looks at the answers that are missing.
 const ANSWERS_PAUSE: Duration = Duration::from_millis(10);
 
@@ -94,6 +96,47 @@ impl Control {
         self.shared.directory.find(worker).expect("it is known").stop();
     }
 
+    /// Links this node with another control node, as membership does.
+    #[cfg(test)]
+    pub(crate) async fn dial_peer(&self, uri: crate::types::NodeUri) -> Result<Link, Error> {
+        use crate::connection::LinkParts;
+        use crate::connection::establish::{Expect, Order, dial_and_establish};
+        let (shared, expect) = (&self.shared, Expect { role: Role::Control, id: None });
+        let identity = shared.party.identity().clone();
+        let party = shared.party.with_identity(crate::proto::auth::Identity { role: Role::Control, ..identity });
+        let established = dial_and_establish(&[uri], &party, &expect, Order::AsGiven, &shared.dial).await.map_err(Error::from)?;
+        Ok(peers::start(shared, LinkParts { established, side: crate::proto::session::Side::Dialler }))
+    }
+
+    /// Makes this node see these control nodes, as membership does.
+    #[cfg(test)]
+    pub(crate) fn see(&self, others: &[&Control], frozen: bool) {
+        let shared = &self.shared;
+        let ring = crate::ring::RingSize::new(shared.config.ring_size).expect("the configuration was checked");
+        let listen = shared.listen.get().cloned().unwrap_or_default();
+        let mut view = view::View::alone(shared.id.clone(), shared.incarnation, listen, ring);
+        for other in others.iter().filter(|other| other.shared.id != shared.id) {
+            let (id, listen) = (other.shared.id.clone(), other.shared.listen.get().cloned().unwrap_or_default());
+            view.live.insert(id.clone(), view::Member { incarnation: other.shared.incarnation, listen, next_hop: Some(id) });
+        }
+        let in_ring = view.live.keys().filter(|id| others.iter().any(|other| other.shared.id == **id)).cloned().collect::<Vec<_>>();
+        view.ring = crate::ring::Ring::new(ring, in_ring);
+        view.frozen = frozen;
+        shared.view.send_replace(Arc::new(view));
+    }
+
+    /// Who owns a worker, as this node sees it.
+    #[cfg(test)]
+    pub(crate) fn owner(&self, worker: &crate::types::NodeId) -> Option<crate::types::NodeId> {
+        self.shared.view().owner(worker).cloned()
+    }
+
+    /// What this node itself knows of a worker.
+    #[cfg(test)]
+    pub(crate) fn own_info(&self, worker: &crate::types::NodeId) -> Option<crate::cluster::NodeInfo> {
+        self.shared.directory.find(worker).map(|proxy| proxy.info())
+    }
+
     /// Cuts: nobody is told.
     pub(crate) fn cut(&self) {
         self.end(&Error::new(ErrorCode::ConnectionFailed, "the node was dropped"));
@@ -102,6 +145,12 @@ impl Control {
     /// The first half of a stop: sends clients elsewhere and waits until they have the answers that they wait for, at most `grace`.
     pub(crate) async fn drain(&self, grace: Duration) {
         let deadline = Instant::now() + grace;
+        // A node that has left the ring owns nothing: its workers move, and then those that it only lends find better ways, if there are any.
+        let moved = tokio::time::timeout_at(deadline, placement::all_moved(&self.shared)).await;
+        if moved.is_err() {
+            tracing::warn!(node = %self.shared.id, ?grace, "not every worker has moved in time");
+        }
+        let _ = tokio::time::timeout_at(deadline.min(Instant::now() + LENT_PATIENCE), placement::none_lent(&self.shared)).await;
         self.shared.begin_stop();
         let (_, away) = self.farewell();
         let clients: Vec<Link> = self.shared.links().into_iter().filter(|link| link.peer().role == Role::Admin).collect();

@@ -400,6 +400,9 @@ impl Connector for ToCluster {
 }
 
 #[cfg(test)]
+mod plane_tests;
+
+#[cfg(test)]
 mod tests {
     use super::*;
     use crate::types::{NodeStatus, Secret};

@@ -62,9 +62,17 @@ pub(super) fn wanted(shared: &Arc<Shared>, worker: &NodeId) {
     }
 }
 
-/// Waits until every worker has moved that belongs to somebody else. Ends at once on a node that owns them: then there is nobody to go to.
+/// Waits until every worker has moved that belongs to somebody else, and their old channels have ended. Ends at once on a node that owns them all: then there is
+/// nobody to go to.
 pub(super) async fn all_moved(shared: &Shared) {
-    while shared.directory.all().iter().any(|proxy| !shared.owns(&proxy.id) && proxy.id != shared.id) {
+    while shared.is_draining() || shared.directory.all().iter().any(|proxy| !shared.owns(&proxy.id)) {
+        tokio::time::sleep(LEAVE_PAUSE).await;
+    }
+}
+
+/// Waits until no other control node uses a link of this one: their owners look for direct ones.
+pub(super) async fn none_lent(shared: &Shared) {
+    while shared.is_lending() {
         tokio::time::sleep(LEAVE_PAUSE).await;
     }
 }

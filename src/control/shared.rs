@@ -1,7 +1,7 @@
 //! What the parts of a control node share.
 
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
 
 use tokio::sync::{Semaphore, watch};
@@ -48,12 +48,23 @@ pub(crate) struct Shared {
     pub(super) records: Records,
     /// Hand-overs that may be under way at once.
     pub(super) moves: Arc<Semaphore>,
+    /// Workers that have moved and whose old channel has not ended.
+    draining: Arc<AtomicUsize>,
     /// When the view changed last, and into what.
     changed: Mutex<Option<(u64, Instant)>>,
     links: Mutex<BTreeMap<LinkKey, Link>>,
     workers: Mutex<BTreeMap<LinkKey, Weak<Handler>>>,
     next_link: AtomicU64,
     stopping: AtomicBool,
+}
+
+/// A worker whose old channel has not ended.
+pub(super) struct Leaving(Arc<AtomicUsize>);
+
+impl Drop for Leaving {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::SeqCst);
+    }
 }
 
 impl Shared {
@@ -83,6 +94,7 @@ impl Shared {
             cluster: OnceLock::new(),
             records: Records::default(),
             moves: Arc::new(Semaphore::new(MOVES_MAX)),
+            draining: Arc::default(),
             changed: Mutex::default(),
             links: Mutex::default(),
             workers: Mutex::default(),
@@ -118,6 +130,23 @@ impl Shared {
     /// Whether this node owns a worker now.
     pub(super) fn owns(&self, worker: &NodeId) -> bool {
         self.view.borrow().owns(worker)
+    }
+
+    /// A worker has moved; dropped when its old channel has ended.
+    pub(super) fn leaving(&self) -> Leaving {
+        self.draining.fetch_add(1, Ordering::SeqCst);
+        Leaving(Arc::clone(&self.draining))
+    }
+
+    /// Whether any worker that has moved still answers calls on its old channel.
+    pub(super) fn is_draining(&self) -> bool {
+        self.draining.load(Ordering::SeqCst) > 0
+    }
+
+    /// Whether any worker's link is used by another control node.
+    pub(super) fn is_lending(&self) -> bool {
+        let workers: Vec<_> = self.workers.lock().unwrap_or_else(PoisonError::into_inner).values().filter_map(Weak::upgrade).collect();
+        workers.iter().any(|worker| worker.is_lent())
     }
 
     /// Notes that the view has changed.

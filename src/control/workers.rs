@@ -1,7 +1,7 @@
 //! What a control node does with the frames of one worker's link.
 
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
@@ -68,6 +68,7 @@ fn begin(shared: &Arc<Shared>, parts: LinkParts, origin: Origin) -> Arc<Handler>
             proxy: watch::Sender::new(None),
             is_known: AtomicBool::new(false),
             relays: Mutex::default(),
+            draining: AtomicUsize::new(0),
             news: Arc::default(),
             fenced: AtomicU64::new(0),
             turns: Arc::new(Semaphore::new(TURNS_MAX)),
@@ -112,6 +113,8 @@ pub(super) struct Handler {
     is_known: AtomicBool,
     /// Channels that other control nodes use.
     relays: Mutex<BTreeMap<u16, Inlet>>,
+    /// Old channels of this node whose calls are being answered.
+    draining: AtomicUsize,
     news: Arc<Latest>,
     /// Highest term that was told to have fenced us. Each call that is refused for it tells it again.
     fenced: AtomicU64,
@@ -180,9 +183,17 @@ impl Handler {
         }
     }
 
-    /// The worker has moved: what comes on the old channel is nobody's.
+    /// The worker has moved: what comes on the old channel is nobody's, but for the answers to the calls that were begun. The link stays at least until
+    /// [`Handler::is_drained`].
     pub(super) fn leave_proxy(&self, proxy: &Arc<Proxy>) {
+        self.draining.fetch_add(1, Ordering::SeqCst);
         self.proxy.send_if_modified(|mine| mine.take_if(|mine| Arc::ptr_eq(mine, proxy)).is_some());
+    }
+
+    /// The old channel has ended.
+    pub(super) fn is_drained(&self) {
+        self.draining.fetch_sub(1, Ordering::SeqCst);
+        self.close_if_unused(&Error::new(ErrorCode::ConnectionFailed, "nobody uses this link any more"));
     }
 
     fn relays(&self) -> MutexGuard<'_, BTreeMap<u16, Inlet>> {
@@ -198,9 +209,14 @@ impl Handler {
         self.relays().remove(&channel);
     }
 
+    /// Whether another control node uses the link.
+    pub(super) fn is_lent(&self) -> bool {
+        !self.relays().is_empty()
+    }
+
     /// Closes the link if neither this node nor another one uses it.
     pub(super) fn close_if_unused(&self, reason: &Error) {
-        if self.proxy.borrow().is_none() && self.relays().is_empty() {
+        if self.proxy.borrow().is_none() && self.draining.load(Ordering::SeqCst) == 0 && self.relays().is_empty() {
             self.link.close(reason.clone());
         }
     }

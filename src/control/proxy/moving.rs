@@ -148,17 +148,18 @@ impl ProxyActor {
         if let Some((link, Some(channel))) = own.links.remove(&key) {
             let worker = self.shared.worker_link(key);
             let patience = self.shared.config.drain_timeout;
-            let proxy = Arc::clone(&self.proxy);
+            // If the socket is ours, the new owner uses it.
+            let worker = worker.filter(|worker| worker.via.is_none()).inspect(|worker| worker.leave_proxy(&self.proxy));
+            let leaving = self.shared.leaving();
             tokio::spawn(async move {
                 match worker {
-                    Some(worker) if worker.via.is_none() => {
-                        // The socket is ours, and the new owner uses it.
-                        worker.leave_proxy(&proxy);
+                    Some(worker) => {
                         drain(channel, patience, None).await;
-                        worker.close_if_unused(&Error::new(ErrorCode::ConnectionFailed, "nobody uses this link any more"));
+                        worker.is_drained();
                     }
-                    _ => drain(channel, patience, Some(link)).await,
+                    None => drain(channel, patience, Some(link)).await,
                 }
+                drop(leaving);
             });
         }
         self.leave(myself);

@@ -402,6 +402,7 @@ impl State {
 
     fn take(&mut self, newcomer: Newcomer, now: Instant, actions: &mut Vec<Action>) {
         let Newcomer { link, incarnation, describe } = newcomer;
+        self.moving = false;
         if self.incarnation != Some(incarnation) {
             self.incarnation = Some(incarnation);
             self.term = 0;

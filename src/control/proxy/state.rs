@@ -582,7 +582,9 @@ impl State {
         } else if self.uses(link) {
             self.unpublish(&mut actions);
             self.moving = false;
-            if let (Some(Candidate { link, describe, answer_by }), None) = (self.candidate.take(), &self.newcomer) {
+            if self.newcomer.is_none()
+                && let Some(Candidate { link, describe, answer_by }) = self.candidate.take()
+            {
                 // The worker has been asked there already.
                 self.describe = describe.or(self.describe.take());
                 self.phase = Phase::Adopting { link, step: Step::Asked { answer_by } };
@@ -590,6 +592,7 @@ impl State {
             }
             self.phase = Phase::Away { dial_at: None, dialling: false };
             self.tell_away(&mut actions);
+            self.drop_candidate(&mut actions);
             match self.newcomer.take() {
                 Some(newcomer) => self.take(newcomer, now, &mut actions),
                 None => self.dial_now(&mut actions),

@@ -14,6 +14,7 @@ mod backend;
 mod directory;
 mod events;
 pub mod latency;
+mod membership;
 mod messages;
 mod peers;
 mod proxy;
@@ -27,6 +28,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
+use self::membership::RowState;
 pub(crate) use self::shared::Shared;
 use crate::cluster::Cluster;
 use crate::connection::{Link, LinkHandler};
@@ -55,6 +57,11 @@ impl Control {
         self.shared.cluster()
     }
 
+    /// Looks for the other control nodes from now on.
+    pub(crate) async fn join(&self) {
+        self.shared.start_membership().await;
+    }
+
     /// Waits until this node's own worker is known, for a while.
     pub(crate) async fn own_worker(&self, patience: Duration) {
         let known = async {
@@ -76,7 +83,7 @@ impl Control {
         match parts.established.peer.role {
             Role::Worker => Ok(workers::start(&self.shared, parts, None)),
             Role::Admin => Ok(Link::start(parts, options, |link| serve::handler(Arc::clone(&self.shared), link) as Arc<dyn LinkHandler>)),
-            Role::Control => Ok(peers::start(&self.shared, parts)),
+            Role::Control => Ok(peers::start(&self.shared, parts, None)),
         }
     }
 
@@ -95,6 +102,8 @@ impl Control {
     pub(crate) async fn drain(&self, grace: Duration) {
         let deadline = Instant::now() + grace;
         self.shared.begin_stop();
+        // Out of the ring first, so that nobody looks for anything here any more.
+        self.shared.membership.become_state(RowState::Leaving).await;
         let (_, away) = self.farewell();
         let clients: Vec<Link> = self.shared.links().into_iter().filter(|link| link.peer().role == Role::Admin).collect();
         for link in &clients {
@@ -112,6 +121,7 @@ impl Control {
         for link in links.iter().filter(|link| link.peer().role == Role::Worker) {
             link.channel_zero().message(&away);
         }
+        self.shared.membership.become_state(RowState::Stopped).await;
         self.end(&reason);
         for link in &links {
             let _ = tokio::time::timeout(FAREWELL, link.ended()).await;
@@ -126,6 +136,7 @@ impl Control {
     /// Ends every link, also of those that no proxy knows yet, and every proxy.
     fn end(&self, reason: &Error) {
         self.shared.begin_stop();
+        self.shared.membership.stop();
         for link in self.shared.links() {
             link.close(reason.clone());
         }

@@ -21,6 +21,12 @@ pub(super) enum PeerRequest {
     },
     /// What is known there of one worker.
     Info { node: NodeId },
+    /// How many proxies are there.
+    Proxies,
+    /// Whom it knows as members: asked before it is joined.
+    Membership,
+    /// Makes the stream of this call a session of ractor_cluster, whose envelopes carry this number: the membership of the data link that was given with it.
+    Session { token: u64, link: u64 },
 }
 
 /// The answer.
@@ -31,6 +37,18 @@ pub(super) enum PeerReply {
     Nodes(NodesReply),
     /// Of `info`.
     Info(Option<Box<NodeInfo>>),
+    /// Of `proxies`.
+    Proxies(u32),
+    /// Of `membership`.
+    Membership(JoinFacts),
     /// Nothing to tell.
     Done,
+}
+
+/// What decides whether two control nodes can be members of one cluster.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(super) struct JoinFacts {
+    pub(super) ring_size: u32,
+    /// Everybody in its live set.
+    pub(super) live: Vec<NodeId>,
 }

@@ -10,7 +10,8 @@ use std::time::Duration;
 use bytes::Bytes;
 
 use super::backend::Local;
-use super::messages::{PeerReply, PeerRequest};
+use super::membership::{DialNumber, Turns};
+use super::messages::{JoinFacts, PeerReply, PeerRequest};
 use super::proxy::state::LinkKey;
 use super::shared::Shared;
 use crate::cluster::random_incarnation;
@@ -24,22 +25,23 @@ use crate::types::{Incarnation, NodeId, Payload};
 /// The data links of a control node.
 #[derive(Default)]
 pub(super) struct Peers {
-    links: Mutex<BTreeMap<NodeId, (LinkKey, Link)>>,
+    /// Of each peer the links in the order in which they came. There is one, but for the moment in which two are made and membership ends one of them.
+    links: Mutex<BTreeMap<NodeId, BTreeMap<LinkKey, Link>>>,
 }
 
 impl Peers {
-    fn lock(&self) -> MutexGuard<'_, BTreeMap<NodeId, (LinkKey, Link)>> {
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<NodeId, BTreeMap<LinkKey, Link>>> {
         self.links.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The data link to a control node, if there is one.
     pub(super) fn find(&self, peer: &NodeId) -> Option<Link> {
-        self.lock().get(peer).map(|(_, link)| link.clone())
+        self.lock().get(peer).and_then(|links| links.last_key_value()).map(|(_, link)| link.clone())
     }
 
     /// All of them.
     pub(super) fn all(&self) -> Vec<Link> {
-        self.lock().values().map(|(_, link)| link.clone()).collect()
+        self.lock().values().flat_map(BTreeMap::values).cloned().collect()
     }
 
     /// Asks a control node, over the data link to it.
@@ -66,15 +68,15 @@ impl Peers {
     }
 }
 
-/// Starts a link whose peer is a control node, whoever dialled.
-pub(super) fn start(shared: &Arc<Shared>, parts: LinkParts) -> Link {
+/// Starts a link whose peer is a control node; with the number of the attempt, if membership dialled.
+pub(super) fn start(shared: &Arc<Shared>, parts: LinkParts, dial: Option<DialNumber>) -> Link {
     Link::start(parts, shared.link_options(), |link| {
         let key = shared.add_link(link);
         let peer = link.peer().id.clone();
         tracing::info!(%peer, remote = link.remote(), "linked with a control node");
-        // The newest one is used: the other end may have lost the one before without our knowing.
-        shared.peers.lock().insert(peer.clone(), (key, link.clone()));
-        Arc::new(Handler { backend: Arc::new(Local::new(shared)), shared: Arc::clone(shared), key, peer })
+        shared.peers.lock().entry(peer.clone()).or_default().insert(key, link.clone());
+        shared.membership.linked(key, link, dial);
+        Arc::new(Handler { backend: Arc::new(Local::new(shared)), shared: Arc::clone(shared), key, peer, turns: Turns::default() })
     })
 }
 
@@ -83,6 +85,7 @@ struct Handler {
     backend: Arc<Local>,
     key: LinkKey,
     peer: NodeId,
+    turns: Turns,
 }
 
 impl LinkHandler for Handler {
@@ -100,7 +103,13 @@ impl LinkHandler for Handler {
 
     fn event(&self, _: &Channel, _: EventHead, _: Bytes) {}
 
-    fn message(&self, _: &Channel, _: Message) {}
+    fn message(&self, channel: &Channel, message: Message) {
+        if let Message::Envelope(bytes) = message
+            && !self.shared.membership.envelope(self.key, bytes, &self.turns)
+        {
+            channel.link().close(Error::new(ErrorCode::ProtocolError, "more envelopes wait than a control node sends"));
+        }
+    }
 
     fn channel_opened(&self, _: &Channel) {}
 
@@ -111,9 +120,13 @@ impl LinkHandler for Handler {
     fn closed(&self, reason: &Error) {
         tracing::info!(peer = %self.peer, code = %reason.code(), reason = reason.message(), "the link to a control node ended");
         self.shared.remove_link(self.key);
-        let mut links = self.shared.peers.lock();
-        if links.get(&self.peer).is_some_and(|(key, _)| *key == self.key) {
-            links.remove(&self.peer);
+        self.shared.membership.unlinked(self.key);
+        let mut peers = self.shared.peers.lock();
+        if let Some(links) = peers.get_mut(&self.peer) {
+            links.remove(&self.key);
+            if links.is_empty() {
+                peers.remove(&self.peer);
+            }
         }
     }
 }
@@ -124,6 +137,13 @@ async fn answer(shared: &Arc<Shared>, call: &IncomingCall) -> Result<Bytes> {
         .map_err(|_| Error::new(ErrorCode::UnknownRequest, "this control node does not know what the other one asks for"))?;
     let reply = match request {
         PeerRequest::Nodes { select } => PeerReply::Nodes(super::backend::local_nodes(shared, select.as_deref())?),
+        PeerRequest::Proxies => PeerReply::Proxies(u32::try_from(shared.directory.all().len()).unwrap_or(u32::MAX)),
+        PeerRequest::Membership => {
+            let view = shared.view();
+            let ring_size = u32::try_from(shared.config.ring_size).unwrap_or(u32::MAX);
+            PeerReply::Membership(JoinFacts { ring_size, live: view.live.keys().cloned().collect() })
+        }
+        PeerRequest::Session { .. } => return Err(Error::new(ErrorCode::NotAllowed, "membership travels on the data link here")),
         PeerRequest::Info { node } => PeerReply::Info(shared.directory.find(&node).map(|proxy| Box::new(proxy.info()))),
     };
     Ok(Payload::encode(&reply)?.into_bytes())

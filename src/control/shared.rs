@@ -9,6 +9,7 @@ use tokio::sync::watch;
 use super::backend::Local;
 use super::directory::Directory;
 use super::events::Hub;
+use super::membership::{Membership, Prepared};
 use super::peers::Peers;
 use super::proxy::state::LinkKey;
 use super::view::View;
@@ -31,6 +32,8 @@ pub(crate) struct Shared {
     pub(super) directory: Directory,
     pub(super) hub: Hub,
     pub(super) peers: Peers,
+    pub(super) membership: Membership,
+    prepared: Mutex<Option<Prepared>>,
     /// Replaced by membership at every change; watched by whatever depends on who owns what.
     pub(super) view: watch::Sender<Arc<View>>,
     /// How this node proves itself to workers that it dials.
@@ -54,6 +57,7 @@ impl Shared {
         dial: DialOptions,
     ) -> Arc<Self> {
         let ring = RingSize::new(config.ring_size).expect("the configuration was checked");
+        let prepared = Prepared::new();
         let view = View::alone(id.clone(), incarnation, Vec::new(), ring);
         Arc::new_cyclic(|me| Self {
             id,
@@ -63,6 +67,8 @@ impl Shared {
             directory: Directory::default(),
             hub: Hub::default(),
             peers: Peers::default(),
+            membership: prepared.handle(),
+            prepared: Mutex::new(Some(prepared)),
             view: watch::Sender::new(Arc::new(view)),
             party,
             dial,
@@ -84,6 +90,14 @@ impl Shared {
                 me.listen = listen;
             }
         });
+    }
+
+    /// Looks for the other control nodes from now on; to be called once the addresses are known.
+    pub(crate) async fn start_membership(self: &Arc<Self>) {
+        let prepared = self.prepared.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(prepared) = prepared {
+            prepared.start(self).await;
+        }
     }
 
     pub(super) fn me(&self) -> Arc<Self> {

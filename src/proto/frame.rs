@@ -105,6 +105,8 @@ kinds! {
     Preferred = 42,
     /// The link ends because of a fault.
     Fault = 43,
+    /// Membership of the control nodes; read by them only.
+    Envelope = 44,
 }
 
 /// One frame.

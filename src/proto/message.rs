@@ -202,6 +202,8 @@ pub enum Message {
     Resync(Resync),
     GoAway(GoAway),
     Preferred(Preferred),
+    /// Between control nodes, about who is one; its bytes are read by membership.
+    Envelope(Bytes),
 }
 
 impl Message {
@@ -217,6 +219,7 @@ impl Message {
             Message::Resync(_) => Kind::Resync,
             Message::GoAway(_) => Kind::GoAway,
             Message::Preferred(_) => Kind::Preferred,
+            Message::Envelope(_) => Kind::Envelope,
         }
     }
 
@@ -232,6 +235,7 @@ impl Message {
             Message::Resync(body) => encode(body),
             Message::GoAway(body) => encode(body),
             Message::Preferred(body) => encode(body),
+            Message::Envelope(bytes) => bytes.clone(),
         }
     }
 
@@ -247,6 +251,7 @@ impl Message {
             Kind::Resync => Message::Resync(decode(kind, body)?),
             Kind::GoAway => Message::GoAway(decode(kind, body)?),
             Kind::Preferred => Message::Preferred(decode(kind, body)?),
+            Kind::Envelope => Message::Envelope(Bytes::copy_from_slice(body)),
             _ => return Ok(None),
         }))
     }

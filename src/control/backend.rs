@@ -130,7 +130,14 @@ async fn operate(shared: Arc<Shared>, operation: Operation) -> Result<OperationR
             tokio::time::timeout(INTRODUCTION, ready).await.map_err(late)??;
             Ok(OperationReply::Connected { node })
         }
+        Operation::Members | Operation::Ring | Operation::Join { .. } | Operation::Leave { .. } | Operation::Plan | Operation::Commit => {
+            super::membership::operations::operate(&shared, operation).await
+        }
         Operation::Forget { node } => {
+            if super::membership::operations::forget(&shared, &node).await? {
+                shared.directory.remove(&node).inspect(|proxy| proxy.forget());
+                return Ok(OperationReply::Done);
+            }
             let proxy = shared.directory.remove(&node).ok_or_else(|| unknown(&node))?;
             proxy.forget();
             Ok(OperationReply::Done)

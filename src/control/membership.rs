@@ -14,6 +14,7 @@ mod envelope;
 mod graph;
 mod keeper;
 mod machine;
+pub(super) mod operations;
 mod saved;
 #[cfg(test)]
 mod simulation;
@@ -24,8 +25,8 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 pub(super) use self::dials::DialNumber;
 pub(super) use self::envelope::RowState;
-pub(super) use self::keeper::{Membership, Turns};
 use self::keeper::{Event, Keeper};
+pub(super) use self::keeper::{Membership, Turns};
 use self::machine::Setup;
 use super::shared::Shared;
 use crate::ring::RingSize;

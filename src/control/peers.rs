@@ -51,21 +51,29 @@ impl Peers {
     pub(super) async fn ask(&self, peer: &NodeId, request: &PeerRequest, timeout: Duration) -> Result<PeerReply> {
         let link = self.find(peer);
         let link = link.ok_or_else(|| Error::new(ErrorCode::NotConnected, format!("there is no link to control node {peer}")))?;
-        let head = CallHead {
-            verb: Verb::Peer,
-            timeout_ms: u32::try_from(timeout.as_millis()).unwrap_or(u32::MAX),
-            // Answered by a control node, which remembers no calls: the identity means nothing.
-            identity: CallIdentity { edge: random_incarnation(), number: 0 },
-            retry: false,
-            hops: 0,
-            incarnation: Incarnation::NONE,
-            node: None,
-            class: None,
-            task: None,
-        };
-        let payload = Payload::encode(request)?.into_bytes();
-        Payload::from_bytes(link.channel_zero().call(&head, &payload, timeout).await?).decode()
+        ask_over(&link, request, timeout).await
     }
+}
+
+/// Asks whoever is at the other end of a link.
+///
+/// # Errors
+/// What the peer answers, and those of the link.
+pub(super) async fn ask_over(link: &Link, request: &PeerRequest, timeout: Duration) -> Result<PeerReply> {
+    let head = CallHead {
+        verb: Verb::Peer,
+        timeout_ms: u32::try_from(timeout.as_millis()).unwrap_or(u32::MAX),
+        // Answered by a control node, which remembers no calls: the identity means nothing.
+        identity: CallIdentity { edge: random_incarnation(), number: 0 },
+        retry: false,
+        hops: 0,
+        incarnation: Incarnation::NONE,
+        node: None,
+        class: None,
+        task: None,
+    };
+    let payload = Payload::encode(request)?.into_bytes();
+    Payload::from_bytes(link.channel_zero().call(&head, &payload, timeout).await?).decode()
 }
 
 /// Starts a link whose peer is a control node; with the number of the attempt, if membership dialled.

@@ -28,16 +28,30 @@ const DIAL_TIMEOUT: Duration = Duration::from_secs(10);
 /// Envelopes of one link that may wait for the keeper. An honest peer sends a few a second, and more only while many join at once.
 const TURNS_MAX: usize = 1024;
 
+/// What is asked, and how it is answered once everything that follows is under way.
+type Question = Box<dyn FnOnce(&mut Machine, std::time::Instant) -> (Vec<Action>, Box<dyn FnOnce() + Send>) + Send>;
+
 /// What the keeper is told.
 pub(super) enum Event {
-    Linked { key: SessionKey, link: Link, dial: Option<DialNumber> },
+    Linked {
+        key: SessionKey,
+        link: Link,
+        dial: Option<DialNumber>,
+    },
     Unlinked(SessionKey),
-    Envelope { key: SessionKey, bytes: Bytes, _turn: OwnedSemaphorePermit },
+    Envelope {
+        key: SessionKey,
+        bytes: Bytes,
+        _turn: OwnedSemaphorePermit,
+    },
     /// How the envelopes of a link travel.
-    Decided { key: SessionKey, carrier: Box<dyn super::carrier::Carrier> },
+    Decided {
+        key: SessionKey,
+        carrier: Box<dyn super::carrier::Carrier>,
+    },
     DialFailed(DialNumber, Error),
     /// Somebody asks the machine.
-    Ask(Box<dyn FnOnce(&mut Machine, std::time::Instant) -> Vec<Action> + Send>),
+    Ask(Question),
     Stop,
 }
 
@@ -97,8 +111,7 @@ impl Membership {
         self.tell(Event::Ask(Box::new(move |machine, now| {
             let (result, actions) = question(machine, now);
             // Whoever asked may not wait any more.
-            let _ = answer.send(result);
-            actions
+            (actions, Box::new(move || drop(answer.send(result))))
         })));
         answered.await.ok()
     }
@@ -163,6 +176,11 @@ impl Keeper {
             while self.dials.try_join_next().is_some() {}
             match event {
                 None | Some(Event::Stop) => break,
+                Some(Event::Ask(question)) => {
+                    let (actions, answer) = question(&mut self.machine, Instant::now().into_std());
+                    self.perform(actions);
+                    answer();
+                }
                 Some(event) => {
                     let actions = self.apply(event);
                     self.perform(actions);
@@ -219,8 +237,8 @@ impl Keeper {
                 tracing::debug!(%error, "a control node cannot be reached");
                 self.machine.dial_failed(number, now)
             }
-            Event::Ask(question) => question(&mut self.machine, now),
-            Event::Stop => Vec::new(),
+            // Seen by the loop.
+            Event::Ask(_) | Event::Stop => Vec::new(),
         }
     }
 
@@ -293,7 +311,9 @@ impl Keeper {
         self.leaving = Some(tokio::spawn(async move {
             let Some(patience) = shared.upgrade().map(|shared| shared.config.drain_timeout) else { return };
             let deadline = Instant::now() + patience;
-            while shared.upgrade().is_some_and(|shared| shared.directory.all().iter().any(|proxy| proxy.current().is_some())) && Instant::now() < deadline {
+            while shared.upgrade().is_some_and(|shared| shared.directory.all().iter().any(|proxy| proxy.current().is_some()))
+                && Instant::now() < deadline
+            {
                 tokio::time::sleep(DRAIN_PAUSE).await;
             }
             handle.become_state(RowState::Left).await;

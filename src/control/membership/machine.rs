@@ -146,7 +146,6 @@ pub(crate) struct Machine {
     me: Life,
     generation: u64,
     ring_size: RingSize,
-    staged_joins: bool,
     split: Split,
     table: Table,
     sessions: BTreeMap<SessionKey, Session>,
@@ -207,7 +206,6 @@ impl Machine {
             me: (id, incarnation),
             generation,
             ring_size,
-            staged_joins,
             split,
             sessions: BTreeMap::new(),
             hearing: BTreeMap::new(),
@@ -354,11 +352,6 @@ impl Machine {
         own.into_iter().chain(others.into_iter().flatten()).fold(own[0], Instant::min)
     }
 
-    /// The last view that was published.
-    pub(crate) fn view(&self) -> &View {
-        &self.view
-    }
-
     /// The state of this node itself.
     pub(crate) fn own_state(&self) -> RowState {
         self.table.own().state
@@ -400,6 +393,13 @@ impl Machine {
         let component = Component::of(&self.table);
         let reached = component.reached.keys().filter(|life| self.table.row(life).is_some_and(|row| row.state == RowState::Staged));
         reached.cloned().collect()
+    }
+
+    /// Who would live if everybody who waits were let in.
+    pub(crate) fn would_live(&self) -> Vec<NodeId> {
+        let component = Component::of(&self.table);
+        let rows = component.reached.keys().filter(|life| !component.impostors.contains(life)).filter_map(|life| self.table.row(life));
+        rows.filter(|row| matches!(row.state, RowState::Joined | RowState::Staged)).map(|row| row.id.clone()).collect()
     }
 
     /// Asks a node to leave for good.
@@ -459,7 +459,8 @@ impl Machine {
         let problem = |id: &NodeId| self.problems.get(id).cloned();
         let mut members: BTreeMap<NodeId, MemberState> = BTreeMap::new();
         for (id, row) in self.table.newest() {
-            let live = component.reached.keys().find(|(reached, life)| reached == id && !component.impostors.contains(&(id.clone(), *life)));
+            let live =
+                component.reached.keys().find(|(reached, life)| reached == id && !component.impostors.contains(&(id.clone(), *life)));
             let row = live.and_then(|life| self.table.row(life)).unwrap_or(row);
             let suspected = self.hearing.get(&(id.clone(), row.incarnation)).is_some_and(|hearing| now >= hearing.last + SUSPECT);
             let state = match row.state {
@@ -598,8 +599,12 @@ impl Machine {
         }
         for row in rows {
             let life = (row.id.clone(), row.incarnation);
-            let orders: Vec<OrderKind> =
-                row.orders.iter().filter(|order| (&order.node, order.incarnation) == (&self.me.0, self.me.1)).map(|order| order.kind).collect();
+            let orders: Vec<OrderKind> = row
+                .orders
+                .iter()
+                .filter(|order| (&order.node, order.incarnation) == (&self.me.0, self.me.1))
+                .map(|order| order.kind)
+                .collect();
             if !self.table.insert(row) {
                 continue;
             }
@@ -723,8 +728,10 @@ impl Machine {
             let ended = hearing.ended.is_some_and(|ended| stopped || now >= ended + REDIAL);
             let is_gone = ended || now >= hearing.last + OUT;
             // Another life of the id that came later.
-            let successor = self.hearing.iter().find(|(other, later)| other.0 == life.0 && (later.since, other.1) > (hearing.since, life.1));
-            let replaced = successor.is_some_and(|(_, later)| hearing.ended.is_some() || (now >= hearing.last + SUSPECT && later.last > hearing.last));
+            let successor =
+                self.hearing.iter().find(|(other, later)| other.0 == life.0 && (later.since, other.1) > (hearing.since, life.1));
+            let replaced =
+                successor.is_some_and(|(_, later)| hearing.ended.is_some() || (now >= hearing.last + SUSPECT && later.last > hearing.last));
             if is_gone || replaced {
                 gone.push(life.clone());
             } else if let Some((other, later)) = successor

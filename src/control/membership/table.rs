@@ -131,7 +131,8 @@ impl Table {
 
     /// The rows that somebody lacks, or has in an older version.
     pub(crate) fn missing_from(&self, summary: &[Known]) -> Vec<Row> {
-        let theirs: BTreeMap<(&NodeId, Incarnation), u64> = summary.iter().map(|Known(id, life, version)| ((id, *life), *version)).collect();
+        let theirs: BTreeMap<(&NodeId, Incarnation), u64> =
+            summary.iter().map(|Known(id, life, version)| ((id, *life), *version)).collect();
         let newer = |row: &&Row| theirs.get(&(&row.id, row.incarnation)).is_none_or(|version| *version < row.version);
         self.rows.values().filter(newer).cloned().collect()
     }
@@ -147,8 +148,7 @@ impl Table {
             lives.entry(row.id.clone()).or_default().push((row.generation, row.incarnation));
         }
         if lives.values().any(|lives| lives.len() > 1) {
-            let heard: BTreeSet<Life> =
-                self.rows.values().flat_map(|row| row.heard.iter().map(|(id, life)| (id.clone(), *life))).collect();
+            let heard: BTreeSet<Life> = self.rows.values().flat_map(|row| row.heard.iter().map(|(id, life)| (id.clone(), *life))).collect();
             for (id, mut lives) in lives.clone() {
                 lives.sort_unstable_by(|a, b| b.cmp(a));
                 for (place, (_, incarnation)) in lives.into_iter().enumerate().skip(1) {

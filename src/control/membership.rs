@@ -23,6 +23,7 @@ mod table;
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use self::carrier::actors::Actors;
 pub(super) use self::dials::DialNumber;
 pub(super) use self::envelope::RowState;
 use self::keeper::{Event, Keeper};
@@ -68,6 +69,14 @@ impl Prepared {
             saved,
             random: rand::random(),
         };
-        Keeper::spawn(shared, self.handle, self.events, setup);
+        let actors = match shared.dial.memory {
+            // Nodes on a memory network share a process, and so the registries of ractor.
+            Some(_) => None,
+            None => {
+                let started = Actors::start(&shared.id, shared.incarnation, shared.party.keyring(), self.handle.clone()).await;
+                started.inspect_err(|error| tracing::error!(%error, "membership travels on the data links only")).unwrap_or_default()
+            }
+        };
+        Keeper::spawn(shared, self.handle, self.events, setup, actors);
     }
 }

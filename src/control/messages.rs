@@ -25,8 +25,8 @@ pub(super) enum PeerRequest {
     Proxies,
     /// Whom it knows as members: asked before it is joined.
     Membership,
-    /// Makes the stream of this call a session of ractor_cluster, whose envelopes carry this number: the membership of the data link that was given with it.
-    Session { token: u64, link: u64 },
+    /// Makes the stream of this call a session of ractor_cluster, for the membership of the link on which it comes. Its envelopes carry this number.
+    Session { token: u64 },
 }
 
 /// The answer.

@@ -15,7 +15,7 @@ use super::messages::{JoinFacts, PeerReply, PeerRequest};
 use super::proxy::state::LinkKey;
 use super::shared::Shared;
 use crate::cluster::random_incarnation;
-use crate::connection::{Channel, IncomingCall, Link, LinkHandler, LinkParts};
+use crate::connection::{ByteStream, Channel, IncomingCall, Link, LinkHandler, LinkParts};
 use crate::error::{Error, ErrorCode, Result};
 use crate::proto::head::{CallHead, EventHead, Rank, Verb};
 use crate::proto::identity::CallIdentity;
@@ -60,7 +60,28 @@ impl Peers {
 /// # Errors
 /// What the peer answers, and those of the link.
 pub(super) async fn ask_over(link: &Link, request: &PeerRequest, timeout: Duration) -> Result<PeerReply> {
-    let head = CallHead {
+    let payload = Payload::encode(request)?.into_bytes();
+    Payload::from_bytes(link.channel_zero().call(&head(timeout), &payload, timeout).await?).decode()
+}
+
+/// The same with a stream, which is ours once the peer has said yes.
+///
+/// # Errors
+/// As [`ask_over`].
+pub(super) async fn ask_with_stream(link: &Link, request: &PeerRequest, timeout: Duration) -> Result<ByteStream> {
+    let payload = Payload::encode(request)?.into_bytes();
+    let (answer, stream) = link.channel_zero().call_with_stream(&head(timeout), &payload)?;
+    answer.wait(timeout).await?;
+    Ok(stream)
+}
+
+/// The answer that says yes and nothing else.
+pub(super) fn done() -> Result<Bytes> {
+    Ok(Payload::encode(&PeerReply::Done)?.into_bytes())
+}
+
+fn head(timeout: Duration) -> CallHead {
+    CallHead {
         verb: Verb::Peer,
         timeout_ms: u32::try_from(timeout.as_millis()).unwrap_or(u32::MAX),
         // Answered by a control node, which remembers no calls: the identity means nothing.
@@ -71,9 +92,7 @@ pub(super) async fn ask_over(link: &Link, request: &PeerRequest, timeout: Durati
         node: None,
         class: None,
         task: None,
-    };
-    let payload = Payload::encode(request)?.into_bytes();
-    Payload::from_bytes(link.channel_zero().call(&head, &payload, timeout).await?).decode()
+    }
 }
 
 /// Starts a link whose peer is a control node; with the number of the attempt, if membership dialled.
@@ -99,10 +118,16 @@ struct Handler {
 impl LinkHandler for Handler {
     fn call(&self, call: IncomingCall) {
         if call.head.verb == Verb::Peer {
-            let shared = Arc::clone(&self.shared);
+            let (shared, key) = (Arc::clone(&self.shared), self.key);
             tokio::spawn(async move {
-                let outcome = answer(&shared, &call).await;
-                call.reply(&outcome);
+                match request_of(&call) {
+                    Ok(PeerRequest::Session { token }) => shared.membership.session_wanted(key, token, call),
+                    Ok(request) => {
+                        let outcome = answer(&shared, request).await;
+                        call.reply(&outcome);
+                    }
+                    Err(error) => call.reply(&Err(error)),
+                }
             });
         } else {
             tokio::spawn(super::serve::serve(Arc::clone(&self.backend), call));
@@ -139,10 +164,12 @@ impl LinkHandler for Handler {
     }
 }
 
-async fn answer(shared: &Arc<Shared>, call: &IncomingCall) -> Result<Bytes> {
-    let request: PeerRequest = Payload::from_bytes(call.payload.clone())
-        .decode()
-        .map_err(|_| Error::new(ErrorCode::UnknownRequest, "this control node does not know what the other one asks for"))?;
+fn request_of(call: &IncomingCall) -> Result<PeerRequest> {
+    let request = Payload::from_bytes(call.payload.clone()).decode();
+    request.map_err(|_| Error::new(ErrorCode::UnknownRequest, "this control node does not know what the other one asks for"))
+}
+
+async fn answer(shared: &Arc<Shared>, request: PeerRequest) -> Result<Bytes> {
     let reply = match request {
         PeerRequest::Nodes { select } => PeerReply::Nodes(super::backend::local_nodes(shared, select.as_deref())?),
         PeerRequest::Proxies => PeerReply::Proxies(u32::try_from(shared.directory.all().len()).unwrap_or(u32::MAX)),
@@ -151,7 +178,7 @@ async fn answer(shared: &Arc<Shared>, call: &IncomingCall) -> Result<Bytes> {
             let ring_size = u32::try_from(shared.config.ring_size).unwrap_or(u32::MAX);
             PeerReply::Membership(JoinFacts { ring_size, live: view.live.keys().cloned().collect() })
         }
-        PeerRequest::Session { .. } => return Err(Error::new(ErrorCode::NotAllowed, "membership travels on the data link here")),
+        PeerRequest::Session { .. } => return Err(Error::new(ErrorCode::Internal, "a session is answered by membership")),
         PeerRequest::Info { node } => PeerReply::Info(shared.directory.find(&node).map(|proxy| Box::new(proxy.info()))),
     };
     Ok(Payload::encode(&reply)?.into_bytes())

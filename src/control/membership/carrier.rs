@@ -4,6 +4,8 @@
 //! **ractor_cluster** carries them from the router actor of one node to that of the other (`carrier/actors.rs`). Whoever dialled the data link decides, and says so by what it sends first: an
 //! envelope on the link, or the request for a session. Until then the listener keeps what it has to say.
 
+pub(crate) mod actors;
+
 use bytes::Bytes;
 
 use crate::connection::Link;

@@ -9,16 +9,19 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 use tokio::task::{JoinHandle, JoinSet};
 use tokio::time::Instant;
 
+use super::carrier::actors::{Actors, Token};
 use super::carrier::{OverLink, Way};
 use super::dials::DialNumber;
 use super::envelope::{Envelope, RowState};
 use super::machine::{Action, Machine, SessionKey, Setup};
 use super::saved::Writer;
 use crate::connection::establish::{Expect, Order, dial_and_establish};
-use crate::connection::{Link, LinkParts};
+use crate::connection::{ByteStream, IncomingCall, Link, LinkParts};
+use crate::control::messages::PeerRequest;
+use crate::control::peers;
 use crate::control::shared::Shared;
 use crate::control::view::View;
-use crate::error::Error;
+use crate::error::{Error, ErrorCode};
 use crate::proto::auth::Role;
 use crate::proto::session::Side;
 use crate::types::{NodeId, NodeUri, UriOptions};
@@ -42,7 +45,22 @@ pub(super) enum Event {
     Envelope {
         key: SessionKey,
         bytes: Bytes,
+        by_link: bool,
         _turn: OwnedSemaphorePermit,
+    },
+    /// The session that carried the envelopes of a link is gone.
+    CarrierEnded(SessionKey),
+    /// A peer that dialled wants a session for the envelopes of a link.
+    SessionWanted {
+        key: SessionKey,
+        token: Token,
+        call: Box<IncomingCall>,
+    },
+    /// The peer that we dialled has one ready for us, or none.
+    SessionGranted {
+        key: SessionKey,
+        token: Token,
+        stream: Option<ByteStream>,
     },
     /// How the envelopes of a link travel.
     Decided {
@@ -93,13 +111,27 @@ impl Membership {
 
     /// An envelope came; false if more wait than an honest peer would send.
     pub(crate) fn envelope(&self, key: SessionKey, bytes: Bytes, turns: &Turns) -> bool {
+        self.came(key, bytes, turns, true)
+    }
+
+    /// The same, by way of an actor.
+    pub(super) fn routed(&self, key: SessionKey, bytes: Bytes, turns: &Turns) -> bool {
+        self.came(key, bytes, turns, false)
+    }
+
+    fn came(&self, key: SessionKey, bytes: Bytes, turns: &Turns, by_link: bool) -> bool {
         match Arc::clone(&turns.0).try_acquire_owned() {
             Ok(turn) => {
-                self.tell(Event::Envelope { key, bytes, _turn: turn });
+                self.tell(Event::Envelope { key, bytes, by_link, _turn: turn });
                 true
             }
             Err(_) => false,
         }
+    }
+
+    /// A peer that dialled wants a session for the envelopes of a link.
+    pub(crate) fn session_wanted(&self, key: SessionKey, token: Token, call: IncomingCall) {
+        self.tell(Event::SessionWanted { key, token, call: Box::new(call) });
     }
 
     /// Asks the machine; none if the keeper has ended.
@@ -136,6 +168,7 @@ pub(super) struct Keeper {
     links: BTreeMap<SessionKey, (Link, Way)>,
     dials: JoinSet<()>,
     writer: Writer,
+    actors: Option<Actors>,
     /// The options by which the configuration reaches control nodes, for addresses that others tell.
     way_in: Option<UriOptions>,
     is_encrypted: bool,
@@ -143,7 +176,13 @@ pub(super) struct Keeper {
 }
 
 impl Keeper {
-    pub(super) fn spawn(shared: &Arc<Shared>, handle: Membership, events: mpsc::UnboundedReceiver<Event>, setup: Setup) {
+    pub(super) fn spawn(
+        shared: &Arc<Shared>,
+        handle: Membership,
+        events: mpsc::UnboundedReceiver<Event>,
+        setup: Setup,
+        actors: Option<Actors>,
+    ) {
         let first = setup.seeds.first();
         let keeper = Self {
             way_in: first.map(|seed| seed.options().clone()),
@@ -155,6 +194,7 @@ impl Keeper {
             links: BTreeMap::new(),
             dials: JoinSet::new(),
             writer: Writer::new(&shared.config.state_dir),
+            actors,
             leaving: None,
         };
         tokio::spawn(keeper.run());
@@ -212,9 +252,9 @@ impl Keeper {
                 }
                 self.machine.unlinked(key, now)
             }
-            Event::Envelope { key, bytes, _turn } => {
+            Event::Envelope { key, bytes, by_link, _turn } => {
                 let Some((link, way)) = self.links.get_mut(&key) else { return Vec::new() };
-                if !way.is_decided() {
+                if by_link && !way.is_decided() {
                     // The peer dialled, and this is how it speaks.
                     way.decide(Box::new(OverLink(link.clone())));
                 }
@@ -233,6 +273,21 @@ impl Keeper {
                 }
                 Vec::new()
             }
+            Event::CarrierEnded(key) => {
+                // Without it the link is of no use to membership; its end is told like any other.
+                if let Some((link, _)) = self.links.get(&key) {
+                    link.close(Error::new(ErrorCode::ConnectionFailed, "the session of the actors ended"));
+                }
+                Vec::new()
+            }
+            Event::SessionWanted { key, token, call } => {
+                self.grant(key, token, *call);
+                Vec::new()
+            }
+            Event::SessionGranted { key, token, stream } => {
+                self.granted(key, token, stream);
+                Vec::new()
+            }
             Event::DialFailed(number, error) => {
                 tracing::debug!(%error, "a control node cannot be reached");
                 self.machine.dial_failed(number, now)
@@ -243,8 +298,41 @@ impl Keeper {
     }
 
     /// How the envelopes of a new link travel, as far as it is known.
-    fn first_way(&self, _key: SessionKey, link: &Link, we_dialled: bool) -> Way {
-        if we_dialled { Way::Known(Box::new(OverLink(link.clone()))) } else { Way::Undecided(Vec::new()) }
+    fn first_way(&self, key: SessionKey, link: &Link, we_dialled: bool) -> Way {
+        if !we_dialled {
+            return Way::Undecided(Vec::new());
+        }
+        if self.actors.is_none() {
+            return Way::Known(Box::new(OverLink(link.clone())));
+        }
+        let (handle, link, token) = (self.handle.clone(), link.clone(), rand::random());
+        tokio::spawn(async move {
+            let granted = peers::ask_with_stream(&link, &PeerRequest::Session { token }, DIAL_TIMEOUT).await;
+            let stream =
+                granted.inspect_err(|error| tracing::debug!(peer = %link.peer().id, %error, "membership travels on the data link")).ok();
+            handle.tell(Event::SessionGranted { key, token, stream });
+        });
+        Way::Undecided(Vec::new())
+    }
+
+    /// A peer that dialled asks for a session. One that gets none goes on with the link itself.
+    fn grant(&mut self, key: SessionKey, token: Token, mut call: IncomingCall) {
+        let known = self.links.get(&key).is_some_and(|(_, way)| !way.is_decided());
+        match (&self.actors, call.stream.take()) {
+            (Some(actors), Some(stream)) if known => {
+                call.reply(&peers::done());
+                actors.open(key, token, stream, true);
+            }
+            _ => call.reply(&Err(Error::new(ErrorCode::NotAllowed, "membership travels on the data link here"))),
+        }
+    }
+
+    fn granted(&mut self, key: SessionKey, token: Token, stream: Option<ByteStream>) {
+        let Some((link, way)) = self.links.get_mut(&key) else { return };
+        match (&self.actors, stream) {
+            (Some(actors), Some(stream)) => actors.open(key, token, stream, false),
+            _ => way.decide(Box::new(OverLink(link.clone()))),
+        }
     }
 
     fn perform(&mut self, actions: Vec<Action>) {
@@ -280,11 +368,11 @@ impl Keeper {
             let dialled = dial_and_establish(&addresses, &shared.party, &expect, Order::AsGiven, &shared.dial);
             let error = match tokio::time::timeout(DIAL_TIMEOUT, dialled).await {
                 Ok(Ok(established)) => {
-                    crate::control::peers::start(&shared, LinkParts { established, side: Side::Dialler }, Some(number));
+                    peers::start(&shared, LinkParts { established, side: Side::Dialler }, Some(number));
                     return;
                 }
                 Ok(Err(error)) => error.into(),
-                Err(_) => Error::new(crate::error::ErrorCode::Timeout, format!("no answer within {DIAL_TIMEOUT:?}")),
+                Err(_) => Error::new(ErrorCode::Timeout, format!("no answer within {DIAL_TIMEOUT:?}")),
             };
             handle.tell(Event::DialFailed(number, error));
         });

@@ -23,7 +23,8 @@ pub use self::call::{Backend, BoxFuture, CallOptions, NodeCall, Retry, StreamedC
 pub use self::core_api::{CORE_CLASS, CoreReply, CoreRequest, FileRequest, TaskEntry, TaskState, core_class};
 pub use self::events::{EVENTS_QUEUED_MAX, EventSink, EventStream, event_queue, read_events, write_events};
 pub use self::operation::{
-    EventBody, EventFilter, EventRecord, FullUri, LatencyInfo, NodeInfo, NodesReply, Operation, OperationReply, ProxyInfo,
+    EventBody, EventFilter, EventRecord, FullUri, LatencyInfo, MemberInfo, NodeInfo, NodesReply, Operation, OperationReply, PlanInfo,
+    ProxyInfo, RingInfo, TransferInfo,
 };
 pub use self::remote::ConnectOptions;
 use crate::connection::ByteStream;
@@ -125,10 +126,66 @@ impl Cluster {
         }
     }
 
-    /// Drops the proxy of a node for good. A worker that knows our addresses announces itself again.
+    /// Drops the proxy of a node for good, and a control node that is dead from the list of members. A worker that knows our addresses announces itself again.
     pub async fn forget(&self, node: &NodeId, timeout: Duration) -> Result<()> {
         match self.operate(Operation::Forget { node: node.clone() }, timeout).await? {
             OperationReply::Done => Ok(()),
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    /// Every control node, alive or not.
+    pub async fn members(&self, timeout: Duration) -> Result<Vec<MemberInfo>> {
+        match self.operate(Operation::Members, timeout).await? {
+            OperationReply::Members(members) => Ok(members),
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    /// Who owns which partition.
+    pub async fn ring(&self, timeout: Duration) -> Result<RingInfo> {
+        match self.operate(Operation::Ring, timeout).await? {
+            OperationReply::Ring(ring) => Ok(ring),
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    /// Makes the control node behind this handle and the one at an address members of one cluster; returns the id of the other, and its state as in
+    /// [`Cluster::members`].
+    ///
+    /// # Errors
+    /// `not_reachable`, `self_join`, `different_ring_sizes`, `not_single_node` if both are members of clusters of several nodes, `unable_to_get_join_ring` if it
+    /// answers but does not tell what it knows.
+    pub async fn join(&self, uri: &NodeUri, timeout: Duration) -> Result<(NodeId, String)> {
+        match self.operate(Operation::Join { uri: call::reveal(uri) }, timeout).await? {
+            OperationReply::Joined { node, state } => Ok((node, state)),
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    /// Asks a control node to leave for good: it owns nothing from now on, and is no member any more when its proxies have gone.
+    ///
+    /// # Errors
+    /// `not_found`; `not_connected` for one that cannot be reached, which can be forgotten.
+    pub async fn leave(&self, node: &NodeId, timeout: Duration) -> Result<()> {
+        match self.operate(Operation::Leave { node: node.clone() }, timeout).await? {
+            OperationReply::Done => Ok(()),
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    /// What a commit would do.
+    pub async fn plan(&self, timeout: Duration) -> Result<PlanInfo> {
+        match self.operate(Operation::Plan, timeout).await? {
+            OperationReply::Plan(plan) => Ok(plan),
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    /// Lets every staged control node join (`staged_joins`); returns who they were.
+    pub async fn commit(&self, timeout: Duration) -> Result<Vec<NodeId>> {
+        match self.operate(Operation::Commit, timeout).await? {
+            OperationReply::Committed { nodes } => Ok(nodes),
             other => Err(unexpected(&other)),
         }
     }

@@ -16,6 +16,7 @@ mod events;
 mod fan_out;
 pub mod latency;
 mod lease;
+mod membership;
 mod messages;
 mod peers;
 mod placement;
@@ -33,6 +34,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
+use self::membership::RowState;
 pub(crate) use self::shared::Shared;
 use crate::cluster::Cluster;
 use crate::connection::{Link, LinkHandler};
@@ -65,6 +67,11 @@ impl Control {
         self.shared.cluster()
     }
 
+    /// Looks for the other control nodes from now on.
+    pub(crate) async fn join(&self) {
+        self.shared.start_membership().await;
+    }
+
     /// Waits until this node's own worker is known, for a while.
     pub(crate) async fn own_worker(&self, patience: Duration) {
         let known = async {
@@ -86,7 +93,7 @@ impl Control {
         match parts.established.peer.role {
             Role::Worker => Ok(workers::start(&self.shared, parts, None)),
             Role::Admin => Ok(Link::start(parts, options, |link| serve::handler(Arc::clone(&self.shared), link) as Arc<dyn LinkHandler>)),
-            Role::Control => Ok(peers::start(&self.shared, parts)),
+            Role::Control => Ok(peers::start(&self.shared, parts, None)),
         }
     }
 
@@ -105,7 +112,7 @@ impl Control {
         let identity = shared.party.identity().clone();
         let party = shared.party.with_identity(crate::proto::auth::Identity { role: Role::Control, ..identity });
         let established = dial_and_establish(&[uri], &party, &expect, Order::AsGiven, &shared.dial).await.map_err(Error::from)?;
-        Ok(peers::start(shared, LinkParts { established, side: crate::proto::session::Side::Dialler }))
+        Ok(peers::start(shared, LinkParts { established, side: crate::proto::session::Side::Dialler }, None))
     }
 
     /// Makes this node see these control nodes, as membership does.
@@ -122,6 +129,7 @@ impl Control {
         let in_ring = view.live.keys().filter(|id| others.iter().any(|other| other.shared.id == **id)).cloned().collect::<Vec<_>>();
         view.ring = crate::ring::Ring::new(ring, in_ring);
         view.frozen = frozen;
+        shared.is_pinned.store(true, std::sync::atomic::Ordering::SeqCst);
         shared.view.send_replace(Arc::new(view));
     }
 
@@ -145,9 +153,10 @@ impl Control {
     /// The first half of a stop: sends clients elsewhere and waits until they have the answers that they wait for, at most `grace`.
     pub(crate) async fn drain(&self, grace: Duration) {
         let deadline = Instant::now() + grace;
-        // A node that has left the ring owns nothing: its workers move, and then those that it only lends find better ways, if there are any.
-        let moved = tokio::time::timeout_at(deadline, placement::all_moved(&self.shared)).await;
-        if moved.is_err() {
+        // Out of the ring first, so that nobody looks for anything here any more: then its workers move, and those that it only lends find better ways, if there
+        // are any.
+        self.shared.membership.become_state(RowState::Leaving).await;
+        if tokio::time::timeout_at(deadline, placement::all_moved(&self.shared)).await.is_err() {
             tracing::warn!(node = %self.shared.id, ?grace, "not every worker has moved in time");
         }
         let _ = tokio::time::timeout_at(deadline.min(Instant::now() + LENT_PATIENCE), placement::none_lent(&self.shared)).await;
@@ -169,6 +178,7 @@ impl Control {
         for link in links.iter().filter(|link| link.peer().role == Role::Worker) {
             link.channel_zero().message(&away);
         }
+        self.shared.membership.become_state(RowState::Stopped).await;
         self.end(&reason);
         for link in &links {
             let _ = tokio::time::timeout(FAREWELL, link.ended()).await;
@@ -183,6 +193,7 @@ impl Control {
     /// Ends every link, also of those that no proxy knows yet, and every proxy.
     fn end(&self, reason: &Error) {
         self.shared.begin_stop();
+        self.shared.membership.stop();
         for link in self.shared.links() {
             link.close(reason.clone());
         }

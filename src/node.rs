@@ -166,6 +166,7 @@ impl Node {
                 let own_dial = DialOptions { memory: Some(own_net.node(id.as_str())), ..DialOptions::default() };
                 let own = ToCluster::new(vec![own_uri], own_party, own_dial, door.options);
                 let worker = Worker::start(Arc::clone(&config), id.clone(), incarnation, classes, listen.clone(), Some(Arc::new(own)));
+                control.join().await;
                 control.own_worker(OWN_WORKER).await;
                 (Some(control), worker)
             }

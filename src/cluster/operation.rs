@@ -31,6 +31,24 @@ pub enum Operation {
         /// Which.
         node: NodeId,
     },
+    /// Every control node.
+    Members,
+    /// Who owns which partition.
+    Ring,
+    /// Makes the control node that is asked and the one at an address members of one cluster.
+    Join {
+        /// Where it listens.
+        uri: FullUri,
+    },
+    /// Asks a control node to leave for good.
+    Leave {
+        /// Which.
+        node: NodeId,
+    },
+    /// What a commit would move.
+    Plan,
+    /// Lets every staged node join.
+    Commit,
     /// Live events over the stream of the call.
     Subscribe(EventFilter),
 }
@@ -48,8 +66,87 @@ pub enum OperationReply {
         /// Who answered there.
         node: NodeId,
     },
+    /// Of `members`.
+    Members(Vec<MemberInfo>),
+    /// Of `ring`.
+    Ring(RingInfo),
+    /// Of `join`.
+    Joined {
+        /// Who answered there.
+        node: NodeId,
+        /// What it is for the node that was asked, as in `members`.
+        state: String,
+    },
+    /// Of `plan`.
+    Plan(PlanInfo),
+    /// Of `commit`.
+    Committed {
+        /// Who has joined.
+        nodes: Vec<NodeId>,
+    },
     /// Nothing to tell.
     Done,
+}
+
+/// A control node, as the one that was asked sees it.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct MemberInfo {
+    /// Its id.
+    pub id: NodeId,
+    /// `joined`, `suspected`, `staged`, `leaving`, `left` (still running), `stopped` (as asked), `unreachable`, or `refused` (it cannot be a member; see `problem`).
+    pub state: String,
+    /// One life of its process; none if it was not heard of since the node that was asked started.
+    pub incarnation: Option<Incarnation>,
+    /// Where it listens.
+    pub listen: Vec<NodeUri>,
+    /// Partitions that it owns.
+    pub partitions: u32,
+    /// Proxies that it hosts; none if it did not say.
+    pub proxies: Option<u32>,
+    /// Version of its program.
+    #[serde(default)]
+    pub version: String,
+    /// What somebody should look at.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub problem: Option<crate::error::Error>,
+    /// Only of the node that was asked: it changes nothing now, because it was asleep, sees too few others, or its id is another's.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub frozen: bool,
+}
+
+/// Who owns which partition.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RingInfo {
+    /// Number of partitions.
+    pub size: u32,
+    /// Digest of the live set, in hexadecimal digits: equal where the rings are.
+    pub epoch: String,
+    /// The owner of each partition, in their order; empty if nobody owns anything.
+    pub owners: Vec<NodeId>,
+}
+
+/// What a commit would do.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PlanInfo {
+    /// Who would join.
+    pub staged: Vec<NodeId>,
+    /// Partitions of the ring.
+    pub size: u32,
+    /// Partitions that would move.
+    pub moved: u32,
+    /// From whom to whom.
+    pub transfers: Vec<TransferInfo>,
+}
+
+/// Partitions that one control node gives to another.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TransferInfo {
+    /// Who gives; nobody if nobody owned them.
+    pub from: Option<NodeId>,
+    /// Who gets.
+    pub to: Option<NodeId>,
+    /// How many.
+    pub partitions: u32,
 }
 
 /// Text of an address, its password included; only travels on authenticated links and never stands in a log.

@@ -110,9 +110,13 @@ async fn operate(shared: Arc<Shared>, operation: Operation, timeout: Duration) -
             tokio::time::timeout(INTRODUCTION, ready).await.map_err(late)??;
             Ok(OperationReply::Connected { node })
         }
+        Operation::Members | Operation::Ring | Operation::Join { .. } | Operation::Leave { .. } | Operation::Plan | Operation::Commit => {
+            super::membership::operations::operate(&shared, operation).await
+        }
         Operation::Forget { node } => {
+            let is_member = super::membership::operations::forget(&shared, &node).await?;
             let known = fan_out::forget(&shared, &node, timeout).await;
-            if known { Ok(OperationReply::Done) } else { Err(route::unknown(&node)) }
+            if is_member || known { Ok(OperationReply::Done) } else { Err(route::unknown(&node)) }
         }
         Operation::Subscribe(_) => Err(Error::new(ErrorCode::NotAllowed, "a subscription needs a call with a stream")),
     }

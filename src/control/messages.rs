@@ -43,6 +43,12 @@ pub(super) enum PeerRequest {
     },
     /// What is known of a worker that is away.
     Record(Box<Record>),
+    /// How many proxies are there.
+    Proxies,
+    /// Whom it knows as members: asked before it is joined.
+    Membership,
+    /// Makes the stream of this call a session of ractor_cluster, for the membership of the link on which it comes. Its envelopes carry this number.
+    Session { token: u64 },
 }
 
 /// The answer.
@@ -53,6 +59,10 @@ pub(super) enum PeerReply {
     Nodes(NodesReply),
     /// Of `info`.
     Info(Option<Box<NodeInfo>>),
+    /// Of `proxies`.
+    Proxies(u32),
+    /// Of `membership`.
+    Membership(JoinFacts),
     /// Nothing to tell.
     Done,
 }
@@ -121,4 +131,12 @@ pub(super) struct Record {
     /// Grows with each change at its owner; the newer one stays.
     #[serde(default)]
     pub(super) version: u64,
+}
+
+/// What decides whether two control nodes can be members of one cluster.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(super) struct JoinFacts {
+    pub(super) ring_size: u32,
+    /// Everybody in its live set.
+    pub(super) live: Vec<NodeId>,
 }

@@ -65,6 +65,8 @@ pub(super) enum Msg {
     Deadline,
 }
 
+impl ractor::Message for Msg {}
+
 impl std::fmt::Debug for Msg {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str(match self {

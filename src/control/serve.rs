@@ -64,6 +64,13 @@ fn audited(operation: &Operation) -> Option<String> {
             Err(_) => "connect to what is no URL".to_owned(),
         }),
         Operation::Forget { node } => Some(format!("forget {node}")),
+        Operation::Join { uri } => Some(match uri.parse() {
+            Ok(uri) => format!("join {uri}"),
+            Err(_) => "join what is no URL".to_owned(),
+        }),
+        Operation::Leave { node } => Some(format!("leave {node}")),
+        Operation::Commit => Some("commit".to_owned()),
+        Operation::Members | Operation::Ring | Operation::Plan => None,
         Operation::Nodes { .. } | Operation::Info { .. } | Operation::Subscribe(_) => None,
     }
 }

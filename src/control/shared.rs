@@ -10,6 +10,7 @@ use tokio::time::Instant;
 use super::backend::Local;
 use super::directory::Directory;
 use super::events::Hub;
+use super::membership::{Membership, Prepared};
 use super::peers::Peers;
 use super::proxy::state::LinkKey;
 use super::records::Records;
@@ -37,6 +38,8 @@ pub(crate) struct Shared {
     pub(super) directory: Directory,
     pub(super) hub: Hub,
     pub(super) peers: Peers,
+    pub(super) membership: Membership,
+    prepared: Mutex<Option<Prepared>>,
     /// Replaced by membership at every change; watched by whatever depends on who owns what.
     pub(super) view: watch::Sender<Arc<View>>,
     /// How this node proves itself to workers that it dials.
@@ -55,6 +58,9 @@ pub(crate) struct Shared {
     links: Mutex<BTreeMap<LinkKey, Link>>,
     workers: Mutex<BTreeMap<LinkKey, Weak<Handler>>>,
     next_link: AtomicU64,
+    /// A test says what this node sees.
+    #[cfg(test)]
+    pub(super) is_pinned: AtomicBool,
     stopping: AtomicBool,
 }
 
@@ -77,6 +83,7 @@ impl Shared {
         dial: DialOptions,
     ) -> Arc<Self> {
         let ring = RingSize::new(config.ring_size).expect("the configuration was checked");
+        let prepared = Prepared::new();
         let view = View::alone(id.clone(), incarnation, Vec::new(), ring);
         Arc::new_cyclic(|me| Self {
             id,
@@ -86,6 +93,8 @@ impl Shared {
             directory: Directory::default(),
             hub: Hub::default(),
             peers: Peers::default(),
+            membership: prepared.handle(),
+            prepared: Mutex::new(Some(prepared)),
             view: watch::Sender::new(Arc::new(view)),
             party,
             dial,
@@ -99,6 +108,8 @@ impl Shared {
             links: Mutex::default(),
             workers: Mutex::default(),
             next_link: AtomicU64::new(1),
+            #[cfg(test)]
+            is_pinned: AtomicBool::new(false),
             stopping: AtomicBool::new(false),
         })
     }
@@ -114,6 +125,14 @@ impl Shared {
         });
     }
 
+    /// Looks for the other control nodes from now on; to be called once the addresses are known.
+    pub(crate) async fn start_membership(self: &Arc<Self>) {
+        let prepared = self.prepared.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(prepared) = prepared {
+            prepared.start(self).await;
+        }
+    }
+
     pub(super) fn me(&self) -> Arc<Self> {
         self.me.upgrade().expect("whoever calls this holds an Arc of it")
     }
@@ -127,9 +146,9 @@ impl Shared {
         Arc::clone(&self.view.borrow())
     }
 
-    /// Whether this node owns a worker now.
+    /// Whether this node owns a worker now: also its own, and all of them if there is nobody else.
     pub(super) fn owns(&self, worker: &NodeId) -> bool {
-        self.view.borrow().owns(worker)
+        *worker == self.id || self.view.borrow().owner(worker).is_none_or(|owner| *owner == self.id)
     }
 
     /// A worker has moved; dropped when its old channel has ended.

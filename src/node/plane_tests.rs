@@ -179,6 +179,13 @@ impl Plane {
         }
     }
 
+    /// Cuts what two nodes have, and lets neither find the other.
+    fn part(&self, a: &str, b: &str) {
+        self.net.set_refused(a, b, true);
+        self.net.set_refused(b, a, true);
+        self.net.cut(a, b);
+    }
+
     async fn worker(&self, name: &str, dials: &str, change: impl FnOnce(&mut Config)) -> NodeHandle {
         let mut config = Config { cluster_addr: vec![at(dials)], ..self.config(Config::worker(), name) };
         change(&mut config);
@@ -302,7 +309,7 @@ async fn nodes_are_those_of_all_control_nodes_and_who_is_silent_is_named() {
     let select = format!("owner={}", "c2").parse().expect("a selector");
     let reply = plane.cluster("c1").nodes(Some(&select), FOREVER).await.expect("answered");
     assert!(reply.nodes.iter().all(|info| info.owner == Some(id("c2"))) && reply.nodes.len() == 2, "{:?}", reply.nodes);
-    plane.net.cut("c1", "c3");
+    plane.part("c1", "c3");
     eventually("c3 is named as silent", async || {
         plane.cluster("c1").nodes(None, FOREVER).await.is_ok_and(|reply| reply.silent == [id("c3")])
     })
@@ -322,7 +329,7 @@ async fn a_call_whose_control_link_is_cut_says_that_it_may_have_run() {
         async move { ask(&cluster, &worker, &Ask::Hold).await }
     });
     eventually("the worker has it", async || plane.class.asked.load(Ordering::SeqCst) == 1).await;
-    plane.net.cut("c1", "c2");
+    plane.part("c1", "c2");
     let error = held.await.expect("no panic").expect_err("the link is gone");
     assert_eq!((error.code(), error.may_have_run()), (&ErrorCode::ConnectionFailed, true), "{error}");
     let error = ask(&plane.cluster("c1"), &worker, &Ask::Add(1)).await.expect_err("no link");
@@ -562,9 +569,7 @@ async fn after_a_split_each_worker_has_one_acting_proxy() {
     let all: Vec<&Control> = plane.nodes.iter().map(control).collect();
     // c3 is alone, with the workers whose number is even.
     for other in ["c1", "c2"] {
-        plane.net.set_refused("c3", other, true);
-        plane.net.set_refused(other, "c3", true);
-        plane.net.cut("c3", other);
+        plane.part("c3", other);
     }
     for (number, name) in names.iter().enumerate() {
         let far: &[&str] = if number % 2 == 0 { &["c1", "c2"] } else { &["c3"] };

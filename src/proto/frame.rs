@@ -106,7 +106,9 @@ kinds! {
     /// The link ends because of a fault.
     Fault = 43,
     /// The holder asks a worker for a direct link.
-    Redirect = 44,
+    Redirect = 45,
+    /// Membership of the control nodes; read by them only.
+    Envelope = 44,
 }
 
 /// One frame.

@@ -211,6 +211,8 @@ pub enum Message {
     GoAway(GoAway),
     Preferred(Preferred),
     Redirect(Redirect),
+    /// Between control nodes, about who is one; its bytes are read by membership.
+    Envelope(Bytes),
 }
 
 impl Message {
@@ -227,6 +229,7 @@ impl Message {
             Message::GoAway(_) => Kind::GoAway,
             Message::Preferred(_) => Kind::Preferred,
             Message::Redirect(_) => Kind::Redirect,
+            Message::Envelope(_) => Kind::Envelope,
         }
     }
 
@@ -243,6 +246,7 @@ impl Message {
             Message::GoAway(body) => encode(body),
             Message::Preferred(body) => encode(body),
             Message::Redirect(body) => encode(body),
+            Message::Envelope(bytes) => bytes.clone(),
         }
     }
 
@@ -259,6 +263,7 @@ impl Message {
             Kind::GoAway => Message::GoAway(decode(kind, body)?),
             Kind::Preferred => Message::Preferred(decode(kind, body)?),
             Kind::Redirect => Message::Redirect(decode(kind, body)?),
+            Kind::Envelope => Message::Envelope(Bytes::copy_from_slice(body)),
             _ => return Ok(None),
         }))
     }

@@ -15,7 +15,7 @@ use super::frame::Kind;
 /// | reply | yes | – | yes |
 /// | stream data, credit, reset; fragment | yes | yes | yes |
 /// | describe, update, adopted, fenced, event, resync | yes | – | yes (a control node is also a worker) |
-/// | adopt, event ack, preferred, redirect | – | – | yes |
+/// | adopt, event ack, preferred, redirect, envelope | – | – | yes |
 /// | the handshake | – | – | – |
 pub fn may_send(role: Role, kind: Kind) -> bool {
     match kind {
@@ -25,7 +25,7 @@ pub fn may_send(role: Role, kind: Kind) -> bool {
         Kind::Reply | Kind::Describe | Kind::Update | Kind::Adopted | Kind::Fenced | Kind::Event | Kind::Resync => {
             matches!(role, Role::Worker | Role::Control)
         }
-        Kind::Adopt | Kind::EventAck | Kind::Preferred | Kind::Redirect => role == Role::Control,
+        Kind::Adopt | Kind::EventAck | Kind::Preferred | Kind::Redirect | Kind::Envelope => role == Role::Control,
         Kind::ClientFirst | Kind::ServerFirst | Kind::ClientProof | Kind::ServerProof | Kind::Refusal => false,
     }
 }
@@ -39,6 +39,7 @@ mod tests {
         assert!(!may_send(Role::Worker, Kind::Call));
         assert!(!may_send(Role::Worker, Kind::Adopt));
         assert!(!may_send(Role::Worker, Kind::EventAck));
+        assert!(!may_send(Role::Worker, Kind::Envelope));
     }
 
     #[test]

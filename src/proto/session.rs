@@ -47,6 +47,8 @@ pub const BACKLOG_BYTES_MAX: usize = 32 * 1024 * 1024;
 
 /// Bytes that may wait for a peer before relayed ones have to wait elsewhere.
 const RELAYED_BYTES_MAX: usize = 1024 * 1024;
+/// Envelopes of membership up to this size are urgent.
+const ENVELOPE_URGENT_BYTES_MAX: usize = 512;
 /// Payloads up to this size are copied behind the header of their frame.
 const COPIED_BYTES_MAX: usize = 4096;
 /// Room for calls that is kept while there are none.
@@ -412,6 +414,8 @@ impl<T> Session<T> {
         }
         match message {
             Message::EventAck(_) => self.lanes.urgent(message.kind(), channel, &message.encode()),
+            // Signs of life pass what waits; news, which is larger, takes its turn.
+            Message::Envelope(bytes) if bytes.len() <= ENVELOPE_URGENT_BYTES_MAX => self.lanes.urgent(message.kind(), channel, bytes),
             Message::GoAway(away) => {
                 let away = Message::GoAway(message::GoAway { reason: away.reason.bounded(), ..away.clone() });
                 self.lanes.hot(away.kind(), channel, away.encode());

@@ -123,6 +123,8 @@ pub(crate) enum ToTask {
     End(How, Option<oneshot::Sender<String>>),
 }
 
+impl ractor::Message for ToTask {}
+
 /// What reaches a running task.
 pub(crate) struct Task {
     id: TaskId,

@@ -8,6 +8,7 @@ mod files;
 mod harness;
 mod identity;
 mod import_table;
+mod members;
 mod original_basic;
 mod original_task;
 mod raw;

@@ -41,12 +41,13 @@ const GRACE: Duration = Duration::from_secs(1);
 /// Pause between two looks at the answers that are missing.
 const ANSWERS_PAUSE: Duration = Duration::from_millis(10);
 
-/// Whose worker it is.
+/// Whose worker it is. That of this node itself is always ours, and all of them are if there is nobody else.
 pub(super) fn claim(view: &View, worker: &NodeId) -> Claim {
-    match view.frozen {
-        true => Claim::Frozen,
-        false if view.owns(worker) => Claim::Owner,
-        false => Claim::Other,
+    match view.owner(worker) {
+        _ if *worker == view.me => Claim::Owner,
+        _ if view.frozen => Claim::Frozen,
+        Some(owner) if *owner != view.me => Claim::Other,
+        _ => Claim::Owner,
     }
 }
 
@@ -193,10 +194,15 @@ impl ProxyActor {
 
     /// What is known of the worker, for whoever has it next.
     pub(super) fn record(&self, own: &Own) -> Record {
+        let mut describe = own.state.describe.clone();
+        if let Some(describe) = describe.as_mut().filter(|_| self.proxy.id == self.shared.id) {
+            // There listens the control node; its worker is reached from within only.
+            describe.listen.clear();
+        }
         Record {
             worker: self.proxy.id.clone(),
             incarnation: own.state.incarnation(),
-            describe: own.state.describe.clone(),
+            describe,
             found_at: own.found_at.as_ref().map(FullUri::new),
             marks: self.proxy.dispatcher.marks(),
             forgotten: false,

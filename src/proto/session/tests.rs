@@ -6,6 +6,7 @@ mod fragments;
 mod golden;
 mod lanes;
 mod pair;
+mod relay;
 mod streams;
 
 use bytes::{BufMut, Bytes, BytesMut};

@@ -157,7 +157,6 @@ fn fragments_that_lie_end_the_link() {
         ("unknown flags", vec![frame(Kind::Fragment, 0, vec![0, 0, 0, 1, 2, 0, 0, 0, 0, 0])]),
         ("too short", vec![frame(Kind::Fragment, 0, vec![0, 0, 0, 1])]),
         ("too short for a first", vec![frame(Kind::Fragment, 0, vec![0, 0, 0, 1, 1, 18, 0, 0])]),
-        ("another channel", vec![first(1, Kind::Call, 1000, part), Frame { channel: 8, ..middle(1, b"x") }]),
         ("a call that is none", vec![first(1, Kind::Call, 3, b"xyz")]),
         ("an empty call", vec![first(1, Kind::Call, 0, b"")]),
     ];
@@ -169,6 +168,25 @@ fn fragments_that_lie_end_the_link() {
             assert_eq!(result.is_err(), number == last, "{what}: {result:?}");
         }
     }
+}
+
+#[test]
+fn the_rest_of_a_body_on_a_closed_channel_is_dropped_and_its_room_given_back() {
+    let mut session = session(Side::Listener);
+    take(&mut session, frame(Kind::ChannelOpen, 1, vec![])).expect("allowed");
+    let body = call_body(5, &[0; 1000]);
+    let on = |channel, frame: Frame| Frame { channel, ..frame };
+    take(&mut session, on(1, first(1, Kind::Call, 1200, &body[..500]))).expect("allowed");
+    // Another session on the same link, by a relayed channel, numbers for itself.
+    take(&mut session, first(1, Kind::Call, 1200, &body[..500])).expect("the ids of channels are their own");
+    assert!(session.assembly.held_bytes() >= 1000);
+    session.close_channel(1, &error("over"));
+    assert!(session.assembly.held_bytes() < 1000);
+    assert_eq!(take(&mut session, on(1, middle(1, b"x"))), Ok(vec![]));
+    // One that begins only now is answered.
+    sent(&mut session);
+    assert_eq!(take(&mut session, on(1, first(2, Kind::Call, 1200, &body[..500]))), Ok(vec![]));
+    assert!(sent(&mut session).iter().any(|frame| frame.kind == Kind::Reply && frame.body[..4] == 5_u32.to_be_bytes()));
 }
 
 #[test]

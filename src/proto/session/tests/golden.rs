@@ -5,7 +5,7 @@
 use super::*;
 use crate::proto::head::EventKind;
 use crate::proto::identity::{Rank, Ticket};
-use crate::proto::message::{Adopt, Adopted, Describe, EventAck, Fenced, GoAway, Preferred, Resync, Update};
+use crate::proto::message::{Adopt, Adopted, Describe, EventAck, Fenced, GoAway, Preferred, Redirect, Resync, Update};
 use crate::types::{Meta, NodeId, NodeStatus, TaskId};
 
 fn node() -> NodeId {
@@ -43,7 +43,9 @@ fn messages() -> Vec<Message> {
         Message::EventAck(EventAck { class: class(), seq: 9 }),
         Message::Resync(Resync { class: class(), next_seq: 10, tasks: vec![TaskId::new("t1").expect("a valid name")], more: false }),
         Message::GoAway(GoAway { reason: error("bye"), reconnect_after_ms: Some(50) }),
-        Message::Preferred(Preferred { addresses: listen }),
+        Message::Preferred(Preferred { addresses: listen.clone() }),
+        Message::Redirect(Redirect { addresses: listen }),
+        Message::Envelope(Bytes::from_static(b"who")),
     ]
 }
 
@@ -160,6 +162,8 @@ fn bytes_of_version_1() {
             "0000004f29000182a6726561736f6e83a4636f6465b1636f6e6e656374696f6e5f6661696c6564a76d657373616765a3627965a6656666656374a46e6f6e65b27265636f6e6e6563745f61667465725f6d7332",
         ),
         (Kind::Preferred, "0000002d2a000181a961646472657373657391bd6e6b636c75737465723a2f2f683a313b7472616e73706f72743d746370"),
+        (Kind::Redirect, "0000002d2d000181a961646472657373657391bd6e6b636c75737465723a2f2f683a313b7472616e73706f72743d746370"),
+        (Kind::Envelope, "000000062c000177686f"),
         (
             Kind::ChannelClose,
             "0000003c23000181a6726561736f6e83a4636f6465b1636f6e6e656374696f6e5f6661696c6564a76d657373616765a46f766572a6656666656374a46e6f6e65",

@@ -271,7 +271,7 @@ fn a_refused_call_ends_its_stream_at_the_caller() {
 
 #[test]
 fn each_side_has_its_own_limit_of_streams() {
-    let mut pair = Pair::new(2);
+    let mut pair = Pair::between(2, Role::Admin, Role::Admin);
     for call in 0..STREAMS_MAX as u64 {
         pair.session(DIALLER).call(LINK_CHANNEL, &head(), &Bytes::new(), true, call).expect("below the limit");
     }

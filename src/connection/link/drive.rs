@@ -23,6 +23,8 @@ use crate::transport::ReadHalf;
 /// The reader's buffer grows between these while the peer sends much, and shrinks again.
 const READ_BYTES_MIN: usize = 2 * 1024;
 const READ_BYTES_MAX: usize = 256 * 1024;
+/// Least room for a read.
+const READ_ROOM_MIN: usize = 512;
 /// Room for what one read brings that is kept.
 const INCOMING_KEPT: usize = 512;
 /// Silences of `keepalive` after which a peer is taken for gone.
@@ -36,25 +38,32 @@ struct ReadBuffer {
     want: usize,
     /// Size of the block behind `bytes`, which may be more than its capacity.
     block: usize,
+    /// Room that the read under way has.
+    room: usize,
 }
 
 impl ReadBuffer {
     fn new() -> Self {
-        Self { bytes: BytesMut::new(), want: READ_BYTES_MIN, block: 0 }
+        Self { bytes: BytesMut::new(), want: READ_BYTES_MIN, block: 0, room: 0 }
     }
 
-    /// Makes room for the next read.
+    /// Makes room for the next read. What is left of a small block is used up first, as bytes that were handed on keep it from being used again.
     fn prepare(&mut self) {
-        self.bytes.reserve(self.want);
+        let room = self.bytes.capacity() - self.bytes.len();
+        if self.want > READ_BYTES_MIN || room < READ_ROOM_MIN {
+            self.bytes.reserve(self.want);
+        }
         self.block = self.block.max(self.bytes.capacity());
         if self.bytes.is_empty() && self.block > 2 * self.want {
             self.bytes = BytesMut::with_capacity(self.want);
             self.block = self.bytes.capacity();
         }
+        self.room = self.bytes.capacity() - self.bytes.len();
     }
 
     fn read(&mut self, count: usize) {
-        self.want = if count >= self.want { self.want * 4 } else { (self.want / 2).max(count) }.clamp(READ_BYTES_MIN, READ_BYTES_MAX);
+        let is_full = count >= self.room.min(self.want);
+        self.want = if is_full { self.want * 4 } else { (self.want / 2).max(count) }.clamp(READ_BYTES_MIN, READ_BYTES_MAX);
     }
 
     fn silence(&mut self) {

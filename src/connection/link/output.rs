@@ -98,7 +98,10 @@ impl Output {
                     *slice = io::IoSlice::new(piece);
                     used += 1;
                 }
-                let count = ready!(Pin::new(&mut *half).poll_write_vectored(cx, &slices[..used]))?;
+                let half = Pin::new(&mut *half);
+                // The usual case is one piece, which the system takes more cheaply by itself.
+                let written = if used == 1 { half.poll_write(cx, &slices[0]) } else { half.poll_write_vectored(cx, &slices[..used]) };
+                let count = ready!(written)?;
                 if count == 0 {
                     return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
                 }

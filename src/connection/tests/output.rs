@@ -1,5 +1,6 @@
 //! Who writes, and how often.
 
+use std::future::poll_fn;
 use std::pin::{Pin, pin};
 use std::task::{Context, Poll};
 
@@ -77,15 +78,27 @@ async fn a_crowd_that_never_ends_is_served() {
         unanswered.push(answerer.next().await);
     }
     let channel = caller.link.channel_zero();
+    let rounds = Arc::new(AtomicUsize::new(0));
+    let counted = Arc::clone(&rounds);
     let crowd = tokio::spawn(async move {
         loop {
+            counted.fetch_add(1, Ordering::SeqCst);
             // Given up at once; the next one comes before anybody else had a turn.
             let _ = channel.call(&head(), &Bytes::new(), DEADLINE).now_or_never();
-            tokio::task::yield_now().await;
+            // Behind whoever is ready to run, and no further: `yield_now` would wait until nobody is.
+            let mut was_behind = false;
+            poll_fn(|cx| {
+                cx.waker().wake_by_ref();
+                if std::mem::replace(&mut was_behind, true) { Poll::Ready(()) } else { Poll::Pending }
+            })
+            .await;
         }
     });
     let (_link, _) = answerer.echo();
     assert_eq!(in_time("an answer", caller.call(b"hello", DEADLINE)).await, Ok(Bytes::from_static(b"hello")));
+    // Without a bound the crowd would have its way until the lanes are full.
+    let rounds = rounds.load(Ordering::SeqCst);
+    assert!(rounds < 1000, "{rounds} others came first");
     crowd.abort();
 }
 

@@ -4,7 +4,7 @@ use std::future::poll_fn;
 use std::io;
 use std::pin::pin;
 use std::sync::Arc;
-use std::task::{Poll, Waker, ready};
+use std::task::{Context, Poll, Waker, ready};
 use std::time::Duration;
 
 use bytes::BytesMut;
@@ -23,6 +23,10 @@ use crate::transport::ReadHalf;
 /// The reader's buffer grows between these while the peer sends much, and shrinks again.
 const READ_BYTES_MIN: usize = 2 * 1024;
 const READ_BYTES_MAX: usize = 256 * 1024;
+/// A read that brings so much is followed by another one before its frames are looked at: TLS and WebSocket give a record or a message at a time.
+const MORE_BYTES_MIN: usize = 4 * 1024;
+/// Bytes after which they are looked at anyway.
+const MORE_BYTES_MAX: usize = 128 * 1024;
 /// Least room for a read.
 const READ_ROOM_MIN: usize = 512;
 /// Room for what one read brings that is kept.
@@ -50,8 +54,9 @@ impl ReadBuffer {
     /// Makes room for the next read. What is left of a small block is used up first, as bytes that were handed on keep it from being used again.
     fn prepare(&mut self) {
         let room = self.bytes.capacity() - self.bytes.len();
-        if self.want > READ_BYTES_MIN || room < READ_ROOM_MIN {
-            self.bytes.reserve(self.want);
+        let missing = self.missing();
+        if self.want > READ_BYTES_MIN || room < READ_ROOM_MIN || room < missing {
+            self.bytes.reserve(self.want.max(missing));
         }
         self.block = self.block.max(self.bytes.capacity());
         if self.bytes.is_empty() && self.block > 2 * self.want {
@@ -59,6 +64,17 @@ impl ReadBuffer {
             self.block = self.bytes.capacity();
         }
         self.room = self.bytes.capacity() - self.bytes.len();
+    }
+
+    /// What the frame that has begun still needs, so that its bytes are not moved again and again. Nothing for a frame that is little more than an announcement.
+    fn missing(&self) -> usize {
+        match self.bytes.first_chunk::<4>() {
+            Some(length) if self.bytes.len() >= MORE_BYTES_MIN => {
+                let whole = 4 + (u32::from_be_bytes(*length) as usize).min(frame::BYTES_MAX);
+                whole.saturating_sub(self.bytes.len())
+            }
+            _ => 0,
+        }
     }
 
     fn read(&mut self, count: usize) {
@@ -80,6 +96,8 @@ pub(super) struct ReadLoop {
     options: LinkOptions,
     /// When the peer was heard last.
     heard: Instant,
+    /// How the stream ended, behind bytes that came together with that.
+    end: Option<io::Result<usize>>,
 }
 
 /// What the reader waits for.
@@ -94,7 +112,7 @@ enum Turn {
 
 impl ReadLoop {
     pub(super) fn new(link: Link, reader: ReadHalf, handler: Arc<dyn LinkHandler>, options: LinkOptions) -> Self {
-        Self { link, reader, buffer: ReadBuffer::new(), handler, options, heard: Instant::now() }
+        Self { link, reader, buffer: ReadBuffer::new(), handler, options, heard: Instant::now(), end: None }
     }
 
     /// Returns why the link ends.
@@ -127,13 +145,13 @@ impl ReadLoop {
             #[cfg(test)]
             self.link.inner.kept.store(self.buffer.block, std::sync::atomic::Ordering::Relaxed);
             let turn = {
-                let mut read = pin!(self.reader.read_buf(&mut self.buffer.bytes));
+                let (reader, bytes, end) = (&mut self.reader, &mut self.buffer.bytes, &mut self.end);
                 let link = &self.link;
                 poll_fn(|cx| {
                     if link.is_closing() {
                         return Poll::Ready(Turn::Closing);
                     }
-                    if let Poll::Ready(read) = read.as_mut().poll(cx) {
+                    if let Poll::Ready(read) = poll_read(reader, bytes, end, cx) {
                         return Poll::Ready(Turn::Read(read));
                     }
                     link.inner.reader.register(cx.waker());
@@ -243,6 +261,37 @@ impl ReadLoop {
         }
         None
     }
+}
+
+/// Reads until nothing more is there, or enough.
+fn poll_read(
+    reader: &mut ReadHalf,
+    bytes: &mut BytesMut,
+    end: &mut Option<io::Result<usize>>,
+    cx: &mut Context<'_>,
+) -> Poll<io::Result<usize>> {
+    if let Some(end) = end.take() {
+        return Poll::Ready(end);
+    }
+    let mut total = 0;
+    while total < MORE_BYTES_MAX && bytes.len() < bytes.capacity() {
+        match pin!(reader.read_buf(bytes)).poll(cx) {
+            Poll::Ready(Ok(count)) if count > 0 => {
+                total += count;
+                if count < MORE_BYTES_MIN {
+                    break;
+                }
+            }
+            Poll::Ready(ended) if total == 0 => return Poll::Ready(ended),
+            Poll::Ready(ended) => {
+                *end = Some(ended);
+                break;
+            }
+            Poll::Pending if total == 0 => return Poll::Pending,
+            Poll::Pending => break,
+        }
+    }
+    Poll::Ready(Ok(total))
 }
 
 pub(super) fn read_error(error: &io::Error) -> String {

@@ -167,8 +167,9 @@ async fn copy(
 }
 
 async fn ws_copy(near: TcpStream, far: TcpStream, duration: Duration) -> f64 {
-    let mut writer = WebSocketStream::from_raw_socket(near, Role::Client, None).await;
-    let mut reader = WebSocketStream::from_raw_socket(far, Role::Server, None).await;
+    // The listener sends, as a control node does: its messages are not masked.
+    let mut writer = WebSocketStream::from_raw_socket(near, Role::Server, None).await;
+    let mut reader = WebSocketStream::from_raw_socket(far, Role::Client, None).await;
     let started = Instant::now();
     let reading = tokio::spawn(async move {
         let mut total = 0_u64;

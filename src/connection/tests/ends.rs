@@ -184,7 +184,7 @@ impl AsyncWrite for FailsOnce {
 
 #[tokio::test]
 async fn a_failure_that_comes_with_bytes_is_told_behind_them() {
-    let payload = vec![7; 60_000];
+    let payload = vec![7; 20_000];
     let mut answer = bytes::BytesMut::from(&[0, 0, 0, 1, 0][..]);
     answer.extend_from_slice(&payload);
     let mut frame = bytes::BytesMut::new();

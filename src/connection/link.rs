@@ -1,5 +1,6 @@
 //! The handle of a link. Its two tasks are in `drive`, calls under way in `calls`.
 
+mod bulk;
 mod calls;
 mod drive;
 
@@ -14,6 +15,7 @@ use tokio::sync::{Notify, oneshot, watch};
 use tokio::time::Instant;
 
 pub use self::calls::{Cancellation, IncomingCall, PendingAnswer};
+use self::bulk::Bulk;
 use self::drive::{ReadLoop, write_loop};
 use super::establish::Established;
 use super::stream::ByteStream;
@@ -86,6 +88,8 @@ struct Inner {
     remote: String,
     state: Mutex<State>,
     output: Notify,
+    /// There if streams have ways of their own beside the socket.
+    bulk: Option<Bulk>,
     closing: watch::Sender<Option<Error>>,
     ended: watch::Sender<Option<Error>>,
     /// Bytes of the reader's buffer and of the writer's, while they wait.
@@ -116,9 +120,14 @@ impl Link {
     pub fn start(parts: LinkParts, options: LinkOptions, handler: impl FnOnce(&Link) -> Arc<dyn LinkHandler>) -> Link {
         let Established { wire, peer, .. } = parts.established;
         let (transport, remote) = (wire.facts().transport, wire.facts().remote.clone());
+        let bulk = wire.side_streams().map(Bulk::new);
         let (reader, writer) = wire.into_split();
+        let mut session = Session::new(parts.side, peer.role);
+        if bulk.is_some() {
+            session.set_streams_apart();
+        }
         let state = State {
-            session: Session::new(parts.side, peer.role),
+            session,
             readers: HashMap::new(),
             writers: HashMap::new(),
             pings: HashMap::new(),
@@ -132,6 +141,7 @@ impl Link {
             remote,
             state: Mutex::new(state),
             output: Notify::new(),
+            bulk,
             closing: watch::Sender::new(None),
             ended: watch::Sender::new(None),
             #[cfg(test)]
@@ -142,12 +152,15 @@ impl Link {
         let writer = tokio::spawn(write_loop(link.clone(), writer));
         let reader = ReadLoop::new(link.clone(), reader, Arc::clone(&handler), options);
         let driven = link.clone();
+        let beside = bulk::start(&link);
         tokio::spawn(async move {
             let reason = reader.run().await;
+            bulk::read_rest(&driven).await;
             driven.end(&reason);
             handler.closed(&reason);
             // The writer ends by itself: `end` closes it, with a bound on what it may still flush.
             let _ = writer.await;
+            drop(beside);
             driven.lock().session.discard_output();
         });
         link
@@ -201,7 +214,7 @@ impl Link {
     /// Whether the peer waits for an answer, or for bytes that have not left yet.
     pub(crate) fn is_awaited(&self) -> bool {
         let state = self.lock();
-        state.ended.is_none() && (state.session.answers_awaited() || state.session.has_output())
+        state.ended.is_none() && (state.session.answers_awaited() || state.session.has_output() || state.session.has_stream_output())
     }
 
     /// Ends the link after what is queued has left, within a second.
@@ -231,6 +244,9 @@ impl Link {
 
     fn wake_writer(&self) {
         self.inner.output.notify_one();
+        if let Some(bulk) = &self.inner.bulk {
+            bulk.wake();
+        }
     }
 
     pub(super) fn with_session<R>(&self, act: impl FnOnce(&mut Session<Token>) -> R) -> R {

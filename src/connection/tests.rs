@@ -2,6 +2,7 @@
 
 mod calls;
 mod ends;
+mod quic;
 mod streams;
 
 use std::sync::Arc;

@@ -10,6 +10,7 @@ use tokio::io::{AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::time::Instant;
 
 use super::super::stream::ByteStream;
+use super::bulk;
 use super::calls::{Arrived, IncomingCall};
 use super::{Link, LinkHandler, LinkOptions, PongReceived, Token, unix_time_ms};
 use crate::error::{Error, ErrorCode};
@@ -19,34 +20,34 @@ use crate::proto::session::{Incoming, Outbox, StreamKey};
 use crate::transport::{ReadHalf, WriteHalf};
 
 /// Bytes that one turn of the writer takes from the lanes. Small, so that an urgent frame waits for little.
-const WRITE_BYTES: usize = 128 * 1024;
+pub(super) const WRITE_BYTES: usize = 128 * 1024;
 /// The reader's buffer grows between these while the peer sends much, and shrinks again.
 const READ_BYTES_MIN: usize = 2 * 1024;
 const READ_BYTES_MAX: usize = 256 * 1024;
 /// Room for what one read brings that is kept.
 const INCOMING_KEPT: usize = 512;
 /// How long a closing link may take to send what is queued, or to read what the peer has sent before it went.
-const CLOSE_FLUSH: Duration = Duration::from_secs(1);
+pub(super) const CLOSE_FLUSH: Duration = Duration::from_secs(1);
 /// Silences of `keepalive` after which a peer is taken for gone.
 const KEEPALIVE_MISSES: u32 = 3;
 /// Pieces of one vectored write.
-const PIECES_MAX: usize = 32;
+pub(super) const PIECES_MAX: usize = 32;
 
 /// Bytes that were read and are not yet frames. It grows while much comes, and is small again when little comes or nothing.
-struct ReadBuffer {
-    bytes: BytesMut,
+pub(super) struct ReadBuffer {
+    pub(super) bytes: BytesMut,
     want: usize,
     /// Size of the block behind `bytes`, which may be more than its capacity.
     block: usize,
 }
 
 impl ReadBuffer {
-    fn new() -> Self {
+    pub(super) fn new() -> Self {
         Self { bytes: BytesMut::new(), want: READ_BYTES_MIN, block: 0 }
     }
 
     /// Makes room for the next read.
-    fn prepare(&mut self) {
+    pub(super) fn prepare(&mut self) {
         self.bytes.reserve(self.want);
         self.block = self.block.max(self.bytes.capacity());
         if self.bytes.is_empty() && self.block > 2 * self.want {
@@ -55,7 +56,7 @@ impl ReadBuffer {
         }
     }
 
-    fn read(&mut self, count: usize) {
+    pub(super) fn read(&mut self, count: usize) {
         self.want = if count >= self.want { self.want * 4 } else { (self.want / 2).max(count) }.clamp(READ_BYTES_MIN, READ_BYTES_MAX);
     }
 
@@ -149,6 +150,7 @@ impl ReadLoop {
         if has_output {
             self.link.wake_writer();
         }
+        bulk::calls_came(&self.link);
         Ok(())
     }
 
@@ -227,6 +229,7 @@ pub(super) async fn write_loop(link: Link, mut writer: WriteHalf) {
             // The last words: replies that were given, the reason of a fault.
             let last = async {
                 write_queued(&link, &mut writer, &mut outbox, &mut writable).await?;
+                bulk::sent(&link).await;
                 writer.shutdown().await
             };
             let _ = tokio::time::timeout(CLOSE_FLUSH, last).await;
@@ -248,6 +251,7 @@ async fn write_queued(
     let mut wrote = false;
     loop {
         link.lock().session.transmit(outbox, WRITE_BYTES, writable);
+        bulk::calls_left(link);
         if !writable.is_empty() {
             link.wake_writable(writable);
         }

@@ -175,5 +175,8 @@ impl TlsOptions {
 }
 
 fn unsupported(transport: Transport) -> Error {
-    Error::new(ErrorCode::UnsupportedTransport, format!("transport {transport} is not available in this version; use tcp, tls, ws, wss or quic"))
+    Error::new(
+        ErrorCode::UnsupportedTransport,
+        format!("transport {transport} is not available in this version; use tcp, tls, ws, wss or quic"),
+    )
 }

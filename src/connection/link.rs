@@ -14,8 +14,8 @@ use bytes::Bytes;
 use tokio::sync::{Notify, oneshot, watch};
 use tokio::time::Instant;
 
-pub use self::calls::{Cancellation, IncomingCall, PendingAnswer};
 use self::bulk::Bulk;
+pub use self::calls::{Cancellation, IncomingCall, PendingAnswer};
 use self::drive::{ReadLoop, write_loop};
 use super::establish::Established;
 use super::stream::ByteStream;

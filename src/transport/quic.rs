@@ -22,7 +22,7 @@ mod stream;
 mod tests;
 
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use quinn::{Connection, ConnectionError, TransportConfig, TransportErrorCode, VarInt};
@@ -33,8 +33,8 @@ use crate::error::{Error, ErrorCode, Result};
 use crate::transport::{CertificateCheck, WireFacts, tcp, tls};
 use crate::types::Transport;
 
-pub use dial::QuicSockets;
 pub(super) use dial::Dialler;
+pub use dial::QuicSockets;
 pub(super) use listen::{Acceptor, Arrived};
 pub use side::SideStreams;
 pub(super) use stream::Stream;
@@ -83,7 +83,9 @@ fn bind(addr: SocketAddr) -> io::Result<std::net::UdpSocket> {
 /// What is known about a connection whose TLS handshake is done; `local` is the address of our socket.
 fn facts(connection: &Connection, local: SocketAddr, certificate: CertificateCheck) -> Result<WireFacts> {
     let peer = connection.remote_address();
-    let local = SocketAddr::new(connection.local_ip().unwrap_or(local.ip()), local.port());
+    // A socket on all addresses has that of its route to the peer.
+    let own = connection.local_ip().or_else(|| routed(local.ip(), peer).ok()).unwrap_or(local.ip());
+    let local = SocketAddr::new(own, local.port());
     let mut binding = [0; 32];
     let exported = connection.export_keying_material(&mut binding, tls::EXPORTER_LABEL, &[]);
     exported.map_err(|_| Error::new(ErrorCode::TlsError, "no channel binding"))?;
@@ -95,6 +97,13 @@ fn facts(connection: &Connection, local: SocketAddr, certificate: CertificateChe
         binding: Some(binding),
         certificate,
     })
+}
+
+/// Sends nothing.
+fn routed(from: IpAddr, to: SocketAddr) -> io::Result<IpAddr> {
+    let socket = std::net::UdpSocket::bind((from, 0))?;
+    socket.connect(to)?;
+    Ok(socket.local_addr()?.ip())
 }
 
 /// Why there is no connection; `otherwise` where TLS is not to blame.

@@ -237,7 +237,9 @@ async fn nobody_listening_is_no_connections() {
     let listener = bind("nkcluster://127.0.0.1:0;transport=tcp", &ListenOptions::default()).await;
     let gone = listener.uri().clone();
     drop(listener);
-    for uri in [Transport::Tcp, Transport::Tls, Transport::Ws, Transport::Wss, Transport::Quic].map(|transport| gone.clone().with_transport(transport)) {
+    for uri in [Transport::Tcp, Transport::Tls, Transport::Ws, Transport::Wss, Transport::Quic]
+        .map(|transport| gone.clone().with_transport(transport))
+    {
         let error = dial(&uri, &DialOptions::default()).await.expect_err("refused");
         assert_eq!(error.code(), &ErrorCode::NoConnections);
     }

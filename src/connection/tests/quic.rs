@@ -2,10 +2,10 @@
 
 use super::streams::{Streams, bytes_of, over};
 use super::*;
-use bytes::BytesMut;
-use futures_util::FutureExt as _;
 use crate::proto::frame::{self, Frame, Kind};
 use crate::transport::{DialOptions, ListenOptions, Listener, SideStreams, WriteHalf, dial};
+use bytes::BytesMut;
+use futures_util::FutureExt as _;
 
 /// Two wires, the one that dialled first.
 async fn wires() -> (Wire, Wire) {

@@ -11,6 +11,9 @@ use tokio::task::JoinHandle;
 /// Connections of QUIC are named by this part of their datagrams, once they are established (RFC 9000 §17.3).
 const ID: std::ops::Range<usize> = 1..9;
 
+/// What is shorter belongs to no connection.
+const PACKET_BYTES_MIN: usize = 20;
+
 /// Listens on a port of its own and forwards to another.
 pub(crate) struct Datagrams {
     addr: SocketAddr,
@@ -134,14 +137,15 @@ async fn forward(front: Arc<UdpSocket>, to: SocketAddr, state: Arc<Mutex<State>>
         let outside = |state: &mut State| {
             let passes = state.passes(&buffer[..length]);
             let flow = state.flows.get_mut(&dialler)?;
-            flow.is_open |= passes;
+            flow.is_open |= passes && length >= PACKET_BYTES_MIN;
             Some((passes, Arc::clone(&flow.outside)))
         };
         let known = outside(&mut state.lock().unwrap_or_else(PoisonError::into_inner));
         let (passes, socket) = match known {
             Some(known) => known,
             None => {
-                let flow = Flow::open(&front, dialler, to, &state).await;
+                let mut flow = Flow::open(&front, dialler, to, &state).await;
+                flow.is_open = length >= PACKET_BYTES_MIN;
                 let socket = Arc::clone(&flow.outside);
                 state.lock().unwrap_or_else(PoisonError::into_inner).flows.insert(dialler, flow);
                 (true, socket)

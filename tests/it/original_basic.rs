@@ -36,7 +36,7 @@ async fn a_fresh_control_node_is_ready_and_manages_nobody_else() {
     let c = SocketCluster::start(Classes::new()).await;
     assert_eq!(c.control.role(), Role::Control);
     assert_eq!(c.control.node_id(), &node_id("c1"));
-    assert_eq!(c.control.listen().len(), 2);
+    assert_eq!(c.control.listen().len(), 3);
     let nodes = c.cluster.nodes(None, TIMEOUT).await.expect("answered");
     assert_eq!(nodes.silent, []);
     let [own] = &nodes.nodes[..] else { panic!("only its own worker: {nodes:?}") };

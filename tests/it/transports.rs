@@ -1,6 +1,9 @@
 //! One suite over every transport, and what only some of them meet on their way.
 
+use std::time::Duration;
+
 use nkcluster::cluster::Cluster;
+use nkcluster::config::Config;
 use nkcluster::job::{Classes, JobClass, RequestContext, TypedCalls};
 use nkcluster::node::{Node, NodeHandle};
 use nkcluster::transport::MemoryNet;
@@ -79,12 +82,17 @@ fn classes(probe: &Probe) -> Classes {
     probe.classes().with(Mirror)
 }
 
+/// Much is encrypted here at once, by code that is not optimised: a ping may take its time. A cut over UDP is noticed by nothing else.
+const PING_TIME: Duration = Duration::from_secs(2);
+
 async fn control(dir: &tempfile::TempDir, listen: &str, classes: Classes) -> NodeHandle {
-    Node::start(control_config(dir, "c1", listen), classes).await.expect("starts")
+    let config = Config { ping_time: PING_TIME, ..control_config(dir, "c1", listen) };
+    Node::start(config, classes).await.expect("starts")
 }
 
 async fn worker(dir: &tempfile::TempDir, cluster_addr: &str, classes: Classes) -> NodeHandle {
-    Node::start(worker_config(dir, "w1", cluster_addr), classes).await.expect("starts")
+    let config = Config { ping_time: PING_TIME, ..worker_config(dir, "w1", cluster_addr) };
+    Node::start(config, classes).await.expect("starts")
 }
 
 impl Pair {

@@ -31,7 +31,7 @@ pub struct Listener {
 enum Socket {
     Tcp { listener: TcpListener, behind: Option<Behind>, upper: Upper },
     Memory(MemoryListener),
-    Quic(quic::Acceptor),
+    Quic(Box<quic::Acceptor>),
 }
 
 /// What lies over TCP.
@@ -76,7 +76,7 @@ impl Listener {
         let acceptor = first_own(uri, |addr| quic::Acceptor::bind(addr, &prepared)).await?;
         let real = NodeUri::socket_uri(Transport::Quic, tcp::reachable(acceptor.local()));
         let (binding, password) = (uri.options().binding.unwrap_or_default(), uri.options().password.clone());
-        Ok(Self { transport: Transport::Quic, uri: real, binding, password, socket: Socket::Quic(acceptor) })
+        Ok(Self { transport: Transport::Quic, uri: real, binding, password, socket: Socket::Quic(Box::new(acceptor)) })
     }
 
     async fn bind_tcp(uri: &NodeUri, transport: Transport, options: &ListenOptions) -> Result<Self> {

@@ -12,6 +12,7 @@
 //! - A **stream** belongs to a call and carries bytes both ways; each side sends only what the other has granted ([`STREAM_WINDOW_BYTES`] at first).
 //! - **Lanes**: urgent, hot, bulk (`session/lanes.rs`). **Fragments**: what is larger than a frame (`session/assembly.rs`).
 
+mod apart;
 mod assembly;
 mod lanes;
 mod streams;
@@ -22,6 +23,8 @@ use std::collections::{BTreeMap, HashMap};
 
 use bytes::{BufMut, Bytes, BytesMut};
 
+use self::apart::Announced;
+pub use self::apart::stream_of;
 use self::assembly::{Assembly, Piece};
 pub use self::lanes::Outbox;
 use self::lanes::{Lanes, Outgoing};
@@ -173,6 +176,8 @@ pub struct Session<T> {
     streams: Streams,
     lanes: Lanes,
     assembly: Assembly,
+    /// There if each stream has a way of its own.
+    announced: Option<Announced>,
 }
 
 impl<T> Session<T> {
@@ -191,6 +196,7 @@ impl<T> Session<T> {
             streams: Streams::new(side),
             lanes: Lanes::new(),
             assembly: Assembly::new(peer_role),
+            announced: None,
         }
     }
 
@@ -546,6 +552,7 @@ impl<T> Session<T> {
             },
         };
         state.calls_in.insert(call, Waiting::Yes);
+        self.announce(channel, stream);
         out.push(Incoming::Call { channel, call, head, payload: body, stream: key });
         Ok(())
     }
@@ -557,6 +564,7 @@ impl<T> Session<T> {
         let mut body = BytesMut::new();
         head::put_reply(&mut body, call, &Err(error));
         self.lanes.urgent(Kind::Reply, channel, &body);
+        self.announce(channel, stream);
         if stream != 0 {
             self.lanes.urgent(Kind::StreamReset, channel, &stream.to_be_bytes());
         }

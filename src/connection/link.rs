@@ -1,5 +1,6 @@
 //! The handle of a link. Its reader is in `drive`, its writer in `output`, calls under way in `calls`.
 
+mod bulk;
 mod calls;
 mod drive;
 mod output;
@@ -13,9 +14,10 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
 use futures_util::task::AtomicWaker;
-use tokio::sync::{oneshot, watch};
+use tokio::sync::{Notify, oneshot, watch};
 use tokio::time::Instant;
 
+use self::bulk::Bulk;
 pub use self::calls::{Cancellation, IncomingCall, PendingAnswer};
 use self::drive::ReadLoop;
 use self::output::{Company, Output, write_loop};
@@ -104,6 +106,8 @@ struct Inner {
     is_closing: AtomicBool,
     /// Something has left while channels are relayed.
     relayed: Notify,
+    /// There if streams have ways of their own beside the socket.
+    bulk: Option<Bulk>,
     ended: watch::Sender<Option<Error>>,
     /// Bytes of the reader's buffer while it waits.
     #[cfg(test)]
@@ -133,9 +137,14 @@ impl Link {
     pub fn start(parts: LinkParts, options: LinkOptions, handler: impl FnOnce(&Link) -> Arc<dyn LinkHandler>) -> Link {
         let Established { wire, peer, .. } = parts.established;
         let (transport, remote) = (wire.facts().transport, wire.facts().remote.clone());
+        let bulk = wire.side_streams().map(Bulk::new);
         let (reader, writer) = wire.into_split();
+        let mut session = Session::new(parts.side, peer.role);
+        if bulk.is_some() {
+            session.set_streams_apart();
+        }
         let state = State {
-            session: Session::new(parts.side, peer.role),
+            session,
             readers: HashMap::new(),
             writers: HashMap::new(),
             pings: HashMap::new(),
@@ -155,6 +164,7 @@ impl Link {
             is_crowded: AtomicBool::new(false),
             is_closing: AtomicBool::new(false),
             relayed: Notify::new(),
+            bulk,
             ended: watch::Sender::new(None),
             #[cfg(test)]
             kept: Default::default(),
@@ -164,12 +174,15 @@ impl Link {
         let writer = tokio::spawn(write_loop(link.clone()));
         let reader = ReadLoop::new(link.clone(), reader, Arc::clone(&handler), options);
         let driven = link.clone();
+        let beside = bulk::start(&link, &handler);
         tokio::spawn(async move {
             let reason = reader.run().await;
+            bulk::read_rest(&driven, &handler).await;
             driven.end(&reason);
             handler.closed(&reason);
             // The writer ends by itself: `end` closes it, with a bound on what it may still flush.
             let _ = writer.await;
+            drop(beside);
             driven.lock().session.discard_output();
         });
         link
@@ -267,7 +280,7 @@ impl Link {
     /// Whether the peer waits for an answer, or for bytes that have not left yet.
     pub(crate) fn is_awaited(&self) -> bool {
         let state = self.lock();
-        state.ended.is_none() && (state.session.answers_awaited() || state.session.has_output())
+        state.ended.is_none() && (state.session.answers_awaited() || state.session.has_output() || state.session.has_stream_output())
     }
 
     /// Ends the link after what is queued has left, within a second.
@@ -276,6 +289,7 @@ impl Link {
         if !self.inner.is_closing.swap(true, Ordering::AcqRel) {
             self.inner.reader.wake();
             self.inner.writer.wake();
+            self.inner.bulk.iter().for_each(Bulk::close);
         }
     }
 

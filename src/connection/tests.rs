@@ -3,6 +3,7 @@
 mod calls;
 mod ends;
 mod output;
+mod quic;
 mod streams;
 
 use std::sync::Arc;

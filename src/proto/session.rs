@@ -12,6 +12,7 @@
 //! - A **stream** belongs to a call and carries bytes both ways; each side sends only what the other has granted ([`STREAM_WINDOW_BYTES`] at first).
 //! - **Lanes**: urgent, hot, bulk (`session/lanes.rs`). **Fragments**: what is larger than a frame (`session/assembly.rs`).
 
+mod apart;
 mod assembly;
 mod lanes;
 mod streams;
@@ -22,6 +23,8 @@ use std::collections::{BTreeMap, HashMap};
 
 use bytes::{BufMut, Bytes, BytesMut};
 
+use self::apart::Announced;
+pub use self::apart::stream_of;
 use self::assembly::{Assembly, Piece};
 pub use self::lanes::Outbox;
 use self::lanes::{Lanes, Outgoing};
@@ -183,6 +186,8 @@ pub struct Session<T> {
     assembly: Assembly,
     /// Channels that are relayed.
     relayed: usize,
+    /// There if each stream has a way of its own.
+    announced: Option<Announced>,
 }
 
 impl<T> Session<T> {
@@ -202,6 +207,7 @@ impl<T> Session<T> {
             lanes: Lanes::new(),
             assembly: Assembly::new(peer_role),
             relayed: 0,
+            announced: None,
         }
     }
 
@@ -241,10 +247,15 @@ impl<T> Session<T> {
         self.relayed > 0
     }
 
+    /// Whether a channel is relayed.
+    pub fn relays(&self, channel: u16) -> bool {
+        self.channels.get(&channel).is_some_and(|state| state.relayed)
+    }
+
     /// Sends a frame of the other session on a relayed channel, in the lane where it belongs; on a closed channel it is lost. Whoever relays looks at
     /// [`Session::has_room_to_relay`] first.
     pub fn relay(&mut self, channel: u16, kind: Kind, body: Bytes) {
-        if self.channels.get(&channel).is_some_and(|state| state.relayed) {
+        if self.relays(channel) {
             self.lanes.relayed(kind, channel, body);
         }
     }
@@ -522,8 +533,7 @@ impl<T> Session<T> {
 
     /// Whether a frame belongs to the session behind a relayed channel. That the channel was closed concerns both.
     fn is_relayed(&self, frame: &Frame) -> bool {
-        !matches!(frame.kind, Kind::ChannelOpen | Kind::ChannelClose | Kind::Fault)
-            && self.channels.get(&frame.channel).is_some_and(|state| state.relayed)
+        !matches!(frame.kind, Kind::ChannelOpen | Kind::ChannelClose | Kind::Fault) && self.relays(frame.channel)
     }
 
     fn handle_whole(&mut self, frame: Frame, out: &mut Vec<Incoming<T>>) -> Result<(), Fault> {
@@ -618,6 +628,7 @@ impl<T> Session<T> {
             },
         };
         state.calls_in.insert(call, Waiting::Yes);
+        self.announce(channel, stream);
         out.push(Incoming::Call { channel, call, head, payload: body, stream: key });
         Ok(())
     }
@@ -629,6 +640,7 @@ impl<T> Session<T> {
         let mut body = BytesMut::new();
         head::put_reply(&mut body, call, &Err(error));
         self.lanes.urgent(Kind::Reply, channel, &body);
+        self.announce(channel, stream);
         if stream != 0 {
             self.lanes.urgent(Kind::StreamReset, channel, &stream.to_be_bytes());
         }

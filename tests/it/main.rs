@@ -3,6 +3,7 @@
 mod between;
 mod classes;
 mod coverage;
+mod datagrams;
 mod failure;
 mod files;
 mod harness;
@@ -14,5 +15,6 @@ mod original_task;
 mod raw;
 mod relay;
 mod review;
+mod ring_moves;
 mod security;
 mod transports;

@@ -173,6 +173,7 @@ impl Control {
 
     /// The second half: sends the workers elsewhere, and cuts.
     pub(crate) async fn stop(self) {
+        records::save(&self.shared).await;
         let (reason, away) = self.farewell();
         let links = self.shared.links();
         for link in links.iter().filter(|link| link.peer().role == Role::Worker) {

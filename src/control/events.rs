@@ -78,6 +78,13 @@ pub(super) enum Took {
     Refused,
 }
 
+impl Marks {
+    /// The same for a class that has not seen what was told elsewhere: it hears first what runs.
+    pub(super) fn unintroduced(self) -> Self {
+        Self { introduced: false, ..self }
+    }
+}
+
 /// The queues of one worker.
 pub(super) struct Dispatcher {
     shared: Weak<Shared>,

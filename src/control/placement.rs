@@ -3,9 +3,10 @@
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
-use tokio::time::MissedTickBehavior;
+use tokio::time::{Instant, MissedTickBehavior};
 
 use super::proxy::{Msg, Proxy};
+use super::records;
 use super::shared::Shared;
 use crate::types::NodeId;
 
@@ -14,8 +15,16 @@ const TICK: Duration = Duration::from_secs(1);
 /// Pause between two looks whether all workers have moved.
 const LEAVE_PAUSE: Duration = Duration::from_millis(20);
 
+/// Pause between two writes of the records.
+const SAVE_PAUSE: Duration = Duration::from_secs(5);
+
 /// Runs until the control node has gone.
 pub(super) async fn run(shared: Weak<Shared>) {
+    if let Some(shared) = shared.upgrade() {
+        records::load(&shared).await;
+        take_over(&shared);
+    }
+    let mut saved = Instant::now();
     let Some(mut views) = shared.upgrade().map(|shared| shared.view.subscribe()) else { return };
     let mut tick = tokio::time::interval(TICK);
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -40,6 +49,10 @@ pub(super) async fn run(shared: Weak<Shared>) {
         }
         if is_new && !view.frozen {
             take_over(&shared);
+        }
+        if saved.elapsed() >= SAVE_PAUSE {
+            records::save(&shared).await;
+            saved = Instant::now();
         }
     }
 }

@@ -19,7 +19,7 @@ use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
 use self::state::{Action, Arrival, LinkKey, PingFor, Setup, State};
-use super::events::{Dispatcher, Took};
+use super::events::{Dispatcher, Marks, Took};
 use super::latency::Latency;
 use super::messages::{Package, Record};
 use super::shared::Shared;
@@ -280,6 +280,8 @@ struct Own {
     /// Looks for a direct way to a worker that is reached over a lent link.
     improving: Option<JoinHandle<()>>,
     moving: Option<JoinHandle<()>>,
+    /// Who else keeps its record.
+    copies: Vec<NodeId>,
     /// Addresses that the worker was told to prefer.
     preferred: Vec<NodeUri>,
     /// Where it was dialled last, with success. It may be the only address that can be reached from here, and the only one with a password.
@@ -318,6 +320,7 @@ impl Actor for ProxyActor {
             dialling: None,
             improving: None,
             moving: None,
+            copies: Vec::new(),
             preferred: Vec::new(),
             found_at: None,
             dials: 0,
@@ -408,7 +411,7 @@ impl Actor for ProxyActor {
             }
             Msg::Known(record) => {
                 own.found_at = own.found_at.take().or_else(|| record.found_at.as_ref().and_then(|uri| uri.parse().ok()));
-                self.proxy.dispatcher.restore(record.marks);
+                self.proxy.dispatcher.restore(record.marks.into_iter().map(Marks::unintroduced).collect());
                 own.state.known(record.incarnation, record.describe)
             }
             Msg::Redirect => {

@@ -3,10 +3,15 @@
 //! The owner of a worker keeps a small record of it, and sends each change to the two control nodes that would own it next. So a worker that is away stays known
 //! when its owner dies, `nodes` shows it as `not_connected`, and the next owner dials it. A worker that was forgotten leaves a mark in the same place, so that
 //! a record which comes late does not bring it back; the worker itself does.
+//!
+//! The same records are in the state directory, a few seconds late: written as a whole beside the old file, and renamed.
 
 use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
+use std::{fs, io};
 
 use super::messages::{PeerRequest, Record};
 use super::shared::Shared;
@@ -19,10 +24,17 @@ const PATIENCE: Duration = Duration::from_secs(5);
 /// Records of one control node.
 const RECORDS_MAX: usize = 131_072;
 
+/// Name of the file in the state directory.
+const NAME: &str = "workers.records";
+/// Largest file that is read.
+const BYTES_MAX: u64 = 512 * 1024 * 1024;
+
 /// The records of a control node, its own and those of others.
 #[derive(Default)]
 pub(super) struct Records {
     records: Mutex<BTreeMap<NodeId, Record>>,
+    /// Whether the file is older than the records.
+    is_stale: AtomicBool,
 }
 
 impl Records {
@@ -52,6 +64,7 @@ impl Records {
             }
             None => drop(records.insert(record.worker.clone(), record)),
         }
+        self.is_stale.store(true, Ordering::Release);
         true
     }
 
@@ -68,21 +81,82 @@ impl Records {
             forgotten: true,
             version: record.version + 1,
         };
+        self.is_stale.store(true, Ordering::Release);
         true
     }
 }
 
-/// The owner knows something new of a worker: it is kept here, and by those that would own it next. The version of `record` is set here.
-pub(super) fn share(shared: &Arc<Shared>, mut record: Record) {
+/// Reads what an earlier life of this node has written. A file that cannot be read is told, and begun anew: workers that dial come back anyway.
+pub(super) async fn load(shared: &Arc<Shared>) {
+    let path = shared.config.state_dir.join(NAME);
+    let read = tokio::task::spawn_blocking(move || read(&path).map_err(|error| (path, error))).await;
+    match read {
+        Ok(Ok(records)) => {
+            for record in records {
+                shared.records.keep(record);
+            }
+        }
+        Ok(Err((path, error))) => tracing::warn!(path = %path.display(), %error, "the records of workers cannot be read; they are begun anew"),
+        Err(error) => tracing::error!(%error, "the records of workers were not read"),
+    }
+    shared.records.is_stale.store(false, Ordering::Release);
+}
+
+/// Writes the records, if they have changed since.
+pub(super) async fn save(shared: &Arc<Shared>) {
+    if !shared.records.is_stale.swap(false, Ordering::AcqRel) {
+        return;
+    }
+    let (path, shared) = (shared.config.state_dir.join(NAME), Arc::clone(shared));
+    let written = tokio::task::spawn_blocking(move || {
+        let records: Vec<Record> = shared.records.lock().values().cloned().collect();
+        write(&path, &records).map_err(|error| (path, error))
+    });
+    match written.await {
+        Ok(Ok(())) => {}
+        Ok(Err((path, error))) => {
+            tracing::warn!(path = %path.display(), %error, "the records of workers cannot be written; after a restart those that only listen are unknown here");
+        }
+        Err(error) => tracing::error!(%error, "the records of workers were not written"),
+    }
+}
+
+fn read(path: &Path) -> io::Result<Vec<Record>> {
+    match fs::metadata(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(error) => return Err(error),
+        Ok(facts) if facts.len() > BYTES_MAX => return Err(io::Error::other(format!("it has {} bytes", facts.len()))),
+        Ok(_) => {}
+    }
+    rmp_serde::from_slice(&fs::read(path)?).map_err(io::Error::other)
+}
+
+fn write(path: &Path, records: &[Record]) -> io::Result<()> {
+    use std::os::unix::fs::OpenOptionsExt as _;
+    let new = path.with_extension("new");
+    let bytes = rmp_serde::to_vec_named(records).map_err(io::Error::other)?;
+    // Addresses may have passwords.
+    let mut file = fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&new)?;
+    io::Write::write_all(&mut file, &bytes)?;
+    file.sync_all()?;
+    fs::rename(&new, path)
+}
+
+/// Who keeps the record of a worker beside its owner: those that would own it next.
+pub(super) fn copies(shared: &Shared, worker: &NodeId) -> Vec<NodeId> {
+    let view = shared.view();
+    let next = view.ring.successors(view.ring.partition(worker.as_str()), COPIES + 1);
+    next.into_iter().filter(|node| **node != view.me).take(COPIES).cloned().collect()
+}
+
+/// The owner knows something new of a worker: it is kept here, and by these others. The version of `record` is set here.
+pub(super) fn share(shared: &Arc<Shared>, copies: &[NodeId], mut record: Record) {
     record.version = shared.records.find(&record.worker).map_or(0, |known| known.version) + 1;
     if !shared.records.keep(record.clone()) {
         return;
     }
-    let view = shared.view();
-    let partition = view.ring.partition(record.worker.as_str());
-    let next = view.ring.successors(partition, COPIES + 1).into_iter().filter(|node| **node != view.me).take(COPIES);
-    for node in next.cloned().collect::<Vec<_>>() {
-        send(shared, node, record.clone());
+    for node in copies {
+        send(shared, node.clone(), record.clone());
     }
 }
 
@@ -102,5 +176,47 @@ pub(super) fn learn(shared: &Arc<Shared>, record: Record) {
     let worker = record.worker.clone();
     if shared.records.keep(record) && shared.owns(&worker) && shared.directory.find(&worker).is_none() {
         super::placement::wanted(shared, &worker);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn record(version: u64) -> Record {
+        Record {
+            worker: NodeId::new("w1").expect("valid"),
+            incarnation: None,
+            describe: None,
+            found_at: None,
+            marks: Vec::new(),
+            forgotten: false,
+            version,
+        }
+    }
+
+    #[test]
+    fn the_newer_record_stays_and_a_late_one_brings_nobody_back() {
+        let (records, worker) = (Records::default(), record(1).worker);
+        assert!(records.keep(record(2)));
+        assert!(!records.keep(record(1)) && !records.keep(record(2)));
+        assert!(records.forget(&worker) && !records.forget(&worker));
+        assert!(!records.keep(record(3)), "under way when it was forgotten");
+        assert!(records.of(|_| true).is_empty());
+        assert!(records.keep(record(4)), "the worker has come again");
+        assert_eq!(records.of(|_| true), [record(4)]);
+    }
+
+    #[test]
+    fn records_return_from_their_file_which_nobody_else_reads() {
+        use std::os::unix::fs::PermissionsExt as _;
+        let dir = tempfile::tempdir().expect("a directory");
+        let path = dir.path().join(NAME);
+        assert_eq!(read(&path).expect("no file is no record"), []);
+        write(&path, &[record(1), record(2)]).expect("written");
+        assert_eq!(read(&path).expect("read"), [record(1), record(2)]);
+        assert_eq!(fs::metadata(&path).expect("there").permissions().mode() & 0o777, 0o600);
+        fs::write(&path, b"nonsense").expect("written");
+        assert!(read(&path).is_err());
     }
 }

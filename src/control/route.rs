@@ -82,11 +82,11 @@ fn look(shared: &Shared, node: &NodeId, hops: u8) -> Result<Step> {
 fn had_before(shared: &Shared, view: &View, node: &NodeId) -> Option<NodeId> {
     let leaving = shared.peers.names().into_iter().filter(|peer| !view.live.contains_key(peer));
     for peer in leaving {
-        if peer == *node || view.ring.with(peer.clone()).owner(node.as_str()) == Some(&peer) {
+        if peer == *node || shared.earlier_ring(view, Some(&peer)).owner(node.as_str()) == Some(&peer) {
             return Some(peer);
         }
     }
-    view.ring.without(&view.me).owner(node.as_str()).cloned()
+    shared.earlier_ring(view, None).owner(node.as_str()).cloned()
 }
 
 fn moved(node: &NodeId) -> Error {

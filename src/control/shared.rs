@@ -23,7 +23,7 @@ use crate::connection::{Link, LinkOptions};
 use crate::error::{Error, ErrorCode};
 use crate::job::Classes;
 use crate::proto::identity::Rank;
-use crate::ring::RingSize;
+use crate::ring::{Ring, RingSize};
 use crate::transport::DialOptions;
 use crate::types::{Incarnation, NodeId, NodeUri};
 
@@ -51,6 +51,8 @@ pub(crate) struct Shared {
     pub(super) records: Records,
     /// Hand-overs that may be under way at once.
     pub(super) moves: Arc<Semaphore>,
+    /// Rings of before the last change, each asked for many times while it settles: with one that leaves, or without us.
+    earlier: Mutex<(u64, EarlierRings)>,
     /// Workers that have moved and whose old channel has not ended.
     draining: Arc<AtomicUsize>,
     /// When the view changed last, and into what.
@@ -63,6 +65,9 @@ pub(crate) struct Shared {
     pub(super) is_pinned: AtomicBool,
     stopping: AtomicBool,
 }
+
+/// By the node that leaves; none for that without this node.
+type EarlierRings = BTreeMap<Option<NodeId>, Arc<Ring>>;
 
 /// A worker whose old channel has not ended.
 pub(super) struct Leaving(Arc<AtomicUsize>);
@@ -103,6 +108,7 @@ impl Shared {
             cluster: OnceLock::new(),
             records: Records::default(),
             moves: Arc::new(Semaphore::new(MOVES_MAX)),
+            earlier: Mutex::default(),
             draining: Arc::default(),
             changed: Mutex::default(),
             links: Mutex::default(),
@@ -179,6 +185,19 @@ impl Shared {
             Some((epoch, at)) => epoch != view.epoch() || at.elapsed() < super::route::SETTLING,
             None => view.live.len() > 1,
         }
+    }
+
+    /// The ring with a node that leaves, or without this one: as it may have been before the last change, or as it will be when we are gone.
+    pub(super) fn earlier_ring(&self, view: &View, with: Option<&NodeId>) -> Arc<Ring> {
+        let mut earlier = self.earlier.lock().unwrap_or_else(PoisonError::into_inner);
+        if earlier.0 != view.epoch() {
+            *earlier = (view.epoch(), EarlierRings::new());
+        }
+        let make = || match with {
+            Some(leaving) => view.ring.with(leaving.clone()),
+            None => view.ring.without(&view.me),
+        };
+        Arc::clone(earlier.1.entry(with.cloned()).or_insert_with(|| Arc::new(make())))
     }
 
     /// How strong the claim of this node to a worker is now.

@@ -86,7 +86,12 @@ impl ProxyActor {
         self.act(myself, own, actions);
         match claim {
             Claim::Frozen => {}
-            Claim::Owner => self.prefer(own),
+            Claim::Owner => {
+                self.prefer(own);
+                if own.copies != records::copies(&self.shared, id) {
+                    self.share(own);
+                }
+            }
             Claim::Other if own.state.is_held() => {
                 if own.moving.as_ref().is_none_or(JoinHandle::is_finished) && !self.proxy.is_moving() {
                     own.moving = Some(tokio::spawn(wait_for_turn(Arc::clone(&self.shared.moves), myself.clone())));
@@ -181,7 +186,7 @@ impl ProxyActor {
     pub(super) fn prefer(&self, own: &mut Own) {
         let view = self.shared.view();
         let own_addresses = self.shared.listen.get().cloned().unwrap_or_default();
-        let without_us = view.ring.without(&view.me);
+        let without_us = self.shared.earlier_ring(&view, None);
         let next = without_us.owner(self.proxy.id.as_str()).and_then(|next| view.live.get(next));
         let addresses: Vec<NodeUri> = own_addresses.into_iter().chain(next.into_iter().flat_map(|next| next.listen.clone())).collect();
         if let Some(current) = self.proxy.current()
@@ -211,9 +216,10 @@ impl ProxyActor {
     }
 
     /// Keeps the record where it outlives this node.
-    pub(super) fn share(&self, own: &Own) {
+    pub(super) fn share(&self, own: &mut Own) {
         if self.shared.owns(&self.proxy.id) && !self.proxy.has_ended() {
-            records::share(&self.shared, self.record(own));
+            own.copies = records::copies(&self.shared, &self.proxy.id);
+            records::share(&self.shared, &own.copies, self.record(own));
         }
     }
 }

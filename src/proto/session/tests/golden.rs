@@ -84,6 +84,12 @@ fn every_kind() -> Vec<(Kind, String)> {
     }
     while let StreamRead::Bytes(_) = session.stream_read(key, 60_000) {}
     one(&mut session);
+    let (_, starved) = session.call(channel, &head(), &Bytes::new(), true, 2).expect("there is room");
+    let starved = starved.expect("asked for");
+    session.stream_write(starved, &vec![0; STREAM_WINDOW_BYTES]).expect("open");
+    sent(&mut session);
+    session.stream_write(starved, b"more").expect("open");
+    one(&mut session);
     session.stream_reset(key);
     one(&mut session);
     session.forget_call(channel, call);
@@ -129,6 +135,7 @@ fn bytes_of_version_1() {
         (Kind::StreamData, "0000000c160001000000010064617461"),
         (Kind::StreamData, "000000081600010000000101"),
         (Kind::StreamCredit, "0000000b170001000000010002bf20"),
+        (Kind::StreamData, "000000081600010000000302"),
         (Kind::StreamReset, "0000000718000100000001"),
         (Kind::Cancel, "0000000714000100000001"),
         (Kind::Reply, "0000000c1300010000000200646f6e65"),

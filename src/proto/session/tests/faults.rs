@@ -65,7 +65,7 @@ fn breaches_of_the_protocol_end_the_link() {
         ("stream data after the end", vec![stream_data(LINK_CHANNEL, 1, 1, b"x"), stream_data(LINK_CHANNEL, 1, 0, b"y")], 5),
         ("a stream frame without a stream", vec![frame(Kind::StreamReset, LINK_CHANNEL, vec![0, 0, 1])], 5),
         ("an unknown verb", vec![frame(Kind::Call, LINK_CHANNEL, vec![0, 0, 0, 9, 0, 0, 0, 0, 9, 0])], 5),
-        ("unknown flags of a call", vec![frame(Kind::Call, LINK_CHANNEL, vec![0, 0, 0, 9, 0, 0, 0, 0, 1, 2])], 5),
+        ("unknown flags of a call", vec![frame(Kind::Call, LINK_CHANNEL, vec![0, 0, 0, 9, 0, 0, 0, 0, 1, 4])], 5),
         ("a reply without an outcome", vec![frame(Kind::Reply, LINK_CHANNEL, vec![0, 0, 0, 9])], 5),
         ("a reply with an unknown outcome", vec![frame(Kind::Reply, LINK_CHANNEL, vec![0, 0, 0, 9, 2])], 5),
         ("an event without a class", vec![frame(Kind::Event, LINK_CHANNEL, vec![0; 18])], 5),

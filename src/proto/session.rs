@@ -503,7 +503,7 @@ impl<T> Session<T> {
             Kind::Pong => out.push(Incoming::Pong { channel, pong: head::take_pong(&mut body)? }),
             Kind::StreamData | Kind::StreamCredit | Kind::StreamReset => {
                 self.streams.handle(kind, channel, body, &mut self.lanes, out)?;
-            },
+            }
             Kind::Fault => {
                 let FaultNotice { number } = message::decode(kind, &body)?;
                 out.push(Incoming::PeerFault(number));

@@ -125,7 +125,7 @@ impl Node {
             gate: Gate::new(Limits::from(&*config)),
             links: Arc::new(Semaphore::new(config.max_connections)),
             party: party.clone(),
-            options: LinkOptions { keepalive: Some(config.ping_time) },
+            options: LinkOptions::of_ping_time(config.ping_time),
         };
         let mut tasks = JoinSet::new();
         let (control, worker) = match config.role {

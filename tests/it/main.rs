@@ -1,5 +1,6 @@
 //! Clusters in one process, on the memory network and on loopback sockets.
 
+mod bad_input;
 mod between;
 mod classes;
 mod coverage;
@@ -15,4 +16,5 @@ mod raw;
 mod relay;
 mod review;
 mod security;
+mod streams;
 mod transports;

@@ -34,9 +34,13 @@ impl Files {
         let ca = params.self_signed(&ca_key).expect("signs");
         let issuer = rcgen::Issuer::new(params, ca_key);
         fs::write(dir.path().join("ca.pem"), ca.pem()).expect("writes");
-        for name in ["localhost", "client", "c1.example.org"] {
+        for name in ["localhost", "client", "c1.example.org", "expired"] {
             let key = rcgen::KeyPair::generate().expect("a key");
-            let params = rcgen::CertificateParams::new(vec![name.to_owned()]).expect("parameters");
+            let host = if name == "expired" { "localhost" } else { name };
+            let mut params = rcgen::CertificateParams::new(vec![host.to_owned()]).expect("parameters");
+            if name == "expired" {
+                params.not_after = rcgen::date_time_ymd(2020, 1, 1);
+            }
             let certificate = params.signed_by(&key, &issuer).expect("signs");
             fs::write(dir.path().join(format!("{name}.pem")), certificate.pem()).expect("writes");
             fs::write(dir.path().join(format!("{name}.key")), key.serialize_pem()).expect("writes");
@@ -268,6 +272,22 @@ async fn chain_and_host_are_verified_as_asked() {
         let error = meet(&stranger, stranger.uri(), &trusting(verify)).await.expect_err("self-signed");
         assert_eq!(error.code(), &ErrorCode::TlsError, "{error}");
     }
+}
+
+#[tokio::test]
+async fn expired_certificate_is_refused_by_whoever_verifies_it() {
+    let files = Files::new();
+    let listen = ListenOptions { tls: files.options("expired", TlsVerify::False), ..ListenOptions::default() };
+    let listener = bind("nkcluster://127.0.0.1:0;transport=tls", &listen).await;
+    let by_name = listener.uri().clone().with_host(crate::types::Host::Localhost);
+    for verify in [TlsVerify::True, TlsVerify::Host] {
+        let options = tls(TlsOptions { cacertfile: Some(files.path("ca.pem")), verify, ..TlsOptions::default() });
+        let error = meet(&listener, &by_name, &options).await.expect_err("its time is over");
+        assert_eq!(error.code(), &ErrorCode::TlsError, "{error}");
+        assert!(error.message().to_lowercase().contains("expired"), "{error}");
+    }
+    // The handshake proves the secret over the channel, so a certificate that nobody verifies may be any.
+    meet(&listener, &by_name, &DialOptions::default()).await.expect("nobody looks at it");
 }
 
 #[tokio::test]

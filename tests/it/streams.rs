@@ -125,7 +125,7 @@ pub(crate) async fn open(cluster: &Cluster, node: &str, flow: &Flow) -> (tokio::
 }
 
 /// Pings and calls are answered, and the worker is still held under the same term.
-async fn is_served(cluster: &Cluster, node: &str) {
+pub(crate) async fn is_served(cluster: &Cluster, node: &str) {
     let before = cluster.info(&node_id(node), TIMEOUT).await.expect("known");
     for _ in 0..50 {
         cluster.ping(&node_id(node), TIMEOUT).await.expect("answered");

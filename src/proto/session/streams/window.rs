@@ -7,7 +7,8 @@
 //!
 //! A window that is smaller than rate × round trip starves its sender. Nobody here has a clock, so the sender tells when it has used up its credit and has
 //! more to send, and the receiver looks when its reader comes to that place: if there is **nothing behind it**, the reader has waited for a sender that waited
-//! for credit, and the window doubles; if there is, the reader is the slower one, and the window gives an eighth back.
+//! for credit, and the window doubles; if there is, the reader is the slower one, and the window gives an eighth back. A sender that is out of credit has used
+//! what came with the last growth: one that says so before is not believed, or said it while more was on its way.
 //!
 //! Every window has [`STREAM_WINDOW_BYTES`]. What it has beyond that comes out of the [`Budget`] of its link, of which a stream may take as much as it leaves to all
 //! others together: the first one finds plenty, and a thousand of them share it without any of them being asked. Credit that was given cannot be taken
@@ -41,11 +42,13 @@ pub(super) struct Window {
     extra: usize,
     /// Unread bytes in front of the place where the sender ran out of credit.
     starved_behind: Option<usize>,
+    /// Bytes that have arrived since the window grew.
+    since_growth: usize,
 }
 
 impl Window {
     pub(super) fn new() -> Self {
-        Self { size: STREAM_WINDOW_BYTES, granted: STREAM_WINDOW_BYTES, unread: 0, extra: 0, starved_behind: None }
+        Self { size: STREAM_WINDOW_BYTES, granted: STREAM_WINDOW_BYTES, unread: 0, extra: 0, starved_behind: None, since_growth: 0 }
     }
 
     /// Bytes that may still arrive.
@@ -57,6 +60,7 @@ impl Window {
     pub(super) fn arrived(&mut self, bytes: usize, starved: bool, budget: &mut Budget) {
         self.granted -= bytes;
         self.unread += bytes;
+        self.since_growth = self.since_growth.saturating_add(bytes);
         if starved {
             // Not the last one: a reader that is behind would never come to it.
             self.starved_behind.get_or_insert(self.unread);
@@ -97,7 +101,12 @@ impl Window {
         let fair = STREAM_WINDOW_BYTES + (WINDOW_BUDGET_BYTES - (budget.used - self.extra)) / 2;
         if self.starved_behind == Some(0) {
             self.starved_behind = None;
-            self.size = if self.unread == 0 { self.size * 2 } else { self.size - self.size / SHRINK_PART };
+            if self.unread > 0 {
+                self.size -= self.size / SHRINK_PART;
+            } else if self.since_growth >= self.size / 2 {
+                self.size *= 2;
+                self.since_growth = 0;
+            }
         }
         self.size = self.size.min(fair).clamp(STREAM_WINDOW_BYTES, STREAM_WINDOW_BYTES_MAX);
         let extra = self.size.max(self.granted + self.unread) - STREAM_WINDOW_BYTES;
@@ -173,6 +182,18 @@ mod tests {
             let extra = window.size - STREAM_WINDOW_BYTES;
             assert!((share / 2..2 * share).contains(&extra), "{extra} instead of about {share}");
         }
+    }
+
+    #[test]
+    fn a_sender_that_lies_gets_no_more_than_it_has_used() {
+        let (mut window, mut budget) = (Window::new(), Budget::default());
+        for arrived in 1..=1000 {
+            window.arrived(1000, true, &mut budget);
+            window.taken(1000, &mut budget);
+            window.top_up();
+            assert!(window.size <= STREAM_WINDOW_BYTES + 2 * 1000 * arrived, "{} after {arrived} kB", window.size);
+        }
+        assert!(window.size > STREAM_WINDOW_BYTES);
     }
 
     #[derive(Clone, Debug)]

@@ -100,7 +100,7 @@ impl Exclusives {
             Ok((channel, link)) => {
                 channel.message(&Message::ExclusiveBind(ExclusiveBind { term: current.term, ticket: current.ticket }));
                 tracing::debug!(worker = %self.worker, remote = link.remote(), "an exclusive connection");
-                place.is_used();
+                place.filled();
                 let mut state = self.lock();
                 state.links.retain(|link| !link.has_ended());
                 state.links.push(link);
@@ -238,7 +238,7 @@ struct Place {
 }
 
 impl Place {
-    fn is_used(mut self) {
+    fn filled(mut self) {
         self.is_open = true;
         self.of.lock().pool.made();
     }

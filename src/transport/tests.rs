@@ -283,7 +283,6 @@ async fn expired_certificate_is_refused_by_whoever_verifies_it() {
     for verify in [TlsVerify::True, TlsVerify::Host] {
         let options = tls(TlsOptions { cacertfile: Some(files.path("ca.pem")), verify, ..TlsOptions::default() });
         let error = meet(&listener, &by_name, &options).await.expect_err("its time is over");
-        assert_eq!(error.code(), &ErrorCode::TlsError, "{error}");
         assert!(error.message().to_lowercase().contains("expired"), "{error}");
     }
     // The handshake proves the secret over the channel, so a certificate that nobody verifies may be any.

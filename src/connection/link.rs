@@ -65,6 +65,16 @@ pub struct LinkOptions {
     pub keepalive: Option<Duration>,
 }
 
+/// Proxies and firewalls forget connections that are silent for a minute, some for half of it.
+const KEEPALIVE_MAX: Duration = Duration::from_secs(20);
+
+impl LinkOptions {
+    /// For nodes that ping their workers so often: as patient as they are, and never silent for so long that something on the way takes the link for dead.
+    pub fn of_ping_time(ping_time: Duration) -> Self {
+        Self { keepalive: Some(ping_time.min(KEEPALIVE_MAX)) }
+    }
+}
+
 /// How a call of ours ended, with whether a late answer may still come to nobody.
 pub type CallAnswer = Outcome;
 
@@ -90,6 +100,7 @@ struct PongReceived {
 
 struct Inner {
     peer: Peer,
+    side: Side,
     transport: Transport,
     remote: String,
     state: Mutex<State>,
@@ -151,6 +162,7 @@ impl Link {
         };
         let inner = Inner {
             peer,
+            side: parts.side,
             transport,
             remote,
             state: Mutex::new(state),
@@ -186,6 +198,11 @@ impl Link {
     /// Who is at the other end.
     pub fn peer(&self) -> &Peer {
         &self.inner.peer
+    }
+
+    /// Which end this is.
+    pub fn side(&self) -> Side {
+        self.inner.side
     }
 
     /// Kind of transport.

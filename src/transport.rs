@@ -1,7 +1,7 @@
 //! Byte streams between nodes, whatever carries them.
 //!
 //! A [`Wire`] is an open stream with the facts that the handshake and the log need: which transport, who is at the other end, the exporter of its TLS
-//! connection. [`resolve`] turns a URL into the addresses behind it, [`connect`] opens one of them, [`Listener`] hands out what arrives. No part of this
+//! connection. [`resolve`] turns a URL into the addresses behind it, through DNS where it names a host (`discovery`), [`connect`] opens one of them, [`Listener`] hands out what arrives. No part of this
 //! layer looks into messages or decides about trust.
 //!
 //! | module | carries links over |
@@ -17,6 +17,7 @@
 //! in [`Incoming::into_wire`], in the task of that connection and under its limit of time.
 
 pub mod certificate;
+mod discovery;
 mod head;
 mod listener;
 pub mod memory;
@@ -39,6 +40,7 @@ use crate::config::Config;
 use crate::error::{Error, ErrorCode};
 use crate::types::{IpRange, Secret, TlsVerify, TlsVersion, Transport, UriOptions};
 
+pub use discovery::{Resolver, Source, Step};
 pub use listener::{Incoming, Listener};
 pub use memory::{MemoryNet, MemoryNode};
 pub use proxy::ProxyEnvironment;
@@ -57,13 +59,21 @@ pub struct DialOptions {
     pub tls: TlsOptions,
     /// The HTTP proxies of the environment, for ws and wss; option `proxy` of the URL has precedence.
     pub proxies: ProxyEnvironment,
+    /// Finds the addresses of names.
+    pub resolver: Resolver,
     /// The simulated network and the own name in it, if there is one.
     pub memory: Option<MemoryNode>,
 }
 
 impl Default for DialOptions {
     fn default() -> Self {
-        Self { connect_timeout: CONNECT_TIMEOUT, tls: TlsOptions::default(), proxies: ProxyEnvironment::default(), memory: None }
+        Self {
+            connect_timeout: CONNECT_TIMEOUT,
+            tls: TlsOptions::default(),
+            proxies: ProxyEnvironment::default(),
+            resolver: Resolver::default(),
+            memory: None,
+        }
     }
 }
 
@@ -85,7 +95,13 @@ pub struct ListenOptions {
 impl From<&Config> for DialOptions {
     /// With the proxies of the environment of this process.
     fn from(config: &Config) -> Self {
-        Self { connect_timeout: config.connect_timeout, tls: config.into(), proxies: ProxyEnvironment::of_process(), memory: None }
+        Self {
+            connect_timeout: config.connect_timeout,
+            tls: config.into(),
+            proxies: ProxyEnvironment::of_process(),
+            resolver: Resolver::new(config.dns_servers.clone(), config.dns_cache_ttl),
+            memory: None,
+        }
     }
 }
 

@@ -3,6 +3,8 @@
 mod between;
 mod classes;
 mod coverage;
+mod discovery;
+mod dns;
 mod failure;
 mod files;
 mod harness;

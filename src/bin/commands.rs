@@ -87,7 +87,9 @@ impl Session {
 
     async fn run(&self, command: Command) -> Outcome {
         match command {
-            Command::Dev(_) | Command::Keygen(_) | Command::Resolve { .. } => Err(Failure::new("internal", "this command needs no connection")),
+            Command::Dev(_) | Command::Keygen(_) | Command::Resolve { .. } => {
+                Err(Failure::new("internal", "this command needs no connection"))
+            }
             Command::Nodes { select } => nodes::list(self, select).await,
             Command::Info { node } => nodes::info(self, &node).await,
             Command::Connect { uri } => nodes::connect(self, &uri).await,

@@ -39,7 +39,7 @@ const SPOTS_MAX: usize = 48;
 /// Most addresses of a host that are tried.
 const ADDRESSES_MAX: usize = 32;
 /// Most addresses altogether.
-const FOUND_MAX: usize = 128;
+const FOUND_MAX: usize = 64;
 
 /// A number from 0, smaller than the one given, which is not 0. Comes in so that a test decides it.
 type Dice<'a> = &'a mut dyn FnMut(u64) -> u64;
@@ -386,8 +386,10 @@ impl Spot {
     fn found(self, addresses: &[(IpAddr, Source)], dice: Dice<'_>) -> Vec<Found> {
         let mut chosen = Vec::new();
         for is_ipv4 in [true, false] {
-            let mut family: Vec<_> = addresses.iter().filter(|(ip, _)| ip.is_ipv4() == is_ipv4).take(ADDRESSES_MAX).collect();
+            let mut family: Vec<_> = addresses.iter().filter(|(ip, _)| ip.is_ipv4() == is_ipv4).collect();
+            // Before the rest is left out: where there are more, each shall have its turn.
             shuffle(&mut family, dice);
+            family.truncate(ADDRESSES_MAX);
             chosen.extend(family);
         }
         let found = chosen.into_iter().map(|(ip, source)| {

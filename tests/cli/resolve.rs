@@ -2,7 +2,7 @@
 
 use serde_json::json;
 
-use crate::dns::{Dns, address, naptr, srv};
+use crate::dns::{Dns, address, alias, naptr, srv};
 use crate::support::{Cli, Ran, command};
 
 /// The command, which must not hold up the server that answers it.
@@ -19,7 +19,8 @@ async fn what_would_be_tried_is_told_in_order_with_where_it_came_from() {
         ("example.org", naptr(10, 200, "NK+D2S", "_nk._sctp.example.org")),
         ("_nks._tcp.example.org", srv(1, 2, 1973, "c1.example.org")),
         ("_nk._sctp.example.org", srv(1, 2, 1972, "c1.example.org")),
-        ("c1.example.org", address("192.0.2.1")),
+        ("c1.example.org", alias("machine.example.org")),
+        ("machine.example.org", address("192.0.2.1")),
     ])
     .await;
     let server = dns.addr.to_string();
@@ -58,7 +59,8 @@ async fn a_name_without_addresses_exits_with_3_and_a_wrong_server_with_2() {
 async fn other_commands_ask_the_same_servers() {
     let dns = Dns::start([]).await;
     let server = dns.addr.to_string();
-    let ran = tokio::task::spawn_blocking(move || Cli::at("nkcluster://example.org").script(&["--dns", &server, "nodes"])).await.expect("ends");
+    let ran =
+        tokio::task::spawn_blocking(move || Cli::at("nkcluster://example.org").script(&["--dns", &server, "nodes"])).await.expect("ends");
     ran.fails(3, "no_connections").naming(&["example.org"]);
     assert_eq!(dns.asked("NAPTR example.org."), 1);
 }

@@ -53,10 +53,7 @@ async fn the_example_of_the_original_orders_five_transports() {
     assert_eq!(shown, ["wss:127.0.0.1:1975", "tls:127.0.0.1:1973", "ws:127.0.0.1:1974", "tcp:127.0.0.1:1972", "sctp:127.0.0.1:1972"]);
     assert_eq!(targets.iter().map(Target::is_supported).collect::<Vec<_>>(), [true, true, true, true, false]);
     let steps: Vec<String> = targets[0].steps().iter().map(ToString::to_string).collect();
-    assert_eq!(
-        steps,
-        ["NAPTR example.org 10 100 NKS+D2W", "SRV _nks._ws.example.org 100 100 1975 c1.example.org", "A c1.example.org"]
-    );
+    assert_eq!(steps, ["NAPTR example.org 10 100 NKS+D2W", "SRV _nks._ws.example.org 100 100 1975 c1.example.org", "A c1.example.org"]);
     // Asked again, DNS may name another host, but never a weaker transport.
     assert_eq!(targets[0].lasting_uri(), &uri("nkcluster://example.org;transport=wss"));
     let error = transport::connect(&targets[4], &DialOptions::default()).await.expect_err("sctp");
@@ -155,7 +152,7 @@ async fn a_server_that_never_answers_is_given_up_in_time() {
     for text in ["nkcluster://example.org;connect_timeout=50", "nkcluster://example.org:1;transport=tls;connect_timeout=50"] {
         let error = resolve(text, &options).await.expect_err("no answer");
         assert_eq!(error.code(), &ErrorCode::NoConnections);
-        assert!(error.message().contains("no answer within connect_timeout of 50ms"), "{error}");
+        assert!(error.message().contains("no answer in time (connect_timeout 50ms)"), "{error}");
     }
 }
 
@@ -206,15 +203,22 @@ async fn circles_and_thousands_of_records_come_to_an_end() {
         ("loop.example.org", naptr(1, 1, "NK+D2T", "loop.example.org")),
     ];
     records.extend(ips.iter().map(|ip| ("many.example.org", address(ip))));
-    records.extend((0..1000).map(|port| ("_nk._tcp.many.example.org", srv(1, 1, port + 1, "many.example.org"))));
+    records.extend(ips.iter().take(4).map(|ip| ("four.example.org", address(ip))));
+    records.extend((0..400).map(|port| ("_nkcluster._tcp.many.example.org", srv(1, 1, port + 1, "four.example.org"))));
     let dns = Dns::start(records).await;
     let options = asking([dns.addr]);
+    let mut tried = BTreeSet::new();
+    for _ in 0..10 {
+        tried.extend(found("nkcluster://many.example.org:1", &options).await);
+    }
+    assert!(tried.len() > 100, "each address has its turn: {tried:?}");
     resolve("nkcluster://a.example.org:1", &options).await.expect_err("a circle of aliases");
     resolve("nkcluster://loop.example.org;transport=tcp", &options).await.expect_err("a service that is its own host");
     resolve("nkcluster://loop.example.org", &options).await.expect_err("a NAPTR record that names itself");
     // They fit only into an answer over TCP.
     assert_eq!(found("nkcluster://many.example.org:1", &options).await.len(), 32);
-    assert_eq!(found("nkcluster://many.example.org;transport=tcp", &options).await.len(), 128);
+    let found = found("nkcluster://many.example.org;transport=tcp", &options).await;
+    assert_eq!(found.len(), 64, "{found:?}");
 }
 
 #[tokio::test]

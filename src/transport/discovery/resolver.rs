@@ -52,6 +52,8 @@ struct Shared {
     servers: Vec<SocketAddr>,
     cache_ttl: Duration,
     hosts: PathBuf,
+    /// The hosts file as it was read last, and what it says.
+    known_hosts: Mutex<(Vec<u8>, Arc<Hosts>)>,
     current: Mutex<Option<Current>>,
 }
 
@@ -81,7 +83,7 @@ impl Resolver {
     }
 
     pub(super) fn with_hosts(servers: Vec<SocketAddr>, cache_ttl: Duration, hosts: PathBuf) -> Self {
-        Self { shared: Arc::new(Shared { servers, cache_ttl, hosts, current: Mutex::default() }) }
+        Self { shared: Arc::new(Shared { servers, cache_ttl, hosts, known_hosts: Mutex::default(), current: Mutex::default() }) }
     }
 
     /// Forgets every answer.
@@ -98,7 +100,7 @@ impl Resolver {
     pub(in crate::transport) async fn find(&self, uri: &NodeUri, limit: Duration) -> Result<Vec<Found>> {
         let deadline = Instant::now() + limit;
         let asker = Asker {
-            hosts: Arc::new(self.hosts().await),
+            hosts: self.hosts().await,
             resolver: self.current().await,
             is_system: self.shared.servers.is_empty(),
             is_fresh: self.shared.cache_ttl.is_zero() || uri.options().no_dns_cache == Some(true),
@@ -164,12 +166,18 @@ impl Resolver {
         Ok(resolver)
     }
 
-    async fn hosts(&self) -> Hosts {
-        let mut hosts = Hosts::default();
-        if let Err(error) = hosts.read_hosts_conf(read(&self.shared.hosts).await.as_slice()) {
-            tracing::debug!(%error, "the hosts file cannot be read");
+    /// What the hosts file says now. It is understood once, as each line that cannot be is a warning in the log.
+    async fn hosts(&self) -> Arc<Hosts> {
+        let bytes = read(&self.shared.hosts).await;
+        let mut known = self.shared.known_hosts.lock().await;
+        if known.0 != bytes {
+            let mut hosts = Hosts::default();
+            if let Err(error) = hosts.read_hosts_conf(bytes.as_slice()) {
+                tracing::warn!(%error, "the hosts file is no text");
+            }
+            *known = (bytes, Arc::new(hosts));
         }
-        hosts
+        Arc::clone(&known.1)
     }
 }
 
@@ -209,7 +217,7 @@ impl Asker {
                 asked.spawn(async move {
                     let answer = match timeout_at(until, asker.ask(&question)).await {
                         Ok(answer) => answer,
-                        Err(_) => Answer::Failed(format!("no answer within connect_timeout of {limit:?}")),
+                        Err(_) => Answer::Failed(format!("no answer in time (connect_timeout {limit:?})")),
                     };
                     (question, answer)
                 });

@@ -62,7 +62,8 @@ impl World {
                 return search.finish();
             }
             assert!(self.asked.len() < 4, "a search has an end");
-            self.asked.push(questions.iter().map(|question| format!("{:?} {}", question.kind, question.name)).collect::<Vec<_>>().join(", "));
+            self.asked
+                .push(questions.iter().map(|question| format!("{:?} {}", question.kind, question.name)).collect::<Vec<_>>().join(", "));
             let answers = questions.into_iter().map(|question| {
                 let of_kind = |answer: &Answer| match answer {
                     Answer::Naptr(_) => question.kind == Kind::Naptr,

@@ -8,7 +8,7 @@
 //!   seeds.rs         writes the first inputs       `cargo run -p nkcluster-fuzz --bin seeds`
 //! ```
 //!
-//! A target that finds nothing may be a good sign or a broken target. So each has a **seeded crash**: compiled with `nkcluster_seeded_crash` it panics on a
+//! A target that finds nothing may be a good sign or a broken target. So each has a **seeded crash**: with `NKCLUSTER_SEEDED_CRASH=1` its fuzzer panics on a
 //! condition of several steps, deep enough that only a fuzzer which is guided by coverage arrives there; `.ci/fuzz --seeded` proves that each is found
 //! within a minute, and that no committed input is there already.
 //!

@@ -76,8 +76,9 @@ const SELECTORS: &[(&str, &str)] = &[
     ("values", "group=group1 && dc!=eu\0\x02\0\0\0x;group=group1"),
 ];
 
-const CONFIGS: &[(&str, &str)] = &[
-    ("worker", "\x01node_id = \"w1\"\nmeta = \"a;b=1, c\"\nping_time = 1000\n"),
+/// Flags, see `config.rs`; then the file, the variables and the flags of the command line.
+pub(crate) const CONFIGS: &[(&str, &str)] = &[
+    ("worker", "\x03node_id = \"w1\"\nmeta = \"a;b=1, c\"\nping_time = 1000\n"),
     (
         "control",
         "\x05listen = \"nkcluster://127.0.0.1:1973;transport=tls\"\nring_size = 512\nstaged_joins = true\nhttp = \"127.0.0.1:8080\"\n",
@@ -85,7 +86,7 @@ const CONFIGS: &[(&str, &str)] = &[
     ("others", "\x03cluster_addr = [\"nkcluster://c1\"]\n\0PING_TIME=2000\0--stats-time=1000\0LOG=debug"),
     (
         "numbers",
-        "\x07max_calls = 5\naccept_rate = 100\npbkdf2_iters = 1000\nclasses = [\"core\", \"files\"]\ngrants = \"*\"\nsplit = \"majority\"\n",
+        "\x07max_calls = 5\naccept_rate = 100\npbkdf2_iters = 1000\nclasses = [\"core\", \"copy\"]\ngrants = \"*\"\nsplit = \"majority\"\n",
     ),
     (
         "addresses",

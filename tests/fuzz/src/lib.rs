@@ -18,6 +18,7 @@ mod before_trust;
 mod config;
 mod handshake;
 mod input;
+mod intermediary;
 mod labels;
 mod payload;
 mod seeded;
@@ -31,6 +32,7 @@ pub use before_trust::before_trust;
 pub use config::config;
 pub use handshake::handshake;
 pub use input::Input;
+pub use intermediary::intermediary;
 pub use labels::labels;
 pub use payload::payload;
 pub use selector::selector;
@@ -46,6 +48,7 @@ pub const TARGETS: &[(&str, Target)] = &[
     ("before_trust", before_trust),
     ("config", config),
     ("handshake", handshake),
+    ("intermediary", intermediary),
     ("labels", labels),
     ("payload", payload),
     ("selector", selector),

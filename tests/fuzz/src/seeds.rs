@@ -38,6 +38,10 @@ pub fn seeds() -> Vec<(&'static str, &'static str, Vec<u8>)> {
     for (name, bytes) in HANDSHAKES {
         all.push(("handshake", *name, bytes.to_vec()));
     }
+    for (name, way, first, second) in INTERMEDIARIES {
+        let length = u16::try_from(first.len()).expect("they are short");
+        all.push(("intermediary", *name, [&[*way][..], &length.to_be_bytes(), first, second].concat()));
+    }
     for (name, bytes) in SESSIONS {
         all.push(("session", *name, bytes.to_vec()));
     }
@@ -120,6 +124,27 @@ const HANDSHAKES: &[(&str, &[u8])] = &[
     ("cut-short", &[0, 0, 0, 0, 0, 2, 0, 9]),
     ("garbage", &[1, 0, 0, 6, 1, 2, 0x81, 0xa1]),
 ];
+
+/// Way, first part, second part.
+const INTERMEDIARIES: &[(&str, u8, &[u8], &[u8])] = &[
+    ("upgrade", 0, UPGRADE, MESSAGES),
+    ("upgrade-of-a-page", 0, b"GET /nk HTTP/1.1\r\nOrigin: http://a\r\n\r\n", b""),
+    ("balancer-of-ipv4", 1, b"\r\n\r\n\0\r\nQUIT\n\x21\x11\0\x0c\x0a\0\0\x01\x0a\0\0\x02\0\x07\0\x08GET / HTTP/1.1\r\n\r\n", b""),
+    ("balancer-looks", 1, b"\r\n\r\n\0\r\nQUIT\n\x20\0\0\0", UPGRADE),
+    ("answer", 2, ANSWER, b""),
+    ("answer-and-more", 2, b"HTTP/1.1 403 No\r\n\r\n", b"more"),
+    ("tunnel", 3, b"HTTP/1.1 200 Open\r\n\r\n", ANSWER),
+    ("no-tunnel", 3, b"HTTP/1.1 407 Who are you?\r\nProxy-Authenticate: Basic\r\n\r\n", b""),
+];
+
+const UPGRADE: &[u8] = b"GET /nk HTTP/1.1\r\nHost: c1\r\nConnection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\n\
+    Sec-WebSocket-Key: MDEyMzQ1Njc4OWFiY2RlZg==\r\nSec-WebSocket-Protocol: nkcluster\r\n\r\n";
+
+/// A message in two fragments, a ping, and the close.
+const MESSAGES: &[u8] = b"\x02\x82\0\0\0\0ab\x89\x80\0\0\0\0\x80\x81\0\0\0\0c\x88\x80\0\0\0\0";
+
+const ANSWER: &[u8] = b"HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\
+    Sec-WebSocket-Accept: MDEyMzQ1Njc4OWFiY2RlZmdoaWo=\r\nSec-WebSocket-Protocol: nkcluster\r\n\r\n";
 
 /// Side and role of the peer; then turns, see `session.rs`.
 const SESSIONS: &[(&str, &[u8])] = &[

@@ -32,6 +32,7 @@ pub fn seeds() -> Vec<(&'static str, &'static str, Vec<u8>)> {
     let hello = client_first();
     all.push(("before_trust", "hello", hello.clone()));
     all.push(("before_trust", "hello-and-wrong-proof", [&hello[..], &wrong_proof()].concat()));
+    all.push(("before_trust", "hello-and-ping", [&hello[..], &frame_of(Kind::Ping, &[0; 28])].concat()));
     all.push(("before_trust", "refusal", refusal()));
     all.push(("before_trust", "too-large", vec![0xff; 8]));
     all.push(("before_trust", "needs-trust", frame_of(Kind::Ping, &[0; 28])));

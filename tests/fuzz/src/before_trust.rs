@@ -49,7 +49,7 @@ pub fn before_trust(data: &[u8]) {
         kinds.first() == Some(&KIND_SERVER_FIRST),
         frames.len() > 1,
         refused_as.is_some_and(|refusal| refusal.code == ErrorCode::NotAuthenticated),
-        hello.as_ref().is_some_and(|hello| hello.nonce[31] != 1),
+        hello.as_ref().is_some_and(|hello| hello.nonce != [1; 32]),
     );
 }
 

@@ -1,6 +1,6 @@
 //! HTTP before there is a link: who knocks at a WebSocket listener, a balancer in front of it, and the servers and proxies that a dialler meets.
 
-use std::time::Duration;
+use std::io::ErrorKind;
 
 use nkcluster::transport::{DialOptions, ListenOptions, Listener, dial};
 use nkcluster::types::NodeUri;
@@ -8,13 +8,12 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::runtime::{Builder, Runtime};
 use tokio::sync::Notify;
-use tokio::time::timeout;
 
 use crate::input::Input;
 use crate::seeded::seeded_crash;
 
-/// Time for an answer before the second part is sent all the same.
-const PATIENCE: Duration = Duration::from_millis(2);
+/// Turns of the runtime for an answer, before the second part is sent all the same.
+const TURNS_MAX: usize = 32;
 /// Bytes of an answer that are looked at; all are read.
 const HEARD_BYTES_MAX: usize = 64 * 1024;
 /// Longest error that a server or a proxy may cause.
@@ -135,8 +134,15 @@ async fn say(stream: &mut TcpStream, first: &[u8], second: &[u8]) -> Vec<u8> {
     // The other side may have closed already.
     let _ = stream.write_all(first).await;
     if !second.is_empty() {
-        if let Ok(Ok(count)) = timeout(PATIENCE, stream.read(&mut buffer)).await {
-            heard.extend_from_slice(&buffer[..count]);
+        for _ in 0..TURNS_MAX {
+            match stream.try_read(&mut buffer) {
+                Ok(count) => {
+                    heard.extend_from_slice(&buffer[..count]);
+                    break;
+                }
+                Err(error) if error.kind() == ErrorKind::WouldBlock => tokio::task::yield_now().await,
+                Err(_) => break,
+            }
         }
         let _ = stream.write_all(second).await;
     }

@@ -7,11 +7,12 @@
 //! ```
 //!
 //! The worker arbitrates who controls it ([`adoption`]): exactly one channel is current. Tasks, their events and the outcomes of calls belong to the worker and
-//! outlive every link. Pure machines: [`adoption`], [`backoff`], [`journal`], [`outcomes`], [`tasks`]; the other files are shells around them.
+//! outlive every link. Pure machines: [`adoption`], [`backoff`], [`calls`], [`journal`], [`outcomes`], [`tasks`]; the other files are shells around them.
 
 pub mod adoption;
 mod agent;
 pub mod backoff;
+pub mod calls;
 mod executor;
 mod handler;
 pub mod journal;

@@ -10,7 +10,7 @@ use std::task::Waker;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
-use tokio::sync::{Notify, oneshot, watch};
+use tokio::sync::{Notify, Semaphore, oneshot, watch};
 use tokio::time::Instant;
 
 pub use self::calls::{Cancellation, IncomingCall, PendingAnswer};
@@ -88,6 +88,8 @@ struct Inner {
     output: Notify,
     closing: watch::Sender<Option<Error>>,
     ended: watch::Sender<Option<Error>>,
+    /// Has no permits; it is closed when the writer has ended.
+    flushed: Semaphore,
     /// Bytes of the reader's buffer and of the writer's, while they wait.
     #[cfg(test)]
     kept: (std::sync::atomic::AtomicUsize, std::sync::atomic::AtomicUsize),
@@ -134,6 +136,7 @@ impl Link {
             output: Notify::new(),
             closing: watch::Sender::new(None),
             ended: watch::Sender::new(None),
+            flushed: Semaphore::new(0),
             #[cfg(test)]
             kept: Default::default(),
         };
@@ -148,6 +151,7 @@ impl Link {
             handler.closed(&reason);
             // The writer ends by itself: `end` closes it, with a bound on what it may still flush.
             let _ = writer.await;
+            driven.inner.flushed.close();
             driven.lock().session.discard_output();
         });
         link
@@ -217,6 +221,12 @@ impl Link {
             Err(_) => None,
         };
         reason.unwrap_or_else(|| Error::new(ErrorCode::ConnectionFailed, "the link has ended"))
+    }
+
+    /// Waits until the link has ended and its last words have left, or could not.
+    pub async fn flushed(&self) {
+        // It never has a permit, so this ends with the error that says that it was closed.
+        let _ = self.inner.flushed.acquire().await;
     }
 
     /// Whether the link has ended.

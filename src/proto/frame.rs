@@ -105,6 +105,8 @@ kinds! {
     Preferred = 42,
     /// The link ends because of a fault.
     Fault = 43,
+    /// Calls of an edge whose outcomes nobody needs any more.
+    OutcomeAck = 44,
 }
 
 /// One frame.

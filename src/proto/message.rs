@@ -119,6 +119,21 @@ pub struct EventAck {
     pub seq: u64,
 }
 
+/// An edge needs the outcomes of these calls no more: it has them, or its callers have given up. It may be lost: the next one says the same again.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct OutcomeAck {
+    /// Who gave the calls their identities.
+    pub edge: Incarnation,
+    /// The worker that is meant; none where the channel says it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub node: Option<NodeId>,
+    /// Every number below it.
+    pub below: u64,
+    /// Further ones, first and last, in ascending order.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub ranges: Vec<(u64, u64)>,
+}
+
 /// A worker starts to send its journal again.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Resync {
@@ -202,6 +217,7 @@ pub enum Message {
     Resync(Resync),
     GoAway(GoAway),
     Preferred(Preferred),
+    OutcomeAck(OutcomeAck),
 }
 
 impl Message {
@@ -217,6 +233,7 @@ impl Message {
             Message::Resync(_) => Kind::Resync,
             Message::GoAway(_) => Kind::GoAway,
             Message::Preferred(_) => Kind::Preferred,
+            Message::OutcomeAck(_) => Kind::OutcomeAck,
         }
     }
 
@@ -232,6 +249,7 @@ impl Message {
             Message::Resync(body) => encode(body),
             Message::GoAway(body) => encode(body),
             Message::Preferred(body) => encode(body),
+            Message::OutcomeAck(body) => encode(body),
         }
     }
 
@@ -247,6 +265,7 @@ impl Message {
             Kind::Resync => Message::Resync(decode(kind, body)?),
             Kind::GoAway => Message::GoAway(decode(kind, body)?),
             Kind::Preferred => Message::Preferred(decode(kind, body)?),
+            Kind::OutcomeAck => Message::OutcomeAck(decode(kind, body)?),
             _ => return Ok(None),
         }))
     }

@@ -20,6 +20,9 @@ use crate::types::NodeUri;
 const PAUSE_FIRST: Duration = Duration::from_millis(250);
 const PAUSE_MAX: Duration = Duration::from_secs(15);
 
+/// How much of `ping_time` the first attempt after a loss is spread over: all workers of a control node lose it at the same moment.
+const SPREAD_OF_PING_TIME: u32 = 5;
+
 /// Dials a control node for the agent.
 pub(crate) trait Connector: Send + Sync + 'static {
     /// Tries these addresses first, then those that it knows itself.
@@ -52,6 +55,7 @@ pub(super) async fn run(shared: Arc<Shared>, connector: Arc<dyn Connector>) {
 async fn look(shared: &Arc<Shared>, connector: &dyn Connector) {
     let mut backoff = Backoff::new(PAUSE_FIRST, PAUSE_MAX);
     let mut told = false;
+    let mut was_held = false;
     loop {
         lost(shared).await;
         let (preferred, wait) = {
@@ -62,6 +66,13 @@ async fn look(shared: &Arc<Shared>, connector: &dyn Connector) {
             backoff.reconnect_after(wait, Trust::Trusted);
             let pause = backoff.next_delay(rand::random());
             tokio::time::sleep(pause).await;
+        } else if std::mem::take(&mut was_held) {
+            let spread = shared.config.ping_time / SPREAD_OF_PING_TIME;
+            tokio::select! {
+                () = tokio::time::sleep(spread.mul_f64(rand::random())) => {}
+                // Somebody else dialled us meanwhile.
+                () = held(shared) => continue,
+            }
         }
         match connector.connect(preferred).await {
             Ok(dialled) => {
@@ -70,7 +81,7 @@ async fn look(shared: &Arc<Shared>, connector: &dyn Connector) {
                 shared.introduce(&link);
                 if adopted(shared, &link).await {
                     backoff.reset();
-                    told = false;
+                    (told, was_held) = (false, true);
                     continue;
                 }
                 tracing::warn!(node = %shared.id, control = %link.peer().id, "the control node did not adopt us");

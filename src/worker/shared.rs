@@ -12,7 +12,8 @@ use tokio::time::Instant;
 
 use super::adoption::{Adoption, ChannelKey};
 use super::journal::{Journal, Outgoing};
-use super::outcomes::{Outcomes, REMEMBER_AFTER_DEADLINE};
+use super::calls::Calls;
+use super::outcomes::REMEMBER_AFTER_DEADLINE;
 use super::running::Running;
 use super::tasks::{Action, Tasks};
 use crate::cluster::core_class;
@@ -22,7 +23,6 @@ use crate::error::{Error, ErrorCode, Result};
 use crate::job::Classes;
 use crate::proto::entry::EntryKind;
 use crate::proto::head::{EventHead, EventKind};
-use crate::proto::identity::CallIdentity;
 use crate::proto::message::{BuiltinEvent, Describe, Message, RESYNC_TASKS_MAX, Resync, Update};
 use crate::proto::session::EVENT_BYTES_MAX;
 use crate::types::{ClassName, Incarnation, Meta, NodeId, NodeStats, NodeUri, Payload, TaskId, WantedStatus};
@@ -71,9 +71,7 @@ pub(super) struct State {
     pub(super) adoption: Adoption,
     pub(super) current: Option<Channel>,
     pub(super) journal: Journal,
-    pub(super) outcomes: Outcomes,
-    /// Retries that wait for a call which is being carried out.
-    pub(super) waiters: HashMap<CallIdentity, Vec<IncomingCall>>,
+    pub(super) calls: Calls<IncomingCall>,
     pub(super) meta: Meta,
     pub(super) data: BTreeMap<String, serde_json::Value>,
     pub(super) data_bytes: usize,
@@ -92,8 +90,7 @@ impl Shared {
             adoption: Adoption::new(incarnation, config.ping_time),
             current: None,
             journal: Journal::new(config.journal_bytes),
-            outcomes: Outcomes::new(config.outcome_bytes),
-            waiters: HashMap::new(),
+            calls: Calls::new(incarnation, config.outcome_bytes),
             meta: config.meta.clone(),
             data: BTreeMap::new(),
             data_bytes: 0,
@@ -347,10 +344,10 @@ pub(super) fn channel_key(link: u64, channel: u16) -> ChannelKey {
 /// Forgets outcomes when their time is over.
 pub(super) async fn expire_outcomes(shared: Arc<Shared>) {
     loop {
-        let next = shared.lock().outcomes.next_deadline();
+        let next = shared.lock().calls.next_deadline();
         let pause = next.map_or(REMEMBER_AFTER_DEADLINE, |at| at.saturating_duration_since(Instant::now().into_std()));
         // Not longer: a call that ends meanwhile may have to be forgotten earlier than all that are known now.
         tokio::time::sleep(pause.clamp(std::time::Duration::from_secs(1), REMEMBER_AFTER_DEADLINE)).await;
-        shared.lock().outcomes.expire(Instant::now().into_std());
+        shared.lock().calls.expire(Instant::now().into_std());
     }
 }

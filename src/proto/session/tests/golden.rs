@@ -5,7 +5,7 @@
 use super::*;
 use crate::proto::head::EventKind;
 use crate::proto::identity::{Rank, Ticket};
-use crate::proto::message::{Adopt, Adopted, Describe, EventAck, Fenced, GoAway, Preferred, Resync, Update};
+use crate::proto::message::{Adopt, Adopted, Describe, EventAck, Fenced, GoAway, OutcomeAck, Preferred, Resync, Update};
 use crate::types::{Meta, NodeId, NodeStatus, TaskId};
 
 fn node() -> NodeId {
@@ -44,6 +44,13 @@ fn messages() -> Vec<Message> {
         Message::Resync(Resync { class: class(), next_seq: 10, tasks: vec![TaskId::new("t1").expect("a valid name")], more: false }),
         Message::GoAway(GoAway { reason: error("bye"), reconnect_after_ms: Some(50) }),
         Message::Preferred(Preferred { addresses: listen }),
+        Message::OutcomeAck(OutcomeAck {
+            edge: Incarnation::from_bytes([4; 16]),
+            node: Some(node()),
+            below: 300,
+            ranges: vec![(302, 302), (310, 320)],
+        }),
+        Message::OutcomeAck(OutcomeAck { edge: Incarnation::from_bytes([4; 16]), node: None, below: 7, ranges: Vec::new() }),
     ]
 }
 
@@ -159,6 +166,8 @@ fn bytes_of_version_1() {
             "0000004f29000182a6726561736f6e83a4636f6465b1636f6e6e656374696f6e5f6661696c6564a76d657373616765a3627965a6656666656374a46e6f6e65b27265636f6e6e6563745f61667465725f6d7332",
         ),
         (Kind::Preferred, "0000002d2a000181a961646472657373657391bd6e6b636c75737465723a2f2f683a313b7472616e73706f72743d746370"),
+        (Kind::OutcomeAck, "000000422c000184a465646765c41004040404040404040404040404040404a46e6f6465a26331a562656c6f77cd012ca672616e6765739292cd012ecd012e92cd0136cd0140"),
+        (Kind::OutcomeAck, "000000222c000182a465646765c41004040404040404040404040404040404a562656c6f7707"),
         (
             Kind::ChannelClose,
             "0000003c23000181a6726561736f6e83a4636f6465b1636f6e6e656374696f6e5f6661696c6564a76d657373616765a46f766572a6656666656374a46e6f6e65",

@@ -12,7 +12,7 @@
 
 mod backend;
 mod directory;
-mod events;
+pub(crate) mod events;
 pub mod latency;
 mod proxy;
 mod serve;

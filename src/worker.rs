@@ -33,6 +33,8 @@ use tokio::time::Instant;
 
 pub(crate) use self::agent::{Connector, DialFailure, Dialled};
 use self::shared::Shared;
+#[cfg(test)]
+pub(crate) use self::shared::event_frame;
 use crate::config::Config;
 use crate::connection::{Link, LinkHandler};
 use crate::error::{Error, ErrorCode};

@@ -110,7 +110,7 @@ impl Gaps {
     fn first(&mut self) -> Option<EventRecord> {
         let ((node, incarnation, class), Lost { from, to, time_ms }) = self.lost.pop_first()?;
         let event = EventBody::Nkcluster(BuiltinEvent::Gap { from, to });
-        Some(EventRecord { node, incarnation, class, seq: to, time_ms, event })
+        Some(EventRecord { node, incarnation, class, seq: to, time_ms, task: None, event })
     }
 }
 
@@ -141,15 +141,16 @@ impl EventSink {
         }
         // Held until the record is queued or counted, see `EventStream::next`.
         let mut gaps = lock(&self.gaps);
+        let bytes = record_bytes(record);
+        // Only if the event fits behind them: otherwise one loss would be told in pieces.
         while !gaps.lost.is_empty()
-            && gaps.has_room(RECORD_BYTES)
+            && gaps.has_room(RECORD_BYTES + bytes)
             && let Ok(room) = self.sender.try_reserve()
             && let Some(gap) = gaps.first()
         {
             gaps.queued_bytes += record_bytes(&gap);
             room.send(Ok(gap));
         }
-        let bytes = record_bytes(record);
         if gaps.lost.is_empty() && gaps.has_room(bytes) && self.sender.try_send(Ok(record.clone())).is_ok() {
             gaps.queued_bytes += bytes;
         } else {
@@ -238,6 +239,7 @@ mod tests {
             class: ClassName::new("core").expect("valid"),
             seq,
             time_ms: 0,
+            task: None,
             event: EventBody::Class(Payload::nil()),
         }
     }
@@ -275,7 +277,7 @@ mod tests {
     #[tokio::test]
     async fn large_events_fill_the_queue_by_their_bytes() {
         let (mut sink, mut stream) = event_queue(EventFilter::default());
-        let large = |seq| EventRecord { event: EventBody::Class(Payload::from_bytes(vec![0; 60_000].into())), ..record(seq) };
+        let large = |seq| EventRecord { event: EventBody::Class(Payload::from_bytes(vec![0; 60_000])), ..record(seq) };
         let room = (EVENT_BYTES_QUEUED_MAX / (60_000 + RECORD_BYTES)) as u64;
         for round in 0..3 {
             let first = round * 1000 + 1;

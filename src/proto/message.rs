@@ -117,6 +117,13 @@ pub struct EventAck {
     pub class: ClassName,
     /// The last one that was taken.
     pub seq: u64,
+    /// The last one that has arrived for those who follow live while the class is behind; 0 if none.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub followed: u64,
+}
+
+fn is_zero(number: &u64) -> bool {
+    *number == 0
 }
 
 /// An edge needs the outcomes of these calls no more: it has them, or its callers have given up. It may be lost: the next one says the same again.
@@ -141,7 +148,7 @@ pub struct Resync {
     pub class: ClassName,
     /// Number of the first event that will follow.
     pub next_seq: u64,
-    /// Tasks of the class that run now.
+    /// Tasks of the class that run now, but for those whose start will follow as an event.
     #[serde(default)]
     pub tasks: Vec<TaskId>,
     /// Whether further tasks follow in another one.
@@ -310,7 +317,7 @@ mod tests {
             Message::Adopt(adopt()),
             Message::Adopted(Adopted::Granted { term: 5, ticket: Ticket::from_bytes([7; 16]) }),
             Message::GoAway(GoAway { reason: Error::new(ErrorCode::ShuttingDown, "bye"), reconnect_after_ms: Some(50) }),
-            Message::EventAck(EventAck { class: ClassName::new("core").expect("valid"), seq: 9 }),
+            Message::EventAck(EventAck { class: ClassName::new("core").expect("valid"), seq: 9, followed: 0 }),
         ];
         for message in messages {
             assert_eq!(Message::decode(message.kind(), &message.encode()), Ok(Some(message.clone())));

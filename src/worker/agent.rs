@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::backoff::{Backoff, Trust};
+use super::backoff::{Backoff, Trust, after_loss};
 use super::handler;
 use super::shared::{Held, Shared};
 use crate::cluster::BoxFuture;
@@ -19,9 +19,6 @@ use crate::types::NodeUri;
 /// First and longest pause between attempts.
 const PAUSE_FIRST: Duration = Duration::from_millis(250);
 const PAUSE_MAX: Duration = Duration::from_secs(15);
-
-/// How much of `ping_time` the first attempt after a loss is spread over: all workers of a control node lose it at the same moment.
-const SPREAD_OF_PING_TIME: u32 = 5;
 
 /// Dials a control node for the agent.
 pub(crate) trait Connector: Send + Sync + 'static {
@@ -67,9 +64,8 @@ async fn look(shared: &Arc<Shared>, connector: &dyn Connector) {
             let pause = backoff.next_delay(rand::random());
             tokio::time::sleep(pause).await;
         } else if std::mem::take(&mut was_held) {
-            let spread = shared.config.ping_time / SPREAD_OF_PING_TIME;
             tokio::select! {
-                () = tokio::time::sleep(spread.mul_f64(rand::random())) => {}
+                () = tokio::time::sleep(after_loss(shared.config.ping_time, rand::random())) => {}
                 // Somebody else dialled us meanwhile.
                 () = held(shared) => continue,
             }

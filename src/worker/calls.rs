@@ -64,6 +64,13 @@ impl<W> Calls<W> {
         Self { incarnation, outcomes: Outcomes::new(outcome_bytes), waiters: HashMap::new() }
     }
 
+    /// The same with tables that are soon full.
+    #[cfg(test)]
+    pub(crate) fn with_tables(incarnation: Incarnation, outcome_bytes: usize, edges_max: usize, numbers_max: usize) -> Self {
+        let outcomes = Outcomes::with_tables(outcome_bytes, edges_max, numbers_max);
+        Self { outcomes, ..Self::new(incarnation, outcome_bytes) }
+    }
+
     /// A call has come.
     pub fn arrive(&mut self, asked: Asked, call: W, now: Instant) -> Arrived<W> {
         if !asked.incarnation.is_none() && asked.incarnation != self.incarnation {

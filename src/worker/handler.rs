@@ -72,6 +72,7 @@ impl Handler {
         if let Err(error) = state.journal.ack(&ack.class, ack.seq) {
             tracing::warn!(node = %self.shared.id, %error, "the holder acknowledged what it was never sent");
         }
+        state.journal.followed(&ack.class, ack.followed);
         state.pump();
         drop(state);
         self.shared.has_moved();

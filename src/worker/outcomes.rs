@@ -109,7 +109,11 @@ enum Call {
         /// Whether it was acknowledged while it ran: then nobody will ask for its outcome.
         settled: bool,
     },
-    Done { outcome: Outcome, order: u64, forget_at: Instant },
+    Done {
+        outcome: Outcome,
+        order: u64,
+        forget_at: Instant,
+    },
 }
 
 /// Why the outcome of a call is gone.
@@ -136,6 +140,12 @@ impl Outcomes {
             tick: 0,
             edges_forgotten_until: None,
         }
+    }
+
+    /// The same with tables that are soon full.
+    #[cfg(test)]
+    pub(super) fn with_tables(bytes_max: usize, edges_max: usize, numbers_max: usize) -> Self {
+        Self { edges_max, numbers_max, ..Self::new(bytes_max) }
     }
 
     /// A call arrived. `retry` says that its edge has sent it before; a first attempt whose number is known is

@@ -11,18 +11,18 @@ use tokio::sync::{Notify, Semaphore, oneshot, watch};
 use tokio::time::Instant;
 
 use super::adoption::{Adoption, ChannelKey};
-use super::journal::{Journal, Outgoing};
 use super::calls::Calls;
+use super::journal::{Journal, Outgoing};
 use super::outcomes::REMEMBER_AFTER_DEADLINE;
 use super::running::Running;
-use super::tasks::{Action, Tasks};
+use super::tasks::{Action, TaskState, Tasks};
 use crate::cluster::core_class;
 use crate::config::Config;
 use crate::connection::{Channel, IncomingCall, Link, unix_time_ms};
 use crate::error::{Error, ErrorCode, Result};
 use crate::job::Classes;
 use crate::proto::entry::EntryKind;
-use crate::proto::head::{EventHead, EventKind};
+use crate::proto::head::{Audience, EventHead, EventKind};
 use crate::proto::message::{BuiltinEvent, Describe, Message, RESYNC_TASKS_MAX, Resync, Update};
 use crate::proto::session::EVENT_BYTES_MAX;
 use crate::types::{ClassName, Incarnation, Meta, NodeId, NodeStats, NodeUri, Payload, TaskId, WantedStatus};
@@ -176,13 +176,14 @@ impl Shared {
     }
 
     /// Appends an event of a class and sends what may be sent.
-    pub(super) fn emit(&self, class: &ClassName, payload: Payload) -> Result<u64> {
+    pub(super) fn emit(&self, class: &ClassName, task: Option<&TaskId>, payload: Payload) -> Result<u64> {
         if payload.len() > EVENT_BYTES_MAX {
             let what = format!("an event of {} bytes is larger than {EVENT_BYTES_MAX}; put it into a file or a reply", payload.len());
             return Err(Error::new(ErrorCode::PayloadTooLarge, what));
         }
         let mut state = self.lock();
-        let seq = state.journal.append(class, EntryKind::Class, payload, unix_time_ms())?;
+        let kind = task.map_or(EntryKind::Class, |task| EntryKind::OfTask(task.clone()));
+        let seq = state.journal.append(class, kind, payload, unix_time_ms())?;
         state.pump();
         Ok(seq)
     }
@@ -281,7 +282,12 @@ impl Shared {
         let classes: Vec<(ClassName, u64)> =
             state.journal.classes().map(|(class, marks)| (class.clone(), marks.acknowledged + 1)).collect();
         for (class, next_seq) in classes {
-            let tasks: Vec<TaskId> = state.tasks.of_class(&class).map(|(id, _)| id.clone()).collect();
+            // Those whose start does not follow.
+            let known = state
+                .tasks
+                .of_class(&class)
+                .filter(|(id, row)| row.state == TaskState::Running && !state.journal.will_tell_start(&class, id));
+            let tasks: Vec<TaskId> = known.map(|(id, _)| id.clone()).collect();
             let mut pages = tasks.chunks(RESYNC_TASKS_MAX).peekable();
             let first = pages.next().unwrap_or_default();
             let mut page = Resync { class: class.clone(), next_seq, tasks: first.to_vec(), more: pages.peek().is_some() };
@@ -307,33 +313,38 @@ impl State {
     pub(super) fn pump(&mut self) {
         let Some(channel) = &self.current else { return };
         while let Some(outgoing) = self.journal.next_to_send(EVENT_WINDOW) {
-            let (head, payload) = event_frame(outgoing);
+            let (head, payload) = event_frame(outgoing, Audience::Everybody);
+            channel.event(&head, &payload);
+        }
+        while let Some(outgoing) = self.journal.next_for_followers(EVENT_WINDOW) {
+            let (head, payload) = event_frame(outgoing, Audience::Followers);
             channel.event(&head, &payload);
         }
     }
 }
 
-fn event_frame(outgoing: Outgoing<'_>) -> (EventHead, Bytes) {
-    let (seq, time_ms, class, own) = match outgoing {
+/// An entry of the journal, or a gap, as it travels.
+pub(crate) fn event_frame(outgoing: Outgoing<'_>, audience: Audience) -> (EventHead, Bytes) {
+    let encode = |event: &BuiltinEvent| Bytes::from(rmp_serde::to_vec_named(event).unwrap_or_default());
+    match outgoing {
         Outgoing::Gap { class, from, to } => {
-            let body = rmp_serde::to_vec_named(&BuiltinEvent::Gap { from, to }).unwrap_or_default();
-            return (EventHead { seq: to, time_ms: unix_time_ms(), kind: EventKind::Gap, class: class.clone() }, body.into());
+            let head = EventHead { seq: to, time_ms: unix_time_ms(), kind: EventKind::Gap, class: class.clone(), task: None, audience };
+            (head, encode(&BuiltinEvent::Gap { from, to }))
         }
         Outgoing::Entry(entry) => {
-            let own = match &entry.kind {
-                EntryKind::Class => {
-                    let head = EventHead { seq: entry.seq, time_ms: entry.time_ms, kind: EventKind::Class, class: entry.class.clone() };
-                    return (head, entry.payload.clone().into_bytes());
+            let (kind, task, payload) = match &entry.kind {
+                EntryKind::Class => (EventKind::Class, None, entry.payload.clone().into_bytes()),
+                EntryKind::OfTask(id) => (EventKind::Class, Some(id.clone()), entry.payload.clone().into_bytes()),
+                EntryKind::TaskStarted(id) => (EventKind::Builtin, None, encode(&BuiltinEvent::TaskStarted(id.clone()))),
+                EntryKind::TaskStopped { id, reason } => {
+                    let stopped = BuiltinEvent::TaskStopped { id: id.clone(), reason: reason.to_string() };
+                    (EventKind::Builtin, None, encode(&stopped))
                 }
-                EntryKind::TaskStarted(id) => BuiltinEvent::TaskStarted(id.clone()),
-                EntryKind::TaskStopped { id, reason } => BuiltinEvent::TaskStopped { id: id.clone(), reason: reason.to_string() },
-                EntryKind::NodeStatus(status) => BuiltinEvent::NodeStatus(*status),
+                EntryKind::NodeStatus(status) => (EventKind::Builtin, None, encode(&BuiltinEvent::NodeStatus(*status))),
             };
-            (entry.seq, entry.time_ms, entry.class.clone(), own)
+            (EventHead { seq: entry.seq, time_ms: entry.time_ms, kind, class: entry.class.clone(), task, audience }, payload)
         }
-    };
-    let body = rmp_serde::to_vec_named(&own).unwrap_or_default();
-    (EventHead { seq, time_ms, kind: EventKind::Builtin, class }, body.into())
+    }
 }
 
 /// The key of a channel: never used twice in a process.

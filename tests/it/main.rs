@@ -3,6 +3,7 @@
 mod between;
 mod classes;
 mod coverage;
+mod events;
 mod failure;
 mod files;
 mod harness;

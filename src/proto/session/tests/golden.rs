@@ -40,7 +40,8 @@ fn messages() -> Vec<Message> {
         Message::Adopted(Adopted::Granted { term: 5, ticket: Ticket::from_bytes([7; 16]) }),
         Message::Adopted(Adopted::Refused { term: 5, holder: Some(node()), reason: "held".to_owned() }),
         Message::Fenced(Fenced { term: 6, holder: None }),
-        Message::EventAck(EventAck { class: class(), seq: 9 }),
+        Message::EventAck(EventAck { class: class(), seq: 9, followed: 0 }),
+        Message::EventAck(EventAck { class: class(), seq: 9, followed: 12 }),
         Message::Resync(Resync { class: class(), next_seq: 10, tasks: vec![TaskId::new("t1").expect("a valid name")], more: false }),
         Message::GoAway(GoAway { reason: error("bye"), reconnect_after_ms: Some(50) }),
         Message::Preferred(Preferred { addresses: listen }),
@@ -100,7 +101,11 @@ fn every_kind() -> Vec<(Kind, String)> {
         session.reply(channel, call, &outcome);
         one(&mut session);
     }
-    session.event(channel, &EventHead { seq: 7, time_ms: 8, kind: EventKind::Builtin, class: class() }, b"event");
+    session.event(
+        channel,
+        &EventHead { seq: 7, time_ms: 8, kind: EventKind::Builtin, class: class(), task: None, audience: Default::default() },
+        b"event",
+    );
     one(&mut session);
     for message in messages() {
         session.message(channel, &message);
@@ -160,13 +165,17 @@ fn bytes_of_version_1() {
         (Kind::Adopted, "0000002925000181a77265667573656483a47465726d05a6686f6c646572a26331a6726561736f6ea468656c64"),
         (Kind::Fenced, "0000001226000182a47465726d06a6686f6c646572c0"),
         (Kind::EventAck, "0000001427000182a5636c617373a4636f7265a373657109"),
+        (Kind::EventAck, "0000001e27000183a5636c617373a4636f7265a373657109a8666f6c6c6f7765640c"),
         (Kind::Resync, "0000002928000184a5636c617373a4636f7265a86e6578745f7365710aa57461736b7391a27431a46d6f7265c2"),
         (
             Kind::GoAway,
             "0000004f29000182a6726561736f6e83a4636f6465b1636f6e6e656374696f6e5f6661696c6564a76d657373616765a3627965a6656666656374a46e6f6e65b27265636f6e6e6563745f61667465725f6d7332",
         ),
         (Kind::Preferred, "0000002d2a000181a961646472657373657391bd6e6b636c75737465723a2f2f683a313b7472616e73706f72743d746370"),
-        (Kind::OutcomeAck, "000000422c000184a465646765c41004040404040404040404040404040404a46e6f6465a26331a562656c6f77cd012ca672616e6765739292cd012ecd012e92cd0136cd0140"),
+        (
+            Kind::OutcomeAck,
+            "000000422c000184a465646765c41004040404040404040404040404040404a46e6f6465a26331a562656c6f77cd012ca672616e6765739292cd012ecd012e92cd0136cd0140",
+        ),
         (Kind::OutcomeAck, "000000222c000182a465646765c41004040404040404040404040404040404a562656c6f7707"),
         (
             Kind::ChannelClose,

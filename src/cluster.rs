@@ -399,7 +399,8 @@ impl Cluster {
     }
 
     async fn call(&self, head: CallHead, mut open: Option<OpenCall>, payload: Payload, options: CallOptions) -> Result<Payload> {
-        let deadline = Instant::now() + call::bounded(options.timeout);
+        let mut timeout = call::bounded(options.timeout);
+        let deadline = Instant::now() + timeout;
         let left = || deadline.saturating_duration_since(Instant::now());
         let mut attempts = Attempts::new(head);
         loop {
@@ -408,8 +409,8 @@ impl Cluster {
                 && let Some(node) = &attempts.head.node
             {
                 attempts.head.incarnation = self.book.backend.incarnation(node, left()).await.unwrap_or_default();
+                timeout = left();
             }
-            let timeout = left();
             attempts.head.timeout_ms = call::millis(timeout);
             let call = NodeCall { head: attempts.head.clone(), payload: payload.clone(), timeout };
             let error = match self.book.backend.call(call).await {
@@ -429,6 +430,7 @@ impl Cluster {
                 Failed::MayTryAgain(error) | Failed::Final(error) => return Err(error),
             }
             tokio::time::sleep(pause).await;
+            timeout = left();
         }
     }
 }

@@ -1,20 +1,24 @@
-//! The handle of a link. Its two tasks are in `drive`, calls under way in `calls`.
+//! The handle of a link. Its reader is in `drive`, its writer in `output`, calls under way in `calls`.
 
 mod calls;
 mod drive;
+mod output;
 
 use std::collections::HashMap;
 use std::fmt;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::Waker;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
-use tokio::sync::{Notify, Semaphore, oneshot, watch};
+use futures_util::task::AtomicWaker;
+use tokio::sync::{Semaphore, oneshot, watch};
 use tokio::time::Instant;
 
 pub use self::calls::{Cancellation, IncomingCall, PendingAnswer};
-use self::drive::{ReadLoop, write_loop};
+use self::drive::ReadLoop;
+use self::output::{Company, Output, write_loop};
 use super::establish::Established;
 use super::stream::ByteStream;
 use crate::error::{Error, ErrorCode};
@@ -72,6 +76,8 @@ struct State {
     /// Dropped when nobody waits for the call any more, which ends the other half.
     cancels: HashMap<(u16, u32), Vec<oneshot::Sender<()>>>,
     next_ping: u64,
+    /// Why it is to end.
+    closing: Option<Error>,
     ended: Option<Error>,
 }
 
@@ -85,14 +91,21 @@ struct Inner {
     transport: Transport,
     remote: String,
     state: Mutex<State>,
-    output: Notify,
-    closing: watch::Sender<Option<Error>>,
+    output: Mutex<Output>,
+    /// The task that reads, for when the link is to end.
+    reader: AtomicWaker,
+    /// The task that writes.
+    writer: AtomicWaker,
+    /// Whether much is being queued in this moment.
+    is_crowded: AtomicBool,
+    /// Whether `closing` of the state is set.
+    is_closing: AtomicBool,
     ended: watch::Sender<Option<Error>>,
     /// Has no permits; it is closed when the writer has ended.
     flushed: Semaphore,
-    /// Bytes of the reader's buffer and of the writer's, while they wait.
+    /// Bytes of the reader's buffer while it waits.
     #[cfg(test)]
-    kept: (std::sync::atomic::AtomicUsize, std::sync::atomic::AtomicUsize),
+    kept: std::sync::atomic::AtomicUsize,
 }
 
 /// One authenticated link; cheap to clone. It lives until the socket ends, [`Link::close`] is called, or the peer breaks the protocol.
@@ -126,6 +139,7 @@ impl Link {
             pings: HashMap::new(),
             cancels: HashMap::new(),
             next_ping: 1,
+            closing: None,
             ended: None,
         };
         let inner = Inner {
@@ -133,8 +147,11 @@ impl Link {
             transport,
             remote,
             state: Mutex::new(state),
-            output: Notify::new(),
-            closing: watch::Sender::new(None),
+            output: Mutex::new(Output::new(writer)),
+            reader: AtomicWaker::new(),
+            writer: AtomicWaker::new(),
+            is_crowded: AtomicBool::new(false),
+            is_closing: AtomicBool::new(false),
             ended: watch::Sender::new(None),
             flushed: Semaphore::new(0),
             #[cfg(test)]
@@ -142,7 +159,7 @@ impl Link {
         };
         let link = Link { inner: Arc::new(inner) };
         let handler = handler(&link);
-        let writer = tokio::spawn(write_loop(link.clone(), writer));
+        let writer = tokio::spawn(write_loop(link.clone()));
         let reader = ReadLoop::new(link.clone(), reader, Arc::clone(&handler), options);
         let driven = link.clone();
         tokio::spawn(async move {
@@ -210,7 +227,15 @@ impl Link {
 
     /// Ends the link after what is queued has left, within a second.
     pub fn close(&self, reason: Error) {
-        self.inner.closing.send_if_modified(|closing| closing.is_none().then(|| *closing = Some(reason)).is_some());
+        self.lock().closing.get_or_insert(reason);
+        if !self.inner.is_closing.swap(true, Ordering::AcqRel) {
+            self.inner.reader.wake();
+            self.inner.writer.wake();
+        }
+    }
+
+    fn is_closing(&self) -> bool {
+        self.inner.is_closing.load(Ordering::Acquire)
     }
 
     /// Waits until the link has ended; returns why.
@@ -237,10 +262,6 @@ impl Link {
     fn lock(&self) -> MutexGuard<'_, State> {
         // A panic while the lock is held would be a bug of the session; its state is still a value that can be closed.
         self.inner.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn wake_writer(&self) {
-        self.inner.output.notify_one();
     }
 
     pub(super) fn with_session<R>(&self, act: impl FnOnce(&mut Session<Token>) -> R) -> R {
@@ -355,8 +376,9 @@ impl Channel {
             return Err(Error::new(ErrorCode::ConnectionFailed, what));
         }
         let (call, stream) = state.session.call(self.id, head, payload, with_stream, token).map_err(|unsent| unsent.error)?;
+        let company = Company::of(state.session.calls_in_flight(self.id));
         drop(state);
-        self.link.wake_writer();
+        self.link.push(company);
         Ok((PendingAnswer::new(self.clone(), call, answer), stream))
     }
 
@@ -429,8 +451,7 @@ impl Link {
 
     #[cfg(test)]
     pub(super) fn kept_bytes(&self) -> usize {
-        let load = |of: &std::sync::atomic::AtomicUsize| of.load(std::sync::atomic::Ordering::Relaxed);
-        load(&self.inner.kept.0) + load(&self.inner.kept.1)
+        self.inner.kept.load(Ordering::Relaxed) + self.output().kept_bytes()
     }
 
     fn wake_streams(&self, keys: &[StreamKey]) {

@@ -21,7 +21,8 @@ use crate::types::{ClassName, Payload, TaskId};
 /// Takes in a call that came on the current channel.
 pub(super) fn execute(shared: &Arc<Shared>, call: IncomingCall) {
     let asked = Asked::new(&call.head, call.deadline().into_std());
-    let arrived = shared.lock().calls.arrive(asked, call, Instant::now().into_std());
+    let received = call.received.into_std();
+    let arrived = shared.lock().calls.arrive(asked, call, received);
     match arrived {
         Arrived::Execute(call) => start(shared, call),
         Arrived::Waits => {}

@@ -50,6 +50,8 @@ const STATUS_PAUSE: Duration = Duration::from_millis(10);
 #[derive(Clone)]
 pub struct Cluster {
     book: Arc<Book>,
+    /// Whether its calls ask for connections of their own.
+    exclusive: bool,
 }
 
 /// What the clones of a handle share.
@@ -148,16 +150,31 @@ impl Cluster {
 
     fn with_edge(backend: Arc<dyn Backend>, edge: Incarnation) -> Self {
         let book = Book { backend, edge, ledger: Mutex::new(Ledger::new()), will_tell: AtomicBool::new(false) };
-        Self { book: Arc::new(book) }
+        Self { book: Arc::new(book), exclusive: false }
     }
 
     /// Connects to the first of the control nodes that lets us in, as `admin`. The link is kept, and made anew when it ends.
     ///
+    /// If a URL has the option `exclusive`, the handle is one of [`Cluster::exclusive`].
+    ///
     /// # Errors
     /// `no_connections` with every address and its reason, or `invalid_password`.
     pub async fn connect(options: ConnectOptions) -> Result<Self> {
+        let exclusive = options.uris.iter().any(|uri| uri.options().exclusive == Some(true));
         let (backend, edge) = remote::connect(options).await?;
-        Ok(Self::with_edge(backend, edge))
+        Ok(Self { exclusive, ..Self::with_edge(backend, edge) })
+    }
+
+    /// The same cluster, where each request, command and start of a task has a connection between control node and worker for itself, with its stream.
+    ///
+    /// For what moves much and long, or must outlive the worker's main connection: when that is lost, calls on their own go on, and when theirs is lost, only
+    /// they fail. The first call waits until the connection is made; it is kept for a few seconds for the next one. A worker has a bounded number of them: without
+    /// one, or when it fails before the call has left, the call goes over the main connection.
+    ///
+    /// Ordinary calls and streams share a connection without delaying each other; they need none of this.
+    #[must_use]
+    pub fn exclusive(&self) -> Self {
+        Self { exclusive: true, ..self.clone() }
     }
 
     /// Says goodbye: workers may forget the calls of this handle and its clones, and a connection of its own ends when that has left. A program that ends right
@@ -390,6 +407,7 @@ impl Cluster {
             timeout_ms: call::millis(options.timeout),
             identity,
             retry: options.identity.is_some(),
+            exclusive: self.exclusive,
             incarnation: options.incarnation.unwrap_or_default(),
             node: Some(node.clone()),
             class: Some(class.clone()),

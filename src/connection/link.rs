@@ -1,5 +1,6 @@
 //! The handle of a link. Its reader is in `drive`, its writer in `output`, calls under way in `calls`.
 
+mod bulk;
 mod calls;
 mod drive;
 mod output;
@@ -16,6 +17,7 @@ use futures_util::task::AtomicWaker;
 use tokio::sync::{Semaphore, oneshot, watch};
 use tokio::time::Instant;
 
+use self::bulk::Bulk;
 pub use self::calls::{Cancellation, IncomingCall, PendingAnswer};
 use self::drive::ReadLoop;
 use self::output::{Company, Output, write_loop};
@@ -63,6 +65,16 @@ pub struct LinkOptions {
     pub keepalive: Option<Duration>,
 }
 
+/// Proxies and firewalls forget connections that are silent for a minute, some for half of it.
+const KEEPALIVE_MAX: Duration = Duration::from_secs(20);
+
+impl LinkOptions {
+    /// For nodes that ping their workers so often: as patient as they are, and never silent for so long that something on the way takes the link for dead.
+    pub fn of_ping_time(ping_time: Duration) -> Self {
+        Self { keepalive: Some(ping_time.min(KEEPALIVE_MAX)) }
+    }
+}
+
 /// How a call of ours ended, with whether a late answer may still come to nobody.
 pub type CallAnswer = Outcome;
 
@@ -88,6 +100,7 @@ struct PongReceived {
 
 struct Inner {
     peer: Peer,
+    side: Side,
     transport: Transport,
     remote: String,
     state: Mutex<State>,
@@ -100,6 +113,8 @@ struct Inner {
     is_crowded: AtomicBool,
     /// Whether `closing` of the state is set.
     is_closing: AtomicBool,
+    /// There if streams have ways of their own beside the socket.
+    bulk: Option<Bulk>,
     ended: watch::Sender<Option<Error>>,
     /// Has no permits; it is closed when the writer has ended.
     flushed: Semaphore,
@@ -131,9 +146,14 @@ impl Link {
     pub fn start(parts: LinkParts, options: LinkOptions, handler: impl FnOnce(&Link) -> Arc<dyn LinkHandler>) -> Link {
         let Established { wire, peer, .. } = parts.established;
         let (transport, remote) = (wire.facts().transport, wire.facts().remote.clone());
+        let bulk = wire.side_streams().map(Bulk::new);
         let (reader, writer) = wire.into_split();
+        let mut session = Session::new(parts.side, peer.role);
+        if bulk.is_some() {
+            session.set_streams_apart();
+        }
         let state = State {
-            session: Session::new(parts.side, peer.role),
+            session,
             readers: HashMap::new(),
             writers: HashMap::new(),
             pings: HashMap::new(),
@@ -144,6 +164,7 @@ impl Link {
         };
         let inner = Inner {
             peer,
+            side: parts.side,
             transport,
             remote,
             state: Mutex::new(state),
@@ -152,6 +173,7 @@ impl Link {
             writer: AtomicWaker::new(),
             is_crowded: AtomicBool::new(false),
             is_closing: AtomicBool::new(false),
+            bulk,
             ended: watch::Sender::new(None),
             flushed: Semaphore::new(0),
             #[cfg(test)]
@@ -162,13 +184,16 @@ impl Link {
         let writer = tokio::spawn(write_loop(link.clone()));
         let reader = ReadLoop::new(link.clone(), reader, Arc::clone(&handler), options);
         let driven = link.clone();
+        let beside = bulk::start(&link);
         tokio::spawn(async move {
             let reason = reader.run().await;
+            bulk::read_rest(&driven).await;
             driven.end(&reason);
             handler.closed(&reason);
             // The writer ends by itself: `end` closes it, with a bound on what it may still flush.
             let _ = writer.await;
             driven.inner.flushed.close();
+            drop(beside);
             driven.lock().session.discard_output();
         });
         link
@@ -177,6 +202,11 @@ impl Link {
     /// Who is at the other end.
     pub fn peer(&self) -> &Peer {
         &self.inner.peer
+    }
+
+    /// Which end this is.
+    pub fn side(&self) -> Side {
+        self.inner.side
     }
 
     /// Kind of transport.
@@ -222,7 +252,7 @@ impl Link {
     /// Whether the peer waits for an answer, or for bytes that have not left yet.
     pub(crate) fn is_awaited(&self) -> bool {
         let state = self.lock();
-        state.ended.is_none() && (state.session.answers_awaited() || state.session.has_output())
+        state.ended.is_none() && (state.session.answers_awaited() || state.session.has_output() || state.session.has_stream_output())
     }
 
     /// Ends the link after what is queued has left, within a second.
@@ -231,6 +261,7 @@ impl Link {
         if !self.inner.is_closing.swap(true, Ordering::AcqRel) {
             self.inner.reader.wake();
             self.inner.writer.wake();
+            self.inner.bulk.iter().for_each(Bulk::close);
         }
     }
 

@@ -78,7 +78,7 @@ async fn files_go_there_and_back_in_process_and_over_every_transport() {
     let _worker = c.worker("w1", Transport::Tls, Classes::new()).await;
     let (dir, root) = (c.dir.path(), c.dir.path().join("w1/files"));
     there_and_back(&c.cluster, dir, &root, "in-process").await;
-    for transport in [Transport::Tcp, Transport::Tls] {
+    for transport in [Transport::Tcp, Transport::Tls, Transport::Quic] {
         let admin = Cluster::connect(connect_options(vec![c.at(transport)])).await.expect("connects");
         there_and_back(&admin, dir, &root, transport.name()).await;
     }

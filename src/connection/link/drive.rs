@@ -12,6 +12,7 @@ use tokio::io::AsyncReadExt as _;
 use tokio::time::Instant;
 
 use super::super::stream::ByteStream;
+use super::bulk;
 use super::calls::{Arrived, IncomingCall};
 use super::{Link, LinkHandler, LinkOptions, PongReceived, Token, unix_time_ms};
 use crate::error::{Error, ErrorCode};
@@ -37,8 +38,8 @@ const KEEPALIVE_MISSES: u32 = 3;
 const NEVER: Duration = Duration::from_secs(100 * 365 * 24 * 3600);
 
 /// Bytes that were read and are not yet frames. It grows while much comes, and is small again when little comes or nothing.
-struct ReadBuffer {
-    bytes: BytesMut,
+pub(super) struct ReadBuffer {
+    pub(super) bytes: BytesMut,
     want: usize,
     /// Size of the block behind `bytes`, which may be more than its capacity.
     block: usize,
@@ -47,12 +48,12 @@ struct ReadBuffer {
 }
 
 impl ReadBuffer {
-    fn new() -> Self {
+    pub(super) fn new() -> Self {
         Self { bytes: BytesMut::new(), want: READ_BYTES_MIN, block: 0, room: 0 }
     }
 
     /// Makes room for the next read. What is left of a small block is used up first, as bytes that were handed on keep it from being used again.
-    fn prepare(&mut self) {
+    pub(super) fn prepare(&mut self) {
         let room = self.bytes.capacity() - self.bytes.len();
         let missing = self.missing();
         if self.want > READ_BYTES_MIN || room < READ_ROOM_MIN || room < missing {
@@ -77,7 +78,7 @@ impl ReadBuffer {
         }
     }
 
-    fn read(&mut self, count: usize) {
+    pub(super) fn read(&mut self, count: usize) {
         let is_full = count >= self.room.min(self.want);
         self.want = if is_full { self.want * 4 } else { (self.want / 2).max(count) }.clamp(READ_BYTES_MIN, READ_BYTES_MAX);
     }
@@ -211,6 +212,7 @@ impl ReadLoop {
         if has_output {
             self.link.wake_writer();
         }
+        bulk::calls_came(&self.link);
         Ok(())
     }
 

@@ -23,17 +23,18 @@ use std::time::Duration;
 use tokio::io::AsyncWrite as _;
 
 use super::Link;
+use super::bulk::{self, Bulk};
 use super::drive::read_error;
 use crate::error::{Error, ErrorCode};
 use crate::proto::session::{Outbox, StreamKey};
 use crate::transport::WriteHalf;
 
 /// Bytes that one turn takes from the lanes. Small, so that an urgent frame waits for little.
-const WRITE_BYTES: usize = 128 * 1024;
+pub(super) const WRITE_BYTES: usize = 128 * 1024;
 /// Pieces of one vectored write.
-const PIECES_MAX: usize = 32;
+pub(super) const PIECES_MAX: usize = 32;
 /// How long a closing link may take to send what is queued, or to read what the peer has sent before it went.
-const CLOSE_FLUSH: Duration = Duration::from_secs(1);
+pub(super) const CLOSE_FLUSH: Duration = Duration::from_secs(1);
 /// Calls in one direction up to which each is written by itself.
 pub(super) const ALONE_MAX: usize = 2;
 
@@ -85,6 +86,7 @@ impl Output {
         let Some(half) = &mut self.half else { return Poll::Ready(Ok(())) };
         for _ in 0..turns {
             link.lock().session.transmit(&mut self.outbox, WRITE_BYTES, &mut self.writable);
+            bulk::calls_left(link);
             if !self.writable.is_empty() {
                 link.wake_writable(&mut self.writable);
             }
@@ -140,6 +142,7 @@ impl Link {
     /// Lets the writer's task look at the lanes.
     pub(super) fn wake_writer(&self) {
         self.inner.writer.wake();
+        self.inner.bulk.iter().for_each(Bulk::wake);
     }
 
     /// Sends a frame that was queued on its way. Not to be called under a lock of whoever may be called by the link.
@@ -173,6 +176,7 @@ pub(super) async fn write_loop(link: Link) {
             // The last words: replies that were given, the reason of a fault.
             let last = async {
                 poll_fn(|cx| link.output().poll_drain(&link, usize::MAX, cx)).await?;
+                bulk::sent(&link).await;
                 poll_fn(|cx| link.output().poll_shutdown(cx)).await
             };
             let _ = tokio::time::timeout(CLOSE_FLUSH, last).await;

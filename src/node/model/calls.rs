@@ -242,6 +242,7 @@ impl World {
             node: None,
             class: Some(class()),
             task: task.map(|task| TaskId::new(task).expect("a valid name")),
+            exclusive: false,
         };
         self.calls.push(Call {
             handle,

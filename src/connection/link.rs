@@ -14,7 +14,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
 use futures_util::task::AtomicWaker;
-use tokio::sync::{Notify, oneshot, watch};
+use tokio::sync::{Notify, Semaphore, oneshot, watch};
 use tokio::time::Instant;
 
 use self::bulk::Bulk;
@@ -67,6 +67,16 @@ pub struct LinkOptions {
     pub keepalive: Option<Duration>,
 }
 
+/// Proxies and firewalls forget connections that are silent for a minute, some for half of it.
+const KEEPALIVE_MAX: Duration = Duration::from_secs(20);
+
+impl LinkOptions {
+    /// For nodes that ping their workers so often: as patient as they are, and never silent for so long that something on the way takes the link for dead.
+    pub fn of_ping_time(ping_time: Duration) -> Self {
+        Self { keepalive: Some(ping_time.min(KEEPALIVE_MAX)) }
+    }
+}
+
 /// How a call of ours ended, with whether a late answer may still come to nobody.
 pub type CallAnswer = Outcome;
 
@@ -92,6 +102,7 @@ struct PongReceived {
 
 struct Inner {
     peer: Peer,
+    side: Side,
     transport: Transport,
     remote: String,
     state: Mutex<State>,
@@ -109,6 +120,8 @@ struct Inner {
     /// There if streams have ways of their own beside the socket.
     bulk: Option<Bulk>,
     ended: watch::Sender<Option<Error>>,
+    /// Has no permits; it is closed when the writer has ended.
+    flushed: Semaphore,
     /// Bytes of the reader's buffer while it waits.
     #[cfg(test)]
     kept: std::sync::atomic::AtomicUsize,
@@ -155,6 +168,7 @@ impl Link {
         };
         let inner = Inner {
             peer,
+            side: parts.side,
             transport,
             remote,
             state: Mutex::new(state),
@@ -166,6 +180,7 @@ impl Link {
             relayed: Notify::new(),
             bulk,
             ended: watch::Sender::new(None),
+            flushed: Semaphore::new(0),
             #[cfg(test)]
             kept: Default::default(),
         };
@@ -182,6 +197,7 @@ impl Link {
             handler.closed(&reason);
             // The writer ends by itself: `end` closes it, with a bound on what it may still flush.
             let _ = writer.await;
+            driven.inner.flushed.close();
             drop(beside);
             driven.lock().session.discard_output();
         });
@@ -191,6 +207,11 @@ impl Link {
     /// Who is at the other end.
     pub fn peer(&self) -> &Peer {
         &self.inner.peer
+    }
+
+    /// Which end this is.
+    pub fn side(&self) -> Side {
+        self.inner.side
     }
 
     /// Kind of transport.
@@ -226,11 +247,6 @@ impl Link {
         drop(state);
         self.wake_writer();
         Ok(self.channel(id))
-    }
-
-    /// Which end of the link this is.
-    pub fn side(&self) -> Side {
-        self.lock().session.side()
     }
 
     /// Opens a channel for a session that is elsewhere: its frames come out as [`LinkHandler::relayed`], and go in by [`Link::relay`].
@@ -305,6 +321,12 @@ impl Link {
             Err(_) => None,
         };
         reason.unwrap_or_else(|| Error::new(ErrorCode::ConnectionFailed, "the link has ended"))
+    }
+
+    /// Waits until the link has ended and its last words have left, or could not.
+    pub async fn flushed(&self) {
+        // It never has a permit, so this ends with the error that says that it was closed.
+        let _ = self.inner.flushed.acquire().await;
     }
 
     /// Whether the link has ended.

@@ -15,6 +15,7 @@ use crate::connection::LinkParts;
 use crate::connection::establish::{Expect, Order, dial_and_establish};
 use crate::error::{Error, ErrorCode, Result};
 use crate::proto::auth::Role;
+use crate::proto::message::{Message, OutcomeAck};
 use crate::proto::session::Side;
 use crate::types::{Incarnation, NodeId, NodeStatus, Selector, SelectorInput};
 
@@ -40,11 +41,24 @@ impl Local {
 
 impl Backend for Local {
     fn call(&self, call: NodeCall) -> BoxFuture<'_, Result<Bytes>> {
-        Box::pin(async move { route::call(&*self.shared()?, call).await })
+        Box::pin(async move { route::call(&self.shared()?, call).await })
     }
 
     fn call_with_stream(&self, call: NodeCall) -> BoxFuture<'_, Result<StreamedCall>> {
-        Box::pin(async move { route::call_with_stream(&*self.shared()?, call).await })
+        Box::pin(async move { route::call_with_stream(&self.shared()?, call).await })
+    }
+
+    fn acknowledge(&self, ack: OutcomeAck) {
+        let (Ok(shared), Some(node)) = (self.shared(), ack.node.clone()) else { return };
+        if acknowledge_here(&shared, &node, &ack) {
+            return;
+        }
+        let view = shared.view();
+        if let Some(owner) = view.owner(&node).filter(|owner| **owner != view.me)
+            && let Some(link) = shared.peers.towards(&view, owner)
+        {
+            link.channel_zero().message(&Message::OutcomeAck(ack));
+        }
     }
 
     fn operate(&self, operation: Operation, timeout: Duration) -> BoxFuture<'_, Result<OperationReply>> {
@@ -76,6 +90,13 @@ impl Backend for Local {
     fn subscribe(&self, filter: EventFilter) -> BoxFuture<'_, Result<EventStream>> {
         Box::pin(async move { Ok(subscribe::everywhere(&self.shared()?, filter).await) })
     }
+}
+
+/// Tells a worker that obeys us which outcomes nobody needs any more. One that is lost is said again with the next.
+pub(super) fn acknowledge_here(shared: &Shared, node: &NodeId, ack: &OutcomeAck) -> bool {
+    let Some(current) = shared.directory.find(node).and_then(|proxy| proxy.current()) else { return false };
+    current.channel.message(&Message::OutcomeAck(OutcomeAck { node: None, ..ack.clone() }));
+    true
 }
 
 async fn operate(shared: Arc<Shared>, operation: Operation, timeout: Duration) -> Result<OperationReply> {

@@ -112,6 +112,7 @@ fn head(timeout: Duration) -> CallHead {
         identity: CallIdentity { edge: random_incarnation(), number: 0 },
         retry: false,
         hops: 0,
+        exclusive: false,
         incarnation: Incarnation::NONE,
         node: None,
         class: None,
@@ -166,10 +167,19 @@ impl LinkHandler for Handler {
     fn event(&self, _: &Channel, _: EventHead, _: Bytes) {}
 
     fn message(&self, channel: &Channel, message: Message) {
-        if let Message::Envelope(bytes) = message
-            && !self.shared.membership.envelope(self.key, bytes, &self.turns)
-        {
-            channel.link().close(Error::new(ErrorCode::ProtocolError, "more envelopes wait than a control node sends"));
+        match message {
+            Message::Envelope(bytes) => {
+                if !self.shared.membership.envelope(self.key, bytes, &self.turns) {
+                    channel.link().close(Error::new(ErrorCode::ProtocolError, "more envelopes wait than a control node sends"));
+                }
+            }
+            // Not passed on: two nodes may not agree who has the worker.
+            Message::OutcomeAck(ack) => {
+                if let Some(node) = ack.node.clone() {
+                    super::backend::acknowledge_here(&self.shared, &node, &ack);
+                }
+            }
+            _ => {}
         }
     }
 

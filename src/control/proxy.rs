@@ -20,6 +20,7 @@ use tokio::time::Instant;
 
 use self::state::{Action, Arrival, LinkKey, PingFor, Setup, State};
 use super::events::{Dispatcher, Marks, Took};
+use super::exclusive::Exclusives;
 use super::latency::Latency;
 use super::messages::{Package, Record};
 use super::shared::Shared;
@@ -29,6 +30,7 @@ use crate::connection::{Channel, Link, LinkParts, unix_time_ms};
 use crate::error::{Error, ErrorCode};
 use crate::proto::auth::Role;
 use crate::proto::head::EventHead;
+use crate::proto::identity::Ticket;
 use crate::proto::message::{Adopted, Describe, Fenced, Message, Resync, Update};
 use crate::proto::session::Side;
 use crate::types::{Incarnation, NodeId, NodeStats, NodeStatus, NodeUri};
@@ -45,18 +47,48 @@ pub(super) enum Msg {
         is_lent: bool,
         turn: Turn,
     },
-    LinkDown { key: LinkKey },
-    Adopted { key: LinkKey, channel: u16, answer: Adopted, turn: Turn },
-    Fenced { key: LinkKey, fenced: Fenced, turn: Turn },
-    Updated { key: LinkKey, update: Arc<Latest> },
-    Ponged { key: LinkKey, purpose: PingFor, round_trip: Duration, peer_time_ms: u64 },
-    PingLost { key: LinkKey },
-    DialFailed { dial: u64, error: Error },
+    LinkDown {
+        key: LinkKey,
+    },
+    Adopted {
+        key: LinkKey,
+        channel: u16,
+        answer: Adopted,
+        turn: Turn,
+    },
+    Fenced {
+        key: LinkKey,
+        fenced: Fenced,
+        turn: Turn,
+    },
+    Updated {
+        key: LinkKey,
+        update: Arc<Latest>,
+    },
+    Ponged {
+        key: LinkKey,
+        purpose: PingFor,
+        round_trip: Duration,
+        peer_time_ms: u64,
+    },
+    PingLost {
+        key: LinkKey,
+    },
+    DialFailed {
+        dial: u64,
+        error: Error,
+    },
     /// Who owns what has changed, or the worker is not where it belongs.
     View,
     /// It is this worker's turn to move.
-    Move { permit: OwnedSemaphorePermit },
-    Moved { key: LinkKey, to: NodeId, result: Result<(), Error> },
+    Move {
+        permit: OwnedSemaphorePermit,
+    },
+    Moved {
+        key: LinkKey,
+        to: NodeId,
+        result: Result<(), Error>,
+    },
     /// What is known of the worker from elsewhere.
     Known(Box<Record>),
     /// The worker cannot be dialled: it should dial us.
@@ -112,6 +144,13 @@ pub(super) struct Current {
     pub(super) channel: Channel,
     pub(super) key: LinkKey,
     pub(super) incarnation: Incarnation,
+    /// Under which term, and what shows that it is ours.
+    pub(super) term: u64,
+    pub(super) ticket: Ticket,
+    /// Where the worker may be dialled.
+    pub(super) addresses: Vec<NodeUri>,
+    /// Whether its socket is at another control node.
+    pub(super) is_lent: bool,
 }
 
 /// The handle of a proxy.
@@ -127,6 +166,8 @@ pub(super) struct Proxy {
     moving: AtomicBool,
     changed: Notify,
     pub(super) dispatcher: Dispatcher,
+    /// Its connections beside the one that is adopted.
+    pub(super) exclusives: Arc<Exclusives>,
 }
 
 impl Proxy {
@@ -142,6 +183,7 @@ impl Proxy {
             moving: AtomicBool::new(false),
             changed: Notify::new(),
             dispatcher: Dispatcher::new(shared, id.clone()),
+            exclusives: Exclusives::new(id.clone()),
         });
         let (actor, starting): (_, ActorJoin<_>) =
             ractor::ActorRuntime::spawn_instant(None, ProxyActor { shared: Arc::clone(shared), proxy: Arc::clone(&proxy) }, ())
@@ -280,6 +322,8 @@ struct Own {
     /// Looks for a direct way to a worker that is reached over a lent link.
     improving: Option<JoinHandle<()>>,
     moving: Option<JoinHandle<()>>,
+    /// The worker obeys another control node: its calls on exclusive connections are answered first.
+    has_moved: bool,
     /// Who else keeps its record.
     copies: Vec<NodeId>,
     /// Addresses that the worker was told to prefer.
@@ -320,6 +364,7 @@ impl Actor for ProxyActor {
             dialling: None,
             improving: None,
             moving: None,
+            has_moved: false,
             copies: Vec::new(),
             preferred: Vec::new(),
             found_at: None,
@@ -440,9 +485,21 @@ impl Drop for Own {
         self.improving.take().inspect(JoinHandle::abort);
         self.moving.take().inspect(JoinHandle::abort);
         self.proxy.settle();
+        let reason = Error::new(ErrorCode::ProcessFailed, "the proxy of the worker has ended");
         for (link, _) in self.links.values() {
-            link.close(Error::new(ErrorCode::ProcessFailed, "the proxy of the worker has ended"));
+            link.close(reason.clone());
         }
+        if !self.has_moved {
+            self.proxy.exclusives.close(&reason);
+        }
+    }
+}
+
+impl Own {
+    /// Where to dial, if the worker says that it listens there.
+    fn addresses(&self, told: impl IntoIterator<Item = NodeUri>) -> Vec<NodeUri> {
+        let others = told.into_iter().filter(|address| self.found_at.as_ref() != Some(address));
+        self.found_at.iter().cloned().chain(others).collect()
     }
 }
 
@@ -479,8 +536,16 @@ impl ProxyActor {
                 }
             }
             Action::Publish { link: key } => {
-                let Some((link, Some(channel))) = own.links.get(&key) else { return };
-                let current = Current { channel: channel.clone(), key, incarnation: link.peer().incarnation };
+                let (Some((link, Some(channel))), Some(ticket)) = (own.links.get(&key), own.state.ticket()) else { return };
+                let current = Current {
+                    channel: channel.clone(),
+                    key,
+                    incarnation: link.peer().incarnation,
+                    term: own.state.term,
+                    ticket,
+                    addresses: own.addresses(own.state.describe.iter().flat_map(|describe| &describe.listen).cloned()),
+                    is_lent: own.lent.contains(&key),
+                };
                 self.proxy.current.store(Some(Arc::new(current)));
                 tracing::info!(worker = %id, remote = link.remote(), term = own.state.term, "worker ready");
                 own.preferred.clear();
@@ -524,8 +589,7 @@ impl ProxyActor {
             }
             Action::Dial(addresses) => {
                 own.dials += 1;
-                let others = addresses.into_iter().filter(|address| own.found_at.as_ref() != Some(address));
-                let addresses = own.found_at.iter().cloned().chain(others).collect();
+                let addresses = own.addresses(addresses);
                 let dial = Dial { number: own.dials, id: id.clone(), addresses, proxy: myself.clone() };
                 if let Some(old) = own.dialling.replace(tokio::spawn(dial.run(Arc::clone(&self.shared)))) {
                     old.abort();
@@ -555,6 +619,7 @@ impl ProxyActor {
         for (link, _) in std::mem::take(&mut own.links).into_values() {
             link.close(reason.clone());
         }
+        self.proxy.exclusives.close(&reason);
     }
 
     fn publish_info(&self, own: &Own) {

@@ -96,7 +96,9 @@ pub(super) async fn load(shared: &Arc<Shared>) {
                 shared.records.keep(record);
             }
         }
-        Ok(Err((path, error))) => tracing::warn!(path = %path.display(), %error, "the records of workers cannot be read; they are begun anew"),
+        Ok(Err((path, error))) => {
+            tracing::warn!(path = %path.display(), %error, "the records of workers cannot be read; they are begun anew")
+        }
         Err(error) => tracing::error!(%error, "the records of workers were not read"),
     }
     shared.records.is_stale.store(false, Ordering::Release);

@@ -18,10 +18,11 @@ use bytes::Bytes;
 use rand::RngExt as _;
 use tokio::time::Instant;
 
+use super::exclusive::Lease;
 use super::proxy::{Current, Proxy};
 use super::shared::Shared;
 use super::view::View;
-use crate::cluster::{BoxFuture, NodeCall, StreamedCall};
+use crate::cluster::{BoxFuture, NodeCall, StreamedCall, address};
 use crate::connection::Channel;
 use crate::error::{Error, ErrorCode, Result};
 use crate::proto::head::{CallHead, HOPS_MAX};
@@ -38,7 +39,7 @@ const MOVE_MAX: Duration = Duration::from_secs(5);
 /// One look.
 enum Step {
     /// The worker obeys this node.
-    Here(Arc<Current>),
+    Here(Arc<Proxy>, Arc<Current>),
     /// Somebody else knows more.
     There(Channel),
     /// It moves just now.
@@ -49,7 +50,7 @@ fn look(shared: &Shared, node: &NodeId, hops: u8) -> Result<Step> {
     let proxy = shared.directory.find(node);
     if let Some(proxy) = &proxy {
         if let Some(current) = proxy.current() {
-            return Ok(Step::Here(current));
+            return Ok(Step::Here(Arc::clone(proxy), current));
         }
         if proxy.is_moving() {
             return Ok(Step::Wait(Arc::clone(proxy)));
@@ -97,17 +98,29 @@ pub(super) fn unknown(node: &NodeId) -> Error {
     Error::new(ErrorCode::NotFound, format!("no node {node} is known; see `nodes`"))
 }
 
-/// Makes the header ready for the worker itself.
-fn address(head: &mut CallHead, node: &NodeId, current: &Current) -> Result<()> {
-    if head.incarnation.is_none() {
-        head.incarnation = current.incarnation;
-    } else if head.incarnation != current.incarnation && !head.retry {
-        let what = format!("{node} was restarted just now; nothing was done. Try again");
-        return Err(Error::new(ErrorCode::NotConnected, what));
-    } else if head.incarnation != current.incarnation {
-        let what = format!("{node} was restarted since the call was first sent; nobody knows whether it was done");
-        return Err(Error::new(ErrorCode::ConnectionFailed, what).after_sending().addressed_to(current.incarnation));
+/// The connection of its own that a call asks for, if there is one to be had. Over a lent link the worker is not near enough to make another one.
+async fn exclusive(shared: &Arc<Shared>, head: &mut CallHead, proxy: &Proxy, current: &Current, left: Duration) -> Option<Lease> {
+    match std::mem::take(&mut head.exclusive) {
+        true if !current.is_lent => proxy.exclusives.acquire(shared, current, left).await,
+        _ => None,
     }
+}
+
+/// Whether a call has not left on its own connection, or was not taken in there: then the main one is left to it.
+fn goes_over_main(error: &Error) -> bool {
+    let unsent = !error.may_have_run() && matches!(error.code(), ErrorCode::ConnectionFailed | ErrorCode::Fenced);
+    if unsent {
+        tracing::debug!(%error, "a call that asked for a connection of its own goes over the main one");
+    }
+    unsent
+}
+
+/// Makes the header ready for the worker itself.
+fn for_worker(head: &mut CallHead, node: &NodeId, current: &Current) -> Result<()> {
+    // Errors name it; to the worker the channel says it.
+    head.node = Some(node.clone());
+    address(head, current.incarnation)?;
+    head.node = None;
     Ok(())
 }
 
@@ -115,7 +128,11 @@ fn address(head: &mut CallHead, node: &NodeId, current: &Current) -> Result<()> 
 fn pass_on(head: &mut CallHead, node: &NodeId, hops: u8, left: Duration) {
     head.node = Some(node.clone());
     head.hops = hops + 1;
-    head.timeout_ms = u32::try_from(left.as_millis()).unwrap_or(u32::MAX);
+    head.timeout_ms = millis(left);
+}
+
+fn millis(left: Duration) -> u32 {
+    u32::try_from(left.as_millis()).unwrap_or(u32::MAX)
 }
 
 /// What the caller is told of a failure on the way to the worker.
@@ -176,15 +193,30 @@ impl Search {
 }
 
 /// Brings a call to its worker, wherever that is.
-pub(super) async fn call(shared: &Shared, mut call: NodeCall) -> Result<Bytes> {
+pub(super) async fn call(shared: &Arc<Shared>, mut call: NodeCall) -> Result<Bytes> {
     let mut search = Search::new(&mut call)?;
     let (mut head, first) = (call.head, call.payload.into_bytes());
-    let addressed = head.incarnation;
+    let (addressed, wants_own) = (head.incarnation, head.exclusive);
     loop {
         let outcome = match search.look(shared).await {
-            Ok(Step::Here(current)) => {
-                address(&mut head, &search.node, &current)?;
-                current.channel.call(&head, &first, search.left()).await.map_err(|error| told(error, current.incarnation))
+            Ok(Step::Here(proxy, current)) => {
+                for_worker(&mut head, &search.node, &current)?;
+                let own = match head.exclusive {
+                    false => None,
+                    true => match exclusive(shared, &mut head, &proxy, &current, search.left()).await {
+                        None => None,
+                        Some(lease) => {
+                            head.timeout_ms = millis(search.left());
+                            Some(lease.channel().call(&head, &first, search.left()).await)
+                                .filter(|own| !own.as_ref().is_err_and(goes_over_main))
+                        }
+                    },
+                };
+                let outcome = match own {
+                    Some(outcome) => outcome,
+                    None => current.channel.call(&head, &first, search.left()).await,
+                };
+                outcome.map_err(|error| told(error, current.incarnation))
             }
             Ok(Step::There(channel)) => {
                 let left = search.left();
@@ -196,7 +228,7 @@ pub(super) async fn call(shared: &Shared, mut call: NodeCall) -> Result<Bytes> {
         };
         match outcome {
             Err(error) if search.again(&error).await => {
-                (head.node, head.incarnation, head.hops) = (None, addressed, search.hops);
+                (head.node, head.incarnation, head.hops, head.exclusive) = (None, addressed, search.hops, wants_own);
             }
             Err(error) => return Err(last_word(error, search.hops)),
             done => return done,
@@ -205,17 +237,34 @@ pub(super) async fn call(shared: &Shared, mut call: NodeCall) -> Result<Bytes> {
 }
 
 /// The same with a stream. Once it is open, the call is not tried again.
-pub(super) async fn call_with_stream(shared: &Shared, mut call: NodeCall) -> Result<StreamedCall> {
+pub(super) async fn call_with_stream(shared: &Arc<Shared>, mut call: NodeCall) -> Result<StreamedCall> {
     let mut search = Search::new(&mut call)?;
     let (mut head, payload) = (call.head, call.payload.into_bytes());
     loop {
         let error = match search.look(shared).await {
-            Ok(Step::Here(current)) => {
-                address(&mut head, &search.node, &current)?;
-                let (answer, stream) = current.channel.call_with_stream(&head, &payload)?;
+            Ok(Step::Here(proxy, current)) => {
+                for_worker(&mut head, &search.node, &current)?;
+                let lease = exclusive(shared, &mut head, &proxy, &current, search.left()).await;
+                head.timeout_ms = millis(search.left());
+                let own = match lease.map(Arc::new) {
+                    None => None,
+                    Some(lease) => match lease.channel().call_with_stream(&head, &payload) {
+                        Ok((answer, stream)) => Some((answer, stream.keeping(Arc::clone(&lease) as _), Some(lease))),
+                        Err(error) if goes_over_main(&error) => None,
+                        Err(error) => return Err(error),
+                    },
+                };
+                let (answer, stream, lease) = match own {
+                    Some(own) => own,
+                    None => {
+                        let (answer, stream) = current.channel.call_with_stream(&head, &payload)?;
+                        (answer, stream, None)
+                    }
+                };
                 let (left, hops) = (search.left(), search.hops);
                 let answer = async move {
                     let outcome = answer.wait(left).await.map_err(|error| told(error, current.incarnation));
+                    drop(lease);
                     outcome.map_err(|error| last_word(error, hops))
                 };
                 return Ok(StreamedCall { answer: Box::pin(answer), stream });

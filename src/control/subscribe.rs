@@ -118,6 +118,7 @@ impl Inflow {
             class: core_class(),
             seq: 0,
             time_ms: unix_time_ms(),
+            task: None,
             event: EventBody::Nkcluster(BuiltinEvent::Gap { from: 0, to: 0 }),
         });
     }

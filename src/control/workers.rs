@@ -19,7 +19,7 @@ use crate::connection::{Channel, IncomingCall, Link, LinkHandler, LinkParts};
 use crate::error::{Error, ErrorCode};
 use crate::proto::frame::Frame;
 use crate::proto::head::{EventHead, Rank};
-use crate::proto::message::{Describe, Message, Update};
+use crate::proto::message::{Describe, ExclusiveHere, Message, Update};
 use crate::types::NodeUri;
 
 /// Messages of one link that may wait for the proxy. An honest worker answers what it is asked: one or two.
@@ -70,6 +70,7 @@ fn begin(shared: &Arc<Shared>, parts: LinkParts, origin: Origin) -> Arc<Handler>
             relays: Mutex::default(),
             draining: AtomicUsize::new(0),
             news: Arc::default(),
+            exclusive: AtomicBool::new(false),
             fenced: AtomicU64::new(0),
             turns: Arc::new(Semaphore::new(TURNS_MAX)),
             me: me.clone(),
@@ -88,7 +89,7 @@ async fn expect_introduction(handler: Arc<Handler>) {
     tokio::select! {
         _ = handler.link.ended() => {}
         () = tokio::time::sleep(INTRODUCTION) => {
-            if !handler.is_known.load(Ordering::Acquire) {
+            if !handler.is_known.load(Ordering::Acquire) && !handler.exclusive.load(Ordering::Acquire) {
                 let what = format!("{} did not introduce itself within {INTRODUCTION:?}", handler.link.peer().id);
                 handler.link.close(Error::new(ErrorCode::Timeout, what));
             }
@@ -116,6 +117,8 @@ pub(super) struct Handler {
     /// Old channels of this node whose calls are being answered.
     draining: AtomicUsize,
     news: Arc<Latest>,
+    /// Whether the worker was asked for it, for calls alone: then its proxy never knows of it.
+    exclusive: AtomicBool,
     /// Highest term that was told to have fenced us. Each call that is refused for it tells it again.
     fenced: AtomicU64,
     turns: Arc<Semaphore>,
@@ -133,7 +136,27 @@ impl Handler {
         turn
     }
 
+    /// The worker has dialled once more as it was asked to, or cannot. What nobody has asked for is not kept.
+    fn exclusive(&self, channel: &Channel, here: ExclusiveHere) {
+        let peer = self.link.peer();
+        if let Some(error) = here.refused {
+            if let Some(proxy) = self.heard(channel) {
+                proxy.exclusives.answered(here.request, Err(error));
+            }
+            return;
+        }
+        let proxy = self.shared.directory.find(&peer.id).filter(|_| self.proxy.borrow().is_none());
+        // First, so that nobody has the link who could take it for one that must introduce itself.
+        self.exclusive.store(true, Ordering::Release);
+        if !proxy.is_some_and(|proxy| proxy.exclusives.answered(here.request, Ok(self.link.clone()))) {
+            self.link.close(Error::new(ErrorCode::NotFound, "nobody has asked for this connection, or nobody waits for it any more"));
+        }
+    }
+
     fn introduced(&self, describe: Describe) {
+        if self.exclusive.load(Ordering::Acquire) {
+            return;
+        }
         let id = &self.link.peer().id;
         let is_first = !self.is_known.swap(true, Ordering::AcqRel);
         if !is_first && self.proxy.borrow().is_none() {
@@ -282,6 +305,7 @@ impl LinkHandler for Handler {
     fn message(&self, channel: &Channel, message: Message) {
         match message {
             Message::Describe(describe) => self.introduced(describe),
+            Message::ExclusiveHere(here) => self.exclusive(channel, here),
             Message::Resync(resync) => {
                 if let Some(proxy) = self.heard(channel) {
                     let took = proxy.resync(channel, self.link.peer().incarnation, resync);

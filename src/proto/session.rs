@@ -9,7 +9,8 @@
 //!
 //! - A **channel** is opened by either side and has its own call ids, stream ids and term; channel 0 is the link itself.
 //! - A **call** gets exactly one answer: a reply, or the reason why its channel or link ended. `T` is whatever the shell wants back with that answer.
-//! - A **stream** belongs to a call and carries bytes both ways; each side sends only what the other has granted ([`STREAM_WINDOW_BYTES`] at first).
+//! - A **stream** belongs to a call and carries bytes both ways; each side sends only what the other has granted ([`STREAM_WINDOW_BYTES`]
+//!   at first, up to [`STREAM_WINDOW_BYTES_MAX`] for a reader that keeps up with a sender far away).
 //! - **Lanes**: urgent, hot, bulk (`session/lanes.rs`). **Fragments**: what is larger than a frame (`session/assembly.rs`).
 
 mod apart;
@@ -28,8 +29,8 @@ pub use self::apart::stream_of;
 use self::assembly::{Assembly, Piece};
 pub use self::lanes::Outbox;
 use self::lanes::{Lanes, Outgoing};
+pub use self::streams::{STREAM_WINDOW_BYTES, STREAM_WINDOW_BYTES_MAX, StreamKey, StreamRead, WINDOW_BUDGET_BYTES};
 use self::streams::{STREAMS_MAX, STREAMS_MAX_CONTROL, Streams};
-pub use self::streams::{STREAM_WINDOW_BYTES, StreamKey, StreamRead};
 use super::auth::Role;
 use super::frame::{self, Fault, Frame, Kind, LINK_CHANNEL};
 use super::head::{self, CallHead, EventHead, Outcome, Ping, Pong};
@@ -349,14 +350,14 @@ impl<T> Session<T> {
         state.calls_out.insert(call, token);
         let mut header = BytesMut::with_capacity(160);
         head::put_call(&mut header, call, stream.map_or(0, |key| key.stream), head);
-        self.enqueue_sized(Kind::Call, channel, header, payload, stream);
+        self.enqueue_sized(Kind::Call, channel, header, payload, (stream, Some(call)));
         Ok((call, stream))
     }
 
     /// Gives up a call; a late reply is ignored. Returns the token if the call was still unanswered.
     pub fn forget_call(&mut self, channel: u16, call: u32) -> Option<T> {
         let token = self.channels.get_mut(&channel)?.take_call_out(call)?;
-        self.lanes.hot(Kind::Cancel, channel, Bytes::copy_from_slice(&call.to_be_bytes()));
+        self.lanes.cancel(channel, call);
         Some(token)
     }
 
@@ -383,7 +384,7 @@ impl<T> Session<T> {
         let mut header = BytesMut::with_capacity(8);
         head::put_reply(&mut header, call, outcome);
         let empty = Bytes::new();
-        self.enqueue_sized(Kind::Reply, channel, header, outcome.as_ref().unwrap_or(&empty), None);
+        self.enqueue_sized(Kind::Reply, channel, header, outcome.as_ref().unwrap_or(&empty), (None, None));
         true
     }
 
@@ -432,6 +433,8 @@ impl<T> Session<T> {
             Message::EventAck(_) => self.lanes.urgent(message.kind(), channel, &message.encode()),
             // Signs of life pass what waits; news, which is larger, takes its turn.
             Message::Envelope(bytes) if bytes.len() <= ENVELOPE_URGENT_BYTES_MAX => self.lanes.urgent(message.kind(), channel, bytes),
+            // The next one says the same again, so it never waits behind much else.
+            Message::OutcomeAck(_) if self.lanes.queued_bytes() > BACKLOG_BYTES_MAX => {}
             Message::GoAway(away) => {
                 let away = Message::GoAway(message::GoAway { reason: away.reason.bounded(), ..away.clone() });
                 self.lanes.hot(away.kind(), channel, away.encode());
@@ -587,7 +590,9 @@ impl<T> Session<T> {
             }
             Kind::Ping => out.push(Incoming::Ping { channel, ping: head::take_ping(&mut body)? }),
             Kind::Pong => out.push(Incoming::Pong { channel, pong: head::take_pong(&mut body)? }),
-            Kind::StreamData | Kind::StreamCredit | Kind::StreamReset => self.streams.handle(kind, channel, body, out)?,
+            Kind::StreamData | Kind::StreamCredit | Kind::StreamReset => {
+                self.streams.handle(kind, channel, body, &mut self.lanes, out)?;
+            }
             Kind::Fault => {
                 let FaultNotice { number } = message::decode(kind, &body)?;
                 out.push(Incoming::PeerFault(number));
@@ -667,7 +672,8 @@ impl<T> Session<T> {
         self.lanes = Lanes::new();
     }
 
-    fn enqueue_sized(&mut self, kind: Kind, channel: u16, mut header: BytesMut, payload: &Bytes, opens: Option<StreamKey>) {
+    /// `of`: the stream that comes with it, and the number if it is a call.
+    fn enqueue_sized(&mut self, kind: Kind, channel: u16, mut header: BytesMut, payload: &Bytes, of: (Option<StreamKey>, Option<u32>)) {
         // One copy into the frame is cheaper than a second piece for the socket, up to about a page.
         let body = if payload.len() <= COPIED_BYTES_MAX {
             header.put_slice(payload);
@@ -675,7 +681,7 @@ impl<T> Session<T> {
         } else {
             payload.clone()
         };
-        self.lanes.sized(Outgoing { kind, channel, head: header.freeze(), body, opens });
+        self.lanes.sized(Outgoing { kind, channel, head: header.freeze(), body, opens: of.0, call: of.1 });
     }
 }
 

@@ -1,9 +1,14 @@
 //! Clusters in one process, on the memory network and on loopback sockets.
 
+mod bad_input;
 mod between;
 mod classes;
 mod coverage;
 mod datagrams;
+mod discovery;
+mod dns;
+mod events;
+mod exclusive;
 mod failure;
 mod files;
 mod harness;
@@ -17,4 +22,5 @@ mod relay;
 mod review;
 mod ring_moves;
 mod security;
+mod streams;
 mod transports;

@@ -20,9 +20,9 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::sync::{Notify, watch};
 use tokio::task::JoinSet;
 
-use super::{Link, LinkHandler};
 use super::drive::ReadBuffer;
 use super::output::{CLOSE_FLUSH, PIECES_MAX, WRITE_BYTES};
+use super::{Link, LinkHandler};
 use crate::error::{Error, ErrorCode};
 use crate::proto::frame::{self, Fault};
 use crate::proto::session::{Incoming, Outbox, StreamKey, stream_of};

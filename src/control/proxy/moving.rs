@@ -151,6 +151,14 @@ impl ProxyActor {
     /// The worker obeys its new owner: drain.
     pub(super) fn has_moved(&self, myself: &ActorRef<Msg>, own: &mut Own, key: LinkKey, to: &NodeId) {
         tracing::info!(worker = %self.proxy.id, %to, "the worker was handed over");
+        own.has_moved = true;
+        tokio::spawn({
+            let (exclusives, patience) = (Arc::clone(&self.proxy.exclusives), self.shared.config.drain_timeout);
+            async move {
+                tokio::time::sleep(patience).await;
+                exclusives.close(&Error::new(ErrorCode::ConnectionFailed, "the worker has moved to another control node"));
+            }
+        });
         if let Some((link, Some(channel))) = own.links.remove(&key) {
             let worker = self.shared.worker_link(key);
             let patience = self.shared.config.drain_timeout;

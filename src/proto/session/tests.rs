@@ -28,6 +28,7 @@ fn head() -> CallHead {
         identity: CallIdentity { edge: Incarnation::from_bytes([1; 16]), number: 7 },
         retry: false,
         hops: 0,
+        exclusive: false,
         incarnation: Incarnation::default(),
         node: None,
         class: Some(class()),

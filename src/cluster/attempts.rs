@@ -94,6 +94,7 @@ mod tests {
             node: None,
             class: None,
             task: None,
+            hops: 0,
             exclusive: false,
         })
     }

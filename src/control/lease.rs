@@ -253,14 +253,14 @@ impl Pump {
         let Some(queue) = self.queue.take() else { return };
         let (reader, writer) = tokio::io::split(stream);
         let reason = tokio::select! {
-            reason = self.to_owner(queue, writer) => reason,
-            reason = self.from_owner(reader) => reason,
+            reason = self.give_to_owner(queue, writer) => reason,
+            reason = self.take_from_owner(reader) => reason,
             reason = self.link().ended() => reason,
         };
         tracing::debug!(worker = %self.link().peer().id, owner = %self.owner, %reason, "a lent link was given back");
     }
 
-    async fn to_owner(&self, mut queue: mpsc::UnboundedReceiver<FromWorker>, mut writer: tokio::io::WriteHalf<ByteStream>) -> Error {
+    async fn give_to_owner(&self, mut queue: mpsc::UnboundedReceiver<FromWorker>, mut writer: tokio::io::WriteHalf<ByteStream>) -> Error {
         let mut bytes = BytesMut::new();
         frame::put_frame(&mut bytes, Kind::Describe, LINK_CHANNEL, &message::encode(&self.describe));
         loop {
@@ -296,7 +296,7 @@ impl Pump {
         }
     }
 
-    async fn from_owner(&self, mut reader: tokio::io::ReadHalf<ByteStream>) -> Error {
+    async fn take_from_owner(&self, mut reader: tokio::io::ReadHalf<ByteStream>) -> Error {
         let mut bytes = BytesMut::new();
         loop {
             match frame::take_frame(&mut bytes, frame::BYTES_MAX) {

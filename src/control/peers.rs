@@ -169,7 +169,8 @@ impl LinkHandler for Handler {
     fn message(&self, channel: &Channel, message: Message) {
         match message {
             Message::Envelope(bytes) => {
-                if !self.shared.membership.envelope(self.key, bytes, &self.turns) {
+                let is_taken = self.shared.membership.envelope(self.key, bytes, &self.turns);
+                if !is_taken {
                     channel.link().close(Error::new(ErrorCode::ProtocolError, "more envelopes wait than a control node sends"));
                 }
             }

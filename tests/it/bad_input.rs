@@ -98,6 +98,7 @@ fn call_body(node: &str, call: u32, stream: u32, flow: &Flow) -> BytesMut {
         timeout_ms: 60_000,
         identity: CallIdentity { edge: random_incarnation(), number: u64::from(call) },
         retry: false,
+        hops: 0,
         exclusive: false,
         incarnation: Incarnation::default(),
         node: Some(node_id(node)),

@@ -242,6 +242,7 @@ impl World {
             node: None,
             class: Some(class()),
             task: task.map(|task| TaskId::new(task).expect("a valid name")),
+            hops: 0,
             exclusive: false,
         };
         self.calls.push(Call {

@@ -286,6 +286,7 @@ impl End {
                     assert_eq!(again.map(|again| again.encode()), Some(body), "{message:?}");
                 }
             }
+            Incoming::Relayed(frame) => panic!("nothing is relayed here: {frame:?}"),
             Incoming::ChannelOpened(channel) => {
                 assert!(!self.channels.contains(&channel));
                 self.channels.push(channel);

@@ -5,21 +5,30 @@
 //!            │                   │ publishes the current channel
 //!            └► admin link ─► serve ─► Backend ──► channel ──► worker        hot path: not through the actor's mailbox
 //!                                └───► operations: nodes, info, connect, forget, events
+//!                                └───► exclusive ─► links beside the main one, for calls that ask for them
 //!   events of workers ─► dispatcher per worker and class ─► class `event`, live subscribers ─► acknowledgement
 //! ```
 //!
-//! Pure: [`latency`], `proxy::state`. The rest are shells. Workers and their side of the protocol are unknown here but for the wire.
+//! Pure: [`latency`], `proxy::state`, `exclusive::pool`. The rest are shells. Workers and their side of the protocol are unknown here but for the wire.
 
 mod backend;
 mod directory;
-mod events;
+pub(crate) mod events;
+mod exclusive;
+mod fan_out;
 pub mod latency;
+mod lease;
+mod membership;
 mod messages;
 mod peers;
 mod placed;
+mod placement;
 mod proxy;
+mod records;
+mod route;
 mod serve;
 mod shared;
+mod subscribe;
 mod view;
 mod workers;
 
@@ -28,6 +37,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
+use self::membership::RowState;
 pub(crate) use self::shared::Shared;
 use crate::cluster::Cluster;
 use crate::connection::{Link, LinkHandler};
@@ -37,6 +47,8 @@ use crate::proto::message::{GoAway, Message};
 
 /// How long a link may take to send its last words.
 const FAREWELL: Duration = Duration::from_secs(1);
+/// How long a node that stops waits for workers that others reach over its links. Those which find no other way come back through another node.
+const LENT_PATIENCE: Duration = Duration::from_secs(2);
 /// Pause between two looks at the answers that are missing.
 const ANSWERS_PAUSE: Duration = Duration::from_millis(10);
 
@@ -48,14 +60,20 @@ pub(crate) struct Control {
 
 impl Control {
     pub(crate) fn new(shared: Arc<Shared>) -> Self {
-        // Ends with `shared`, whose view it follows.
-        tokio::spawn(placement::follow(Arc::downgrade(&shared)));
+        // Both end with the last handle of the control node.
+        tokio::spawn(placed::follow(Arc::downgrade(&shared)));
+        tokio::spawn(placement::run(Arc::downgrade(&shared)));
         Self { shared }
     }
 
     /// The handle of the cluster within this process.
     pub(crate) fn cluster(&self) -> Cluster {
         self.shared.cluster()
+    }
+
+    /// Looks for the other control nodes from now on.
+    pub(crate) async fn join(&self) {
+        self.shared.start_membership().await;
     }
 
     /// Waits until this node's own worker is known, for a while.
@@ -79,7 +97,7 @@ impl Control {
         match parts.established.peer.role {
             Role::Worker => Ok(workers::start(&self.shared, parts, None)),
             Role::Admin => Ok(Link::start(parts, options, |link| serve::handler(Arc::clone(&self.shared), link) as Arc<dyn LinkHandler>)),
-            Role::Control => Ok(peers::start(&self.shared, parts)),
+            Role::Control => Ok(peers::start(&self.shared, parts, None)),
         }
     }
 
@@ -87,6 +105,48 @@ impl Control {
     #[cfg(test)]
     pub(crate) fn kill_proxy(&self, worker: &crate::types::NodeId) {
         self.shared.directory.find(worker).expect("it is known").stop();
+    }
+
+    /// Links this node with another control node, as membership does.
+    #[cfg(test)]
+    pub(crate) async fn dial_peer(&self, uri: crate::types::NodeUri) -> Result<Link, Error> {
+        use crate::connection::LinkParts;
+        use crate::connection::establish::{Expect, Order, dial_and_establish};
+        let (shared, expect) = (&self.shared, Expect { role: Role::Control, id: None });
+        let identity = shared.party.identity().clone();
+        let party = shared.party.with_identity(crate::proto::auth::Identity { role: Role::Control, ..identity });
+        let established = dial_and_establish(&[uri], &party, &expect, Order::AsGiven, &shared.dial).await.map_err(Error::from)?;
+        Ok(peers::start(shared, LinkParts { established, side: crate::proto::session::Side::Dialler }, None))
+    }
+
+    /// Makes this node see these control nodes, as membership does.
+    #[cfg(test)]
+    pub(crate) fn see(&self, others: &[&Control], frozen: bool) {
+        let shared = &self.shared;
+        let ring = crate::ring::RingSize::new(shared.config.ring_size).expect("the configuration was checked");
+        let listen = shared.listen.get().cloned().unwrap_or_default();
+        let mut view = view::View::alone(shared.id.clone(), shared.incarnation, listen, ring);
+        for other in others.iter().filter(|other| other.shared.id != shared.id) {
+            let (id, listen) = (other.shared.id.clone(), other.shared.listen.get().cloned().unwrap_or_default());
+            view.live.insert(id.clone(), view::Member { incarnation: other.shared.incarnation, listen, next_hop: Some(id) });
+        }
+        let in_ring = view.live.keys().filter(|id| others.iter().any(|other| other.shared.id == **id)).cloned().collect::<Vec<_>>();
+        view.ring = crate::ring::Ring::new(ring, in_ring);
+        view.frozen = frozen;
+        shared.is_pinned.store(true, std::sync::atomic::Ordering::SeqCst);
+        shared.view.send_replace(Arc::new(view));
+    }
+
+    /// Who owns a worker, as this node sees it.
+    #[cfg(test)]
+    pub(crate) fn owner(&self, worker: &crate::types::NodeId) -> Option<crate::types::NodeId> {
+        self.shared.view().owner(worker).cloned()
+    }
+
+    /// What this node itself knows of a worker.
+    #[cfg(test)]
+    pub(crate) fn own_info(&self, worker: &crate::types::NodeId) -> Option<crate::cluster::NodeInfo> {
+        self.shared.directory.find(worker).map(|proxy| proxy.info())
     }
 
     /// Cuts: nobody is told.
@@ -97,6 +157,16 @@ impl Control {
     /// The first half of a stop: sends clients elsewhere and waits until they have the answers that they wait for, at most `grace`.
     pub(crate) async fn drain(&self, grace: Duration) {
         let deadline = Instant::now() + grace;
+        // Out of the ring first, so that nobody looks for anything here any more: then its workers move, and those that it only lends find better ways, if there
+        // are any.
+        self.shared.membership.become_state(RowState::Leaving).await;
+        if tokio::time::timeout_at(deadline, placement::all_moved(&self.shared)).await.is_err() {
+            tracing::warn!(node = %self.shared.id, ?grace, "not every worker has moved in time");
+        }
+        if tokio::time::timeout_at(deadline, placed::all_moved(&self.shared)).await.is_err() {
+            tracing::warn!(node = %self.shared.id, ?grace, "not every placed actor has moved in time");
+        }
+        let _ = tokio::time::timeout_at(deadline.min(Instant::now() + LENT_PATIENCE), placement::none_lent(&self.shared)).await;
         self.shared.begin_stop();
         let (_, away) = self.farewell();
         let clients: Vec<Link> = self.shared.links().into_iter().filter(|link| link.peer().role == Role::Admin).collect();
@@ -110,11 +180,13 @@ impl Control {
 
     /// The second half: sends the workers elsewhere, and cuts.
     pub(crate) async fn stop(self) {
+        records::save(&self.shared).await;
         let (reason, away) = self.farewell();
         let links = self.shared.links();
         for link in links.iter().filter(|link| link.peer().role == Role::Worker) {
             link.channel_zero().message(&away);
         }
+        self.shared.membership.become_state(RowState::Stopped).await;
         self.end(&reason);
         for link in &links {
             let _ = tokio::time::timeout(FAREWELL, link.ended()).await;
@@ -129,6 +201,7 @@ impl Control {
     /// Ends every link, also of those that no proxy knows yet, and every proxy.
     fn end(&self, reason: &Error) {
         self.shared.begin_stop();
+        self.shared.membership.stop();
         for link in self.shared.links() {
             link.close(reason.clone());
         }

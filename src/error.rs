@@ -63,6 +63,8 @@ codes! {
     ConnectionFailed = "connection_failed",
     /// Another control node holds the worker under a newer term; nothing was done.
     Fenced = "fenced",
+    /// Control nodes have different numbers of partitions.
+    DifferentRingSizes = "different_ring_sizes",
     /// A handler of a job class panicked; the worker goes on.
     HandlerPanicked = "handler_panicked",
     /// A configuration value is wrong.
@@ -107,6 +109,10 @@ codes! {
     NotAuthenticated = "not_authenticated",
     /// The worker is known but has no link now; nothing was done.
     NotConnected = "not_connected",
+    /// The address of a control node answers nobody, or lets nobody in.
+    NotReachable = "not_reachable",
+    /// The control node is a member of another cluster of several nodes.
+    NotSingleNode = "not_single_node",
     /// No such node.
     NotFound = "not_found",
     /// The answer was evicted: nobody knows any more whether the work was done.
@@ -117,6 +123,8 @@ codes! {
     ProtocolError = "protocol_error",
     /// The process that held the call ended.
     ProcessFailed = "process_failed",
+    /// A control node was asked to join itself.
+    SelfJoin = "self_join",
     /// The node is stopping; another control node will answer.
     ShuttingDown = "shutting_down",
     /// A value that cannot be parsed; the message names the key.
@@ -141,6 +149,8 @@ codes! {
     UnsupportedTransport = "unsupported_transport",
     /// The peers share no version of the protocol.
     UnsupportedVersion = "unsupported_version",
+    /// A control node was found, but did not tell what it knows of the ring.
+    UnableToGetJoinRing = "unable_to_get_join_ring",
     /// The worker failed during the call.
     WorkerFailed = "worker_failed",
     /// Writing on the other side failed; the message has the reason.

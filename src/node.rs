@@ -26,8 +26,8 @@ use crate::worker::{Connector, DialFailure, Dialled, Worker};
 /// Name of a control node's own listener in its private memory network.
 const OWN: &str = "own";
 
-/// Links of a control node's own worker: one, and a new one while the old ends.
-const OWN_LINKS: usize = 4;
+/// Links of a control node's own worker: one, a new one while the old ends, and exclusive ones.
+const OWN_LINKS: usize = 24;
 
 /// How long a control node waits for its own worker before it says that it runs.
 const OWN_WORKER: Duration = Duration::from_secs(5);
@@ -125,7 +125,7 @@ impl Node {
             gate: Gate::new(Limits::from(&*config)),
             links: Arc::new(Semaphore::new(config.max_connections)),
             party: party.clone(),
-            options: LinkOptions { keepalive: Some(config.ping_time) },
+            options: LinkOptions::of_ping_time(config.ping_time),
         };
         let mut tasks = JoinSet::new();
         let (control, worker) = match config.role {
@@ -166,6 +166,7 @@ impl Node {
                 let own_dial = DialOptions { memory: Some(own_net.node(id.as_str())), ..DialOptions::default() };
                 let own = ToCluster::new(vec![own_uri], own_party, own_dial, door.options);
                 let worker = Worker::start(Arc::clone(&config), id.clone(), incarnation, classes, listen.clone(), Some(Arc::new(own)));
+                control.join().await;
                 control.own_worker(OWN_WORKER).await;
                 (Some(control), worker)
             }
@@ -369,6 +370,14 @@ impl ToCluster {
 }
 
 impl Connector for ToCluster {
+    fn redirected(&self, addresses: Vec<NodeUri>) -> BoxFuture<'_, Result<Dialled, DialFailure>> {
+        Box::pin(async move {
+            let known: Vec<NodeUri> = addresses.into_iter().filter_map(|uri| self.on_our_way(uri)).collect();
+            let established = self.dial(&known, Order::AsGiven).await?;
+            Ok(Dialled { parts: LinkParts { established, side: Side::Dialler }, options: self.options })
+        })
+    }
+
     fn connect(&self, preferred: Vec<NodeUri>) -> BoxFuture<'_, Result<Dialled, DialFailure>> {
         Box::pin(async move {
             let known = preferred.into_iter().filter(|uri| !self.addresses.contains(uri));
@@ -389,7 +398,20 @@ impl Connector for ToCluster {
             Ok(Dialled { parts: LinkParts { established, side: Side::Dialler }, options: self.options })
         })
     }
+
+    fn connect_again(&self, at: NodeUri, control: NodeId) -> BoxFuture<'_, Result<Dialled, Error>> {
+        Box::pin(async move {
+            let expect = Expect { role: auth::Role::Control, id: Some(control) };
+            let established = dial_and_establish(&[at], &self.party, &expect, Order::AsGiven, &self.dial).await?;
+            Ok(Dialled { parts: LinkParts { established, side: Side::Dialler }, options: self.options })
+        })
+    }
 }
+
+#[cfg(test)]
+mod model;
+#[cfg(test)]
+mod plane_tests;
 
 #[cfg(test)]
 mod tests {

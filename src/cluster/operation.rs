@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 use super::placed::{PlacedAnswer, PlacedCall};
 use crate::proto::head::Rank;
 use crate::proto::message::BuiltinEvent;
-use crate::types::{ClassName, Incarnation, Meta, NodeId, NodeStats, NodeStatus, NodeUri, Payload};
+use crate::types::{ClassName, Incarnation, Meta, NodeId, NodeStats, NodeStatus, NodeUri, Payload, TaskId};
 
 /// An operation of the cluster itself; travels as the payload of a call with the verb `cluster`.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -32,6 +32,24 @@ pub enum Operation {
         /// Which.
         node: NodeId,
     },
+    /// Every control node.
+    Members,
+    /// Who owns which partition.
+    Ring,
+    /// Makes the control node that is asked and the one at an address members of one cluster.
+    Join {
+        /// Where it listens.
+        uri: FullUri,
+    },
+    /// Asks a control node to leave for good.
+    Leave {
+        /// Which.
+        node: NodeId,
+    },
+    /// What a commit would move.
+    Plan,
+    /// Lets every staged node join.
+    Commit,
     /// Live events over the stream of the call.
     Subscribe(EventFilter),
     /// A message for a placed actor.
@@ -63,17 +81,97 @@ pub enum OperationReply {
         /// The control node.
         node: NodeId,
     },
+    /// Of `members`.
+    Members(Vec<MemberInfo>),
+    /// Of `ring`.
+    Ring(RingInfo),
+    /// Of `join`.
+    Joined {
+        /// Who answered there.
+        node: NodeId,
+        /// What it is for the node that was asked, as in `members`.
+        state: String,
+    },
+    /// Of `plan`.
+    Plan(PlanInfo),
+    /// Of `commit`.
+    Committed {
+        /// Who has joined.
+        nodes: Vec<NodeId>,
+    },
     /// Nothing to tell.
     Done,
 }
 
+/// A control node, as the one that was asked sees it.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct MemberInfo {
+    /// Its id.
+    pub id: NodeId,
+    /// `joined`, `suspected`, `staged`, `leaving`, `left` (still running), `stopped` (as asked), `unreachable`, or `refused` (it cannot be a member; see `problem`).
+    pub state: String,
+    /// One life of its process; none if it was not heard of since the node that was asked started.
+    pub incarnation: Option<Incarnation>,
+    /// Where it listens.
+    pub listen: Vec<NodeUri>,
+    /// Partitions that it owns.
+    pub partitions: u32,
+    /// Proxies that it hosts; none if it did not say.
+    pub proxies: Option<u32>,
+    /// Version of its program.
+    #[serde(default)]
+    pub version: String,
+    /// What somebody should look at.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub problem: Option<crate::error::Error>,
+    /// Only of the node that was asked: it changes nothing now, because it was asleep, sees too few others, or its id is another's.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub frozen: bool,
+}
+
+/// Who owns which partition.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RingInfo {
+    /// Number of partitions.
+    pub size: u32,
+    /// Digest of the live set, in hexadecimal digits: equal where the rings are.
+    pub epoch: String,
+    /// The owner of each partition, in their order; empty if nobody owns anything.
+    pub owners: Vec<NodeId>,
+}
+
+/// What a commit would do.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PlanInfo {
+    /// Who would join.
+    pub staged: Vec<NodeId>,
+    /// Partitions of the ring.
+    pub size: u32,
+    /// Partitions that would move.
+    pub moved: u32,
+    /// From whom to whom.
+    pub transfers: Vec<TransferInfo>,
+}
+
+/// Partitions that one control node gives to another.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TransferInfo {
+    /// Who gives; nobody if nobody owned them.
+    pub from: Option<NodeId>,
+    /// Who gets.
+    pub to: Option<NodeId>,
+    /// How many.
+    pub partitions: u32,
+}
+
 /// Text of an address, its password included; only travels on authenticated links and never stands in a log.
-#[derive(Clone, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct FullUri(String);
 
 impl FullUri {
-    pub(super) fn new(uri: &NodeUri) -> Self {
+    /// The text of an address with its password.
+    pub(crate) fn new(uri: &NodeUri) -> Self {
         let mut text = uri.clone().without_secrets().to_string();
         if let Some(password) = &uri.options().password {
             // In quotes, so that no character of it means anything else.
@@ -203,6 +301,9 @@ pub struct EventRecord {
     pub seq: u64,
     /// Wall clock of the worker, milliseconds since 1970.
     pub time_ms: u64,
+    /// The task that sent it, or that it is about.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub task: Option<TaskId>,
     /// What happened.
     pub event: EventBody,
 }
@@ -227,6 +328,11 @@ impl EventRecord {
             EventBody::Class(payload) => payload.to_json()?,
             EventBody::Nkcluster(event) => serde_json::json!({ "nkcluster": event }),
         };
-        Ok(serde_json::json!({ "node": self.node, "class": self.class, "seq": self.seq, "time": self.time_ms, "event": event }))
+        let mut document =
+            serde_json::json!({ "node": self.node, "class": self.class, "seq": self.seq, "time": self.time_ms, "event": event });
+        if let Some(task) = &self.task {
+            document["task"] = serde_json::json!(task);
+        }
+        Ok(document)
     }
 }

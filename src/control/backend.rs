@@ -5,9 +5,10 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
+use super::messages::{PeerReply, PeerRequest};
 use super::placed;
-use super::proxy::Current;
 use super::shared::Shared;
+use super::{fan_out, route, subscribe};
 use crate::cluster::{
     Backend, BoxFuture, EventFilter, EventStream, NodeCall, NodeInfo, NodesReply, Operation, OperationReply, StreamedCall,
 };
@@ -15,11 +16,14 @@ use crate::connection::LinkParts;
 use crate::connection::establish::{Expect, Order, dial_and_establish};
 use crate::error::{Error, ErrorCode, Result};
 use crate::proto::auth::Role;
+use crate::proto::message::{Message, OutcomeAck};
 use crate::proto::session::Side;
-use crate::types::{NodeId, NodeStatus, Selector, SelectorInput};
+use crate::types::{Incarnation, NodeId, NodeStatus, Selector, SelectorInput};
 
 /// How long a worker that was attached by hand may take until it is known.
 const INTRODUCTION: Duration = Duration::from_secs(5);
+/// Pause between two looks whether it is.
+const ATTACH_PAUSE: Duration = Duration::from_millis(10);
 
 /// The backend of a control node's own handle, and of the links of its clients.
 pub(super) struct Local {
@@ -34,57 +38,28 @@ impl Local {
     fn shared(&self) -> Result<Arc<Shared>> {
         self.shared.upgrade().ok_or_else(|| Error::new(ErrorCode::ShuttingDown, "the control node has stopped"))
     }
-
-    /// Where a call goes, with its header made ready.
-    fn route(&self, call: &mut NodeCall) -> Result<Arc<Current>> {
-        let shared = self.shared()?;
-        let node = call.head.node.take().ok_or_else(|| Error::new(ErrorCode::NotFound, "the call names no node"))?;
-        let proxy = shared.directory.find(&node).ok_or_else(|| unknown(&node))?;
-        let current = proxy.current().ok_or_else(|| {
-            let what = format!("{node} is not connected now; nothing was done. Try again when it is back (see `nodes`)");
-            Error::new(ErrorCode::NotConnected, what)
-        })?;
-        if call.head.incarnation.is_none() {
-            call.head.incarnation = current.incarnation;
-        } else if call.head.incarnation != current.incarnation && !call.head.retry {
-            let what = format!("{node} was restarted just now; nothing was done. Try again");
-            return Err(Error::new(ErrorCode::NotConnected, what));
-        } else if call.head.incarnation != current.incarnation {
-            let what = format!("{node} was restarted since the call was first sent; nobody knows whether it was done");
-            return Err(Error::new(ErrorCode::ConnectionFailed, what).after_sending().addressed_to(current.incarnation));
-        }
-        Ok(current)
-    }
-}
-
-fn unknown(node: &NodeId) -> Error {
-    Error::new(ErrorCode::NotFound, format!("no node {node} is known; see `nodes`"))
-}
-
-/// What the caller is told of a failure on the way.
-fn told(error: Error, current: &Current) -> Error {
-    match error.code() {
-        ErrorCode::Fenced => Error::new(ErrorCode::NotConnected, error.message().to_owned()),
-        _ => error.addressed_to(current.incarnation),
-    }
 }
 
 impl Backend for Local {
-    fn call(&self, mut call: NodeCall) -> BoxFuture<'_, Result<Bytes>> {
-        Box::pin(async move {
-            let current = self.route(&mut call)?;
-            let payload = call.payload.into_bytes();
-            current.channel.call(&call.head, &payload, call.timeout).await.map_err(|error| told(error, &current))
-        })
+    fn call(&self, call: NodeCall) -> BoxFuture<'_, Result<Bytes>> {
+        Box::pin(async move { route::call(&self.shared()?, call).await })
     }
 
-    fn call_with_stream(&self, mut call: NodeCall) -> BoxFuture<'_, Result<StreamedCall>> {
-        Box::pin(async move {
-            let current = self.route(&mut call)?;
-            let (answer, stream) = current.channel.call_with_stream(&call.head, &call.payload.into_bytes())?;
-            let answer = async move { answer.wait(call.timeout).await.map_err(|error| told(error, &current)) };
-            Ok(StreamedCall { answer: Box::pin(answer), stream })
-        })
+    fn call_with_stream(&self, call: NodeCall) -> BoxFuture<'_, Result<StreamedCall>> {
+        Box::pin(async move { route::call_with_stream(&self.shared()?, call).await })
+    }
+
+    fn acknowledge(&self, ack: OutcomeAck) {
+        let (Ok(shared), Some(node)) = (self.shared(), ack.node.clone()) else { return };
+        if acknowledge_here(&shared, &node, &ack) {
+            return;
+        }
+        let view = shared.view();
+        if let Some(owner) = view.owner(&node).filter(|owner| **owner != view.me)
+            && let Some(link) = shared.peers.towards(&view, owner)
+        {
+            link.channel_zero().message(&Message::OutcomeAck(ack));
+        }
     }
 
     fn operate(&self, operation: Operation, timeout: Duration) -> BoxFuture<'_, Result<OperationReply>> {
@@ -96,17 +71,41 @@ impl Backend for Local {
         })
     }
 
-    fn subscribe(&self, filter: EventFilter) -> BoxFuture<'_, Result<EventStream>> {
-        Box::pin(async move { Ok(self.shared()?.hub.subscribe(filter)) })
+    fn incarnation<'a>(&'a self, node: &'a NodeId, timeout: Duration) -> BoxFuture<'a, Option<Incarnation>> {
+        Box::pin(async move {
+            let shared = self.shared().ok()?;
+            // A failure on a channel of ours tells which incarnation it was sent to; one on the way to another control node does not.
+            if shared.directory.find(node).is_some_and(|proxy| proxy.current().is_some()) {
+                return None;
+            }
+            let view = shared.view();
+            let owner = view.owner(node).filter(|owner| **owner != view.me)?;
+            let timeout = timeout.min(fan_out::PATIENCE);
+            match shared.peers.ask(&view, owner, &PeerRequest::Info { node: node.clone() }, timeout).await {
+                Ok(PeerReply::Info(info)) => info.and_then(|info| info.incarnation),
+                _ => None,
+            }
+        })
     }
+
+    fn subscribe(&self, filter: EventFilter) -> BoxFuture<'_, Result<EventStream>> {
+        Box::pin(async move { Ok(subscribe::everywhere(&self.shared()?, filter).await) })
+    }
+}
+
+/// Tells a worker that obeys us which outcomes nobody needs any more. One that is lost is said again with the next.
+pub(super) fn acknowledge_here(shared: &Shared, node: &NodeId, ack: &OutcomeAck) -> bool {
+    let Some(current) = shared.directory.find(node).and_then(|proxy| proxy.current()) else { return false };
+    current.channel.message(&Message::OutcomeAck(OutcomeAck { node: None, ..ack.clone() }));
+    true
 }
 
 async fn operate(shared: Arc<Shared>, operation: Operation, timeout: Duration) -> Result<OperationReply> {
     match operation {
-        Operation::Nodes { select } => Ok(OperationReply::Nodes(local_nodes(&shared, select.as_deref())?)),
+        Operation::Nodes { select } => Ok(OperationReply::Nodes(fan_out::nodes(&shared, select, timeout).await?)),
         Operation::Info { node } => {
-            let proxy = shared.directory.find(&node).ok_or_else(|| unknown(&node))?;
-            Ok(OperationReply::Info(Box::new(proxy.info())))
+            let info = fan_out::info(&shared, &node, timeout).await.ok_or_else(|| route::unknown(&node))?;
+            Ok(OperationReply::Info(Box::new(info)))
         }
         Operation::Connect { uri } => {
             let uri = uri.parse()?;
@@ -118,12 +117,14 @@ async fn operate(shared: Arc<Shared>, operation: Operation, timeout: Duration) -
             // Known when it has introduced itself and obeys.
             let ready = async {
                 loop {
-                    if shared.directory.find(&node).is_some_and(|proxy| proxy.info().status != NodeStatus::NotConnected) {
+                    let info = fan_out::info(&shared, &node, timeout).await;
+                    if info.is_some_and(|info| info.status != NodeStatus::NotConnected) {
                         return Ok(());
                     }
                     tokio::select! {
-                        reason = link.ended() => return Err(reason),
-                        () = tokio::time::sleep(Duration::from_millis(5)) => {}
+                        // Its owner may have found a better way to it meanwhile, and given this one up.
+                        reason = link.ended(), if shared.owns(&node) => return Err(reason),
+                        () = tokio::time::sleep(ATTACH_PAUSE) => {}
                     }
                 }
             };
@@ -131,10 +132,13 @@ async fn operate(shared: Arc<Shared>, operation: Operation, timeout: Duration) -
             tokio::time::timeout(INTRODUCTION, ready).await.map_err(late)??;
             Ok(OperationReply::Connected { node })
         }
+        Operation::Members | Operation::Ring | Operation::Join { .. } | Operation::Leave { .. } | Operation::Plan | Operation::Commit => {
+            super::membership::operations::operate(&shared, operation).await
+        }
         Operation::Forget { node } => {
-            let proxy = shared.directory.remove(&node).ok_or_else(|| unknown(&node))?;
-            proxy.forget();
-            Ok(OperationReply::Done)
+            let is_member = super::membership::operations::forget(&shared, &node).await?;
+            let known = fan_out::forget(&shared, &node, timeout).await;
+            if is_member || known { Ok(OperationReply::Done) } else { Err(route::unknown(&node)) }
         }
         Operation::Placed(call) => Ok(OperationReply::Placed(placed::call(&shared, *call, timeout).await?.into())),
         Operation::Leader { class } => Ok(OperationReply::Leader { node: placed::leader(&shared, class.as_str())? }),
@@ -142,10 +146,10 @@ async fn operate(shared: Arc<Shared>, operation: Operation, timeout: Duration) -
     }
 }
 
-/// The workers whose proxies are here.
+/// The workers whose proxies are here, each with its proxy.
 pub(super) fn local_nodes(shared: &Shared, select: Option<&str>) -> Result<NodesReply> {
     let select: Option<Selector> = select.map(str::parse).transpose()?;
-    let nodes = shared.directory.all().into_iter().map(|proxy| NodeInfo { proxies: Vec::new(), ..proxy.info() });
+    let nodes = shared.directory.all().into_iter().map(|proxy| proxy.info());
     let nodes = nodes.filter(|info| select.as_ref().is_none_or(|select| matches(select, info)));
     Ok(NodesReply { nodes: nodes.collect(), silent: Vec::new() })
 }

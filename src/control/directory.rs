@@ -43,6 +43,14 @@ impl Directory {
         self.proxies.write().unwrap_or_else(PoisonError::into_inner).remove(node)
     }
 
+    /// Removes a proxy, unless another one has taken its place.
+    pub(super) fn remove_this(&self, proxy: &Arc<Proxy>) {
+        let mut proxies = self.proxies.write().unwrap_or_else(PoisonError::into_inner);
+        if proxies.get(&proxy.id).is_some_and(|found| Arc::ptr_eq(found, proxy)) {
+            proxies.remove(&proxy.id);
+        }
+    }
+
     pub(super) fn all(&self) -> Vec<Arc<Proxy>> {
         self.proxies.read().unwrap_or_else(PoisonError::into_inner).values().cloned().collect()
     }

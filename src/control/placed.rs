@@ -55,6 +55,9 @@ const ARRIVE_TIMEOUT: Duration = Duration::from_secs(5);
 /// Pause between two attempts to hand over what does not belong here.
 const ARRIVE_AGAIN: Duration = Duration::from_millis(500);
 
+/// Pause between two looks at what a leaving node still hosts.
+const LOOK_AGAIN: Duration = Duration::from_millis(10);
+
 /// Age of a record: how often its actor was resumed, and the records since.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub(super) struct Stamp {
@@ -155,7 +158,7 @@ pub(super) async fn call(shared: &Arc<Shared>, call: PlacedCall, timeout: Durati
                 Ok(answer) => return Ok(answer),
                 Err(error) => error,
             },
-            Some(owner) => match shared.peers.ask(owner, &PeerRequest::Placed(Box::new(call.clone())), left).await {
+            Some(owner) => match shared.peers.ask(&view, owner, &PeerRequest::Placed(Box::new(call.clone())), left).await {
                 Ok(PeerReply::Placed(answer)) => return Ok(answer.into()),
                 Ok(_) => return Err(Error::new(ErrorCode::ProtocolError, "the control node answered something else than was asked")),
                 Err(error) => error,
@@ -296,7 +299,7 @@ async fn find(shared: &Arc<Shared>, key: &PlacedKey, hash: u64) -> Result<Option
     for node in asked {
         let (shared, request) = (Arc::clone(shared), PeerRequest::Surrender { key: key.clone(), hash });
         questions.spawn(async move {
-            let reply = shared.peers.ask(&node, &request, FIND_TIMEOUT).await;
+            let reply = shared.peers.ask(&shared.view(), &node, &request, FIND_TIMEOUT).await;
             reply.map_err(|error| {
                 let what = format!("control node {node}, which may know of it, does not answer: {}", error.message());
                 Error::new(ErrorCode::NotConnected, what)
@@ -313,6 +316,13 @@ async fn find(shared: &Arc<Shared>, key: &PlacedKey, hash: u64) -> Result<Option
         }
     }
     Ok(newest)
+}
+
+/// Waits until nothing lives here any more, on a node that leaves; the last one of all has nobody to hand over to.
+pub(super) async fn all_moved(shared: &Shared) {
+    while !shared.placed.is_empty() && !shared.view().ring.nodes().is_empty() {
+        tokio::time::sleep(LOOK_AGAIN).await;
+    }
 }
 
 /// Follows the view: what belongs elsewhere moves there. Ends with the node.
@@ -357,7 +367,7 @@ async fn move_out(shared: &Arc<Shared>, view: &View) -> bool {
         let key = belongings.key.clone();
         let moved = match place(view, belongings.hash) {
             Some(owner) if *owner == shared.id => arrive(shared, belongings).await,
-            Some(owner) => shared.peers.ask(owner, &PeerRequest::Arrive(Box::new(belongings)), ARRIVE_TIMEOUT).await.map(drop),
+            Some(owner) => shared.peers.ask(view, owner, &PeerRequest::Arrive(Box::new(belongings)), ARRIVE_TIMEOUT).await.map(drop),
             None => Err(moved(&key)),
         };
         if let Err(error) = &moved {

@@ -1,8 +1,10 @@
 //! The proxy of one worker: an actor that owns its state, and a handle that lets calls pass beside it.
 
+mod improve;
+mod moving;
 pub(super) mod state;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -11,12 +13,16 @@ use arc_swap::ArcSwapOption;
 use ractor::concurrency::JoinHandle as ActorJoin;
 use ractor::{Actor, ActorProcessingErr, ActorRef};
 use rand::RngExt as _;
+use tokio::sync::futures::Notified;
+use tokio::sync::{Notify, OwnedSemaphorePermit};
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
-use self::state::{Action, LinkKey, PingFor, Setup, State};
-use super::events::{Dispatcher, Took};
+use self::state::{Action, Arrival, LinkKey, PingFor, Setup, State};
+use super::events::{Dispatcher, Marks, Took};
+use super::exclusive::Exclusives;
 use super::latency::Latency;
+use super::messages::{Package, Record};
 use super::shared::Shared;
 use crate::cluster::{LatencyInfo, NodeInfo, ProxyInfo};
 use crate::connection::establish::{Expect, Order, dial_and_establish};
@@ -24,23 +30,74 @@ use crate::connection::{Channel, Link, LinkParts, unix_time_ms};
 use crate::error::{Error, ErrorCode};
 use crate::proto::auth::Role;
 use crate::proto::head::EventHead;
-use crate::proto::message::{Adopted, Describe, Fenced, Message, Preferred, Resync, Update};
+use crate::proto::identity::Ticket;
+use crate::proto::message::{Adopted, Describe, Fenced, Message, Resync, Update};
 use crate::proto::session::Side;
 use crate::types::{Incarnation, NodeId, NodeStats, NodeStatus, NodeUri};
 
 /// Restart of the actor's loop after a panic would lose the state: instead its links end with it, and its worker is met anew by another one.
 pub(super) enum Msg {
-    LinkUp { key: LinkKey, link: Link, dialled: Option<Box<NodeUri>>, describe: Box<Describe>, turn: Turn },
-    LinkDown { key: LinkKey },
-    Adopted { key: LinkKey, channel: u16, answer: Adopted, turn: Turn },
-    Fenced { key: LinkKey, fenced: Fenced, turn: Turn },
-    Updated { key: LinkKey, update: Arc<Latest> },
-    Ponged { key: LinkKey, purpose: PingFor, round_trip: Duration, peer_time_ms: u64 },
-    PingLost { key: LinkKey },
-    DialFailed { dial: u64, error: Error },
+    LinkUp {
+        key: LinkKey,
+        link: Link,
+        dialled: Option<Box<NodeUri>>,
+        describe: Box<Describe>,
+        /// Of a hand-over.
+        package: Option<Box<Package>>,
+        is_lent: bool,
+        turn: Turn,
+    },
+    LinkDown {
+        key: LinkKey,
+    },
+    Adopted {
+        key: LinkKey,
+        channel: u16,
+        answer: Adopted,
+        turn: Turn,
+    },
+    Fenced {
+        key: LinkKey,
+        fenced: Fenced,
+        turn: Turn,
+    },
+    Updated {
+        key: LinkKey,
+        update: Arc<Latest>,
+    },
+    Ponged {
+        key: LinkKey,
+        purpose: PingFor,
+        round_trip: Duration,
+        peer_time_ms: u64,
+    },
+    PingLost {
+        key: LinkKey,
+    },
+    DialFailed {
+        dial: u64,
+        error: Error,
+    },
+    /// Who owns what has changed, or the worker is not where it belongs.
+    View,
+    /// It is this worker's turn to move.
+    Move {
+        permit: OwnedSemaphorePermit,
+    },
+    Moved {
+        key: LinkKey,
+        to: NodeId,
+        result: Result<(), Error>,
+    },
+    /// What is known of the worker from elsewhere.
+    Known(Box<Record>),
+    /// The worker cannot be dialled: it should dial us.
+    Redirect,
     Forget,
     Deadline,
 }
+
+impl ractor::Message for Msg {}
 
 impl std::fmt::Debug for Msg {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -53,6 +110,11 @@ impl std::fmt::Debug for Msg {
             Msg::Ponged { .. } => "Ponged",
             Msg::PingLost { .. } => "PingLost",
             Msg::DialFailed { .. } => "DialFailed",
+            Msg::View => "View",
+            Msg::Move { .. } => "Move",
+            Msg::Moved { .. } => "Moved",
+            Msg::Known(_) => "Known",
+            Msg::Redirect => "Redirect",
             Msg::Forget => "Forget",
             Msg::Deadline => "Deadline",
         })
@@ -82,6 +144,13 @@ pub(super) struct Current {
     pub(super) channel: Channel,
     pub(super) key: LinkKey,
     pub(super) incarnation: Incarnation,
+    /// Under which term, and what shows that it is ours.
+    pub(super) term: u64,
+    pub(super) ticket: Ticket,
+    /// Where the worker may be dialled.
+    pub(super) addresses: Vec<NodeUri>,
+    /// Whether its socket is at another control node.
+    pub(super) is_lent: bool,
 }
 
 /// The handle of a proxy.
@@ -93,7 +162,12 @@ pub(super) struct Proxy {
     info: Mutex<NodeInfo>,
     actor: Mutex<Option<ActorRef<Msg>>>,
     ended: AtomicBool,
+    /// Whether the worker goes to another control node just now.
+    moving: AtomicBool,
+    changed: Notify,
     pub(super) dispatcher: Dispatcher,
+    /// Its connections beside the one that is adopted.
+    pub(super) exclusives: Arc<Exclusives>,
 }
 
 impl Proxy {
@@ -106,7 +180,10 @@ impl Proxy {
             info: Mutex::new(unknown_node(&id)),
             actor: Mutex::new(None),
             ended: AtomicBool::new(false),
+            moving: AtomicBool::new(false),
+            changed: Notify::new(),
             dispatcher: Dispatcher::new(shared, id.clone()),
+            exclusives: Exclusives::new(id.clone()),
         });
         let (actor, starting): (_, ActorJoin<_>) =
             ractor::ActorRuntime::spawn_instant(None, ProxyActor { shared: Arc::clone(shared), proxy: Arc::clone(&proxy) }, ())
@@ -119,6 +196,36 @@ impl Proxy {
     /// The channel for calls, if the worker obeys us.
     pub(super) fn current(&self) -> Option<Arc<Current>> {
         self.current.load_full()
+    }
+
+    /// Whether the worker goes to another control node just now: calls wait until it is there.
+    pub(super) fn is_moving(&self) -> bool {
+        self.moving.load(Ordering::Acquire)
+    }
+
+    /// Ends when [`Proxy::current`] or [`Proxy::is_moving`] may have changed, if it was enabled before.
+    pub(super) fn changed(&self) -> Notified<'_> {
+        self.changed.notified()
+    }
+
+    /// Waits until the worker has moved, or stays.
+    ///
+    /// # Errors
+    /// `not_connected` if that takes too long.
+    pub(super) async fn moved(&self, patience: Duration) -> Result<(), Error> {
+        let settled = async {
+            loop {
+                let changed = self.changed();
+                tokio::pin!(changed);
+                changed.as_mut().enable();
+                if !self.is_moving() {
+                    return;
+                }
+                changed.await;
+            }
+        };
+        let what = |_| format!("{} moves to another control node, which takes too long; nothing was done. Try again", self.id);
+        tokio::time::timeout(patience, settled).await.map_err(|late| Error::new(ErrorCode::NotConnected, what(late)))
     }
 
     /// Whether what comes on this channel comes from the worker that obeys us there.
@@ -197,16 +304,30 @@ struct ProxyActor {
     proxy: Arc<Proxy>,
 }
 
+/// A link and the channel on which the worker was asked last.
+type Used = (Link, Option<Channel>);
+
 struct Own {
     proxy: Arc<Proxy>,
     state: State,
-    links: BTreeMap<LinkKey, (Link, Option<Channel>)>,
+    links: BTreeMap<LinkKey, Used>,
+    /// Of these, those whose socket is at another control node.
+    lent: BTreeSet<LinkKey>,
     latency: Latency,
     skew_ms: Option<i64>,
     stats: Option<NodeStats>,
     tasks: u32,
     timer: Option<JoinHandle<()>>,
     dialling: Option<JoinHandle<()>>,
+    /// Looks for a direct way to a worker that is reached over a lent link.
+    improving: Option<JoinHandle<()>>,
+    moving: Option<JoinHandle<()>>,
+    /// The worker obeys another control node: its calls on exclusive connections are answered first.
+    has_moved: bool,
+    /// Who else keeps its record.
+    copies: Vec<NodeId>,
+    /// Addresses that the worker was told to prefer.
+    preferred: Vec<NodeUri>,
     /// Where it was dialled last, with success. It may be the only address that can be reached from here, and the only one with a password.
     found_at: Option<NodeUri>,
     /// Dials so far; the number of the last one tells it from those before.
@@ -227,16 +348,25 @@ impl Actor for ProxyActor {
             ping_time: config.ping_time,
             connect_retry: config.proxy_connect_retry,
         };
+        let mut state = State::new(setup);
+        let view = self.shared.view();
+        state.set_claim(moving::claim(&view, &self.proxy.id), view.rank(&self.proxy.id), Instant::now().into_std());
         Ok(Own {
             proxy: Arc::clone(&self.proxy),
-            state: State::new(setup),
+            state,
             links: BTreeMap::new(),
+            lent: BTreeSet::new(),
             latency: Latency::new(),
             skew_ms: None,
             stats: None,
             tasks: 0,
             timer: None,
             dialling: None,
+            improving: None,
+            moving: None,
+            has_moved: false,
+            copies: Vec::new(),
+            preferred: Vec::new(),
             found_at: None,
             dials: 0,
         })
@@ -245,17 +375,30 @@ impl Actor for ProxyActor {
     async fn handle(&self, myself: ActorRef<Msg>, message: Msg, own: &mut Own) -> Result<(), ActorProcessingErr> {
         let now = Instant::now().into_std();
         let actions = match message {
-            Msg::LinkUp { key, link, dialled, describe, turn } => {
+            Msg::LinkUp { key, link, dialled, describe, package, is_lent, turn } => {
                 drop(turn);
                 // Whoever was being dialled is here, or no longer needed.
                 own.dialling.take().inspect(JoinHandle::abort);
                 own.found_at = dialled.map(|uri| *uri).or(own.found_at.take());
                 let incarnation = link.peer().incarnation;
                 own.links.entry(key).or_insert((link, None));
-                own.state.link_up(key, incarnation, *describe, now)
+                if is_lent {
+                    own.lent.insert(key);
+                }
+                let arrival = match package {
+                    Some(package) => {
+                        own.tasks = package.tasks;
+                        self.proxy.dispatcher.restore(package.marks);
+                        Arrival::Given(package.ticket)
+                    }
+                    None if !is_lent && own.is_over_lent_link() => Arrival::Better,
+                    None => Arrival::Plain,
+                };
+                own.state.link_up(key, incarnation, *describe, arrival, now)
             }
             Msg::LinkDown { key } => {
                 own.links.remove(&key);
+                own.lent.remove(&key);
                 own.state.link_down(key, now)
             }
             Msg::Adopted { key, channel, answer, turn } => {
@@ -298,17 +441,35 @@ impl Actor for ProxyActor {
                 own.timer = None;
                 own.state.handle_timeout(now)
             }
+            Msg::View => return self.review(&myself, own),
+            Msg::Move { permit } => {
+                self.begin_move(&myself, own, permit);
+                Vec::new()
+            }
+            Msg::Moved { key, to, result: Ok(()) } => {
+                self.has_moved(&myself, own, key, &to);
+                return Ok(());
+            }
+            Msg::Moved { to, result: Err(error), .. } => {
+                tracing::info!(worker = %self.proxy.id, %to, %error, "the worker could not be handed over; it stays for now");
+                self.stays(own, now)
+            }
+            Msg::Known(record) => {
+                own.found_at = own.found_at.take().or_else(|| record.found_at.as_ref().and_then(|uri| uri.parse().ok()));
+                self.proxy.dispatcher.restore(record.marks.into_iter().map(Marks::unintroduced).collect());
+                own.state.known(record.incarnation, record.describe)
+            }
+            Msg::Redirect => {
+                self.redirect(own);
+                Vec::new()
+            }
             Msg::Forget => {
                 self.forget(own);
                 myself.stop(None);
                 return Ok(());
             }
         };
-        for action in actions {
-            self.perform(&myself, own, action);
-        }
-        self.publish_info(own);
-        Self::arm(&myself, own);
+        self.act(&myself, own, actions);
         Ok(())
     }
 }
@@ -321,13 +482,43 @@ impl Drop for Own {
         self.proxy.info.lock().unwrap_or_else(PoisonError::into_inner).status = NodeStatus::NotConnected;
         self.timer.take().inspect(JoinHandle::abort);
         self.dialling.take().inspect(JoinHandle::abort);
+        self.improving.take().inspect(JoinHandle::abort);
+        self.moving.take().inspect(JoinHandle::abort);
+        self.proxy.settle();
+        let reason = Error::new(ErrorCode::ProcessFailed, "the proxy of the worker has ended");
         for (link, _) in self.links.values() {
-            link.close(Error::new(ErrorCode::ProcessFailed, "the proxy of the worker has ended"));
+            link.close(reason.clone());
+        }
+        if !self.has_moved {
+            self.proxy.exclusives.close(&reason);
         }
     }
 }
 
+impl Own {
+    /// Where to dial, if the worker says that it listens there.
+    fn addresses(&self, told: impl IntoIterator<Item = NodeUri>) -> Vec<NodeUri> {
+        let others = told.into_iter().filter(|address| self.found_at.as_ref() != Some(address));
+        self.found_at.iter().cloned().chain(others).collect()
+    }
+}
+
+impl Own {
+    /// Whether the worker obeys over a link whose socket is at another control node.
+    fn is_over_lent_link(&self) -> bool {
+        self.state.is_held() && self.lent.iter().any(|key| self.state.uses(*key))
+    }
+}
+
 impl ProxyActor {
+    fn act(&self, myself: &ActorRef<Msg>, own: &mut Own, actions: Vec<Action>) {
+        for action in actions {
+            self.perform(myself, own, action);
+        }
+        self.publish_info(own);
+        Self::arm(myself, own);
+    }
+
     fn perform(&self, myself: &ActorRef<Msg>, own: &mut Own, action: Action) {
         let id = &self.proxy.id;
         match action {
@@ -345,22 +536,43 @@ impl ProxyActor {
                 }
             }
             Action::Publish { link: key } => {
-                let Some((link, Some(channel))) = own.links.get(&key) else { return };
-                let current = Current { channel: channel.clone(), key, incarnation: link.peer().incarnation };
-                let listen = self.shared.listen.get().cloned().unwrap_or_default();
-                channel.message(&Message::Preferred(Preferred { addresses: listen }));
+                let (Some((link, Some(channel))), Some(ticket)) = (own.links.get(&key), own.state.ticket()) else { return };
+                let current = Current {
+                    channel: channel.clone(),
+                    key,
+                    incarnation: link.peer().incarnation,
+                    term: own.state.term,
+                    ticket,
+                    addresses: own.addresses(own.state.describe.iter().flat_map(|describe| &describe.listen).cloned()),
+                    is_lent: own.lent.contains(&key),
+                };
                 self.proxy.current.store(Some(Arc::new(current)));
                 tracing::info!(worker = %id, remote = link.remote(), term = own.state.term, "worker ready");
+                own.preferred.clear();
+                self.prefer(own);
+                self.proxy.settle();
+                self.improve(myself, own, key);
+                self.share(own);
             }
             Action::Unpublish => {
                 self.proxy.current.store(None);
+                self.proxy.changed.notify_waiters();
+                own.improving.take().inspect(JoinHandle::abort);
                 own.latency.clear();
+                self.share(own);
             }
             Action::Close { link: key, reason } => {
+                own.lent.remove(&key);
                 if let Some((link, _)) = own.links.remove(&key) {
                     link.channel_zero()
                         .message(&Message::GoAway(crate::proto::message::GoAway { reason: reason.clone(), reconnect_after_ms: None }));
                     link.close(reason);
+                }
+            }
+            Action::Drain { link: key } => {
+                own.lent.remove(&key);
+                if let Some((link, Some(channel))) = own.links.remove(&key) {
+                    tokio::spawn(moving::drain(channel, self.shared.config.drain_timeout, Some(link)));
                 }
             }
             Action::Ping { link: key, purpose, timeout } => {
@@ -377,8 +589,7 @@ impl ProxyActor {
             }
             Action::Dial(addresses) => {
                 own.dials += 1;
-                let others = addresses.into_iter().filter(|address| own.found_at.as_ref() != Some(address));
-                let addresses = own.found_at.iter().cloned().chain(others).collect();
+                let addresses = own.addresses(addresses);
                 let dial = Dial { number: own.dials, id: id.clone(), addresses, proxy: myself.clone() };
                 if let Some(old) = own.dialling.replace(tokio::spawn(dial.run(Arc::clone(&self.shared)))) {
                     old.abort();
@@ -408,6 +619,7 @@ impl ProxyActor {
         for (link, _) in std::mem::take(&mut own.links).into_values() {
             link.close(reason.clone());
         }
+        self.proxy.exclusives.close(&reason);
     }
 
     fn publish_info(&self, own: &Own) {

@@ -43,7 +43,14 @@ impl LinkHandler for Handler {
 
     fn event(&self, _: &Channel, _: EventHead, _: Bytes) {}
 
-    fn message(&self, _: &Channel, _: Message) {}
+    fn message(&self, channel: &Channel, message: Message) {
+        // Only of its own calls: what others need is not for it to say.
+        if let Message::OutcomeAck(ack) = message
+            && ack.edge == channel.link().peer().incarnation
+        {
+            self.backend.acknowledge(ack);
+        }
+    }
 
     fn channel_opened(&self, _: &Channel) {}
 
@@ -64,9 +71,15 @@ fn audited(operation: &Operation) -> Option<String> {
             Err(_) => "connect to what is no URL".to_owned(),
         }),
         Operation::Forget { node } => Some(format!("forget {node}")),
-        Operation::Nodes { .. } | Operation::Info { .. } | Operation::Subscribe(_) | Operation::Placed(_) | Operation::Leader { .. } => {
-            None
-        }
+        Operation::Join { uri } => Some(match uri.parse() {
+            Ok(uri) => format!("join {uri}"),
+            Err(_) => "join what is no URL".to_owned(),
+        }),
+        Operation::Leave { node } => Some(format!("leave {node}")),
+        Operation::Commit => Some("commit".to_owned()),
+        Operation::Members | Operation::Ring | Operation::Plan => None,
+        Operation::Nodes { .. } | Operation::Info { .. } | Operation::Subscribe(_) => None,
+        Operation::Placed(_) | Operation::Leader { .. } => None,
     }
 }
 
@@ -94,18 +107,21 @@ async fn answer(backend: &Local, call: &IncomingCall, stream: Option<ByteStream>
     let node_call = NodeCall { head: call.head.clone(), payload: Payload::from_bytes(call.payload.clone()), timeout };
     match stream {
         None => backend.call(node_call).await,
-        Some(mut client) => {
-            let mut streamed = backend.call_with_stream(node_call).await?;
-            // Ends when both directions have ended, or with the first error, which resets both.
-            tokio::spawn(async move {
-                let copied = tokio::io::copy_bidirectional_with_sizes(&mut client, &mut streamed.stream, RELAY_BYTES, RELAY_BYTES).await;
-                if let Err(error) = copied {
-                    tracing::debug!(%error, "a relayed stream was cut");
-                }
-            });
+        Some(client) => {
+            let streamed = backend.call_with_stream(node_call).await?;
+            join(client, streamed.stream);
             streamed.answer.await
         }
     }
+}
+
+/// Passes on what comes on either stream. Ends when both directions have ended, or with the first error, which resets both.
+pub(super) fn join(mut a: ByteStream, mut b: ByteStream) {
+    tokio::spawn(async move {
+        if let Err(error) = tokio::io::copy_bidirectional_with_sizes(&mut a, &mut b, RELAY_BYTES, RELAY_BYTES).await {
+            tracing::debug!(%error, "a relayed stream was cut");
+        }
+    });
 }
 
 async fn operate(backend: &Local, operation: Operation, stream: Option<ByteStream>, timeout: Duration) -> Result<Bytes> {

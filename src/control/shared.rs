@@ -1,18 +1,22 @@
 //! What the parts of a control node share.
 
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
 
-use tokio::sync::watch;
+use tokio::sync::{Semaphore, watch};
+use tokio::time::Instant;
 
 use super::backend::Local;
 use super::directory::Directory;
 use super::events::Hub;
+use super::membership::{Membership, Prepared};
 use super::peers::Peers;
 use super::placed::Placed;
 use super::proxy::state::LinkKey;
+use super::records::Records;
 use super::view::View;
+use super::workers::Handler;
 use crate::cluster::Cluster;
 use crate::config::Config;
 use crate::connection::establish::Party;
@@ -20,9 +24,12 @@ use crate::connection::{Link, LinkOptions};
 use crate::error::{Error, ErrorCode};
 use crate::job::Classes;
 use crate::proto::identity::Rank;
-use crate::ring::RingSize;
+use crate::ring::{Ring, RingSize};
 use crate::transport::DialOptions;
 use crate::types::{Incarnation, NodeId, NodeUri};
+
+/// Workers that are handed over at once: enough to be quick, few enough that none of them waits long.
+const MOVES_MAX: usize = 64;
 
 pub(crate) struct Shared {
     pub(super) id: NodeId,
@@ -33,6 +40,8 @@ pub(crate) struct Shared {
     pub(super) hub: Hub,
     pub(super) peers: Peers,
     pub(super) placed: Placed,
+    pub(super) membership: Membership,
+    prepared: Mutex<Option<Prepared>>,
     /// Replaced by membership at every change; watched by whatever depends on who owns what.
     pub(super) view: watch::Sender<Arc<View>>,
     /// How this node proves itself to workers that it dials.
@@ -41,9 +50,34 @@ pub(crate) struct Shared {
     pub(super) listen: OnceLock<Vec<NodeUri>>,
     me: Weak<Shared>,
     cluster: OnceLock<Cluster>,
+    pub(super) records: Records,
+    /// Hand-overs that may be under way at once.
+    pub(super) moves: Arc<Semaphore>,
+    /// Rings of before the last change, each asked for many times while it settles: with one that leaves, or without us.
+    earlier: Mutex<(u64, EarlierRings)>,
+    /// Workers that have moved and whose old channel has not ended.
+    draining: Arc<AtomicUsize>,
+    /// When the view changed last, and into what.
+    changed: Mutex<Option<(u64, Instant)>>,
     links: Mutex<BTreeMap<LinkKey, Link>>,
+    workers: Mutex<BTreeMap<LinkKey, Weak<Handler>>>,
     next_link: AtomicU64,
+    /// A test says what this node sees.
+    #[cfg(test)]
+    pub(super) is_pinned: AtomicBool,
     stopping: AtomicBool,
+}
+
+/// By the node that leaves; none for that without this node.
+type EarlierRings = BTreeMap<Option<NodeId>, Arc<Ring>>;
+
+/// A worker whose old channel has not ended.
+pub(super) struct Leaving(Arc<AtomicUsize>);
+
+impl Drop for Leaving {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::SeqCst);
+    }
 }
 
 impl Shared {
@@ -56,6 +90,7 @@ impl Shared {
         dial: DialOptions,
     ) -> Arc<Self> {
         let ring = RingSize::new(config.ring_size).expect("the configuration was checked");
+        let prepared = Prepared::new();
         let view = View::alone(id.clone(), incarnation, Vec::new(), ring);
         Arc::new_cyclic(|me| Self {
             id,
@@ -66,14 +101,24 @@ impl Shared {
             hub: Hub::default(),
             peers: Peers::default(),
             placed: Placed::default(),
+            membership: prepared.handle(),
+            prepared: Mutex::new(Some(prepared)),
             view: watch::Sender::new(Arc::new(view)),
             party,
             dial,
             listen: OnceLock::new(),
             me: me.clone(),
             cluster: OnceLock::new(),
+            records: Records::default(),
+            moves: Arc::new(Semaphore::new(MOVES_MAX)),
+            earlier: Mutex::default(),
+            draining: Arc::default(),
+            changed: Mutex::default(),
             links: Mutex::default(),
+            workers: Mutex::default(),
             next_link: AtomicU64::new(1),
+            #[cfg(test)]
+            is_pinned: AtomicBool::new(false),
             stopping: AtomicBool::new(false),
         })
     }
@@ -89,6 +134,14 @@ impl Shared {
         });
     }
 
+    /// Looks for the other control nodes from now on; to be called once the addresses are known.
+    pub(crate) async fn start_membership(self: &Arc<Self>) {
+        let prepared = self.prepared.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(prepared) = prepared {
+            prepared.start(self).await;
+        }
+    }
+
     pub(super) fn me(&self) -> Arc<Self> {
         self.me.upgrade().expect("whoever calls this holds an Arc of it")
     }
@@ -102,13 +155,61 @@ impl Shared {
         Arc::clone(&self.view.borrow())
     }
 
+    /// Whether this node owns a worker now: also its own, and all of them if there is nobody else.
+    pub(super) fn owns(&self, worker: &NodeId) -> bool {
+        *worker == self.id || self.view.borrow().owner(worker).is_none_or(|owner| *owner == self.id)
+    }
+
+    /// A worker has moved; dropped when its old channel has ended.
+    pub(super) fn leaving(&self) -> Leaving {
+        self.draining.fetch_add(1, Ordering::SeqCst);
+        Leaving(Arc::clone(&self.draining))
+    }
+
+    /// Whether any worker that has moved still answers calls on its old channel.
+    pub(super) fn is_draining(&self) -> bool {
+        self.draining.load(Ordering::SeqCst) > 0
+    }
+
+    /// Whether any worker's link is used by another control node.
+    pub(super) fn is_lending(&self) -> bool {
+        let workers: Vec<_> = self.workers.lock().unwrap_or_else(PoisonError::into_inner).values().filter_map(Weak::upgrade).collect();
+        workers.iter().any(|worker| worker.is_lent())
+    }
+
+    /// Notes that the view has changed.
+    pub(super) fn has_changed(&self, view: &View) {
+        *self.changed.lock().unwrap_or_else(PoisonError::into_inner) = Some((view.epoch(), Instant::now()));
+    }
+
+    /// Whether the view is so new that workers may not be where they belong.
+    pub(super) fn is_settling(&self, view: &View) -> bool {
+        match *self.changed.lock().unwrap_or_else(PoisonError::into_inner) {
+            Some((epoch, at)) => epoch != view.epoch() || at.elapsed() < super::route::SETTLING,
+            None => view.live.len() > 1,
+        }
+    }
+
+    /// The ring with a node that leaves, or without this one: as it may have been before the last change, or as it will be when we are gone.
+    pub(super) fn earlier_ring(&self, view: &View, with: Option<&NodeId>) -> Arc<Ring> {
+        let mut earlier = self.earlier.lock().unwrap_or_else(PoisonError::into_inner);
+        if earlier.0 != view.epoch() {
+            *earlier = (view.epoch(), EarlierRings::new());
+        }
+        let make = || match with {
+            Some(leaving) => view.ring.with(leaving.clone()),
+            None => view.ring.without(&view.me),
+        };
+        Arc::clone(earlier.1.entry(with.cloned()).or_insert_with(|| Arc::new(make())))
+    }
+
     /// How strong the claim of this node to a worker is now.
     pub(super) fn rank(&self, worker: &NodeId) -> Rank {
         self.view.borrow().rank(worker)
     }
 
     pub(super) fn link_options(&self) -> LinkOptions {
-        LinkOptions { keepalive: Some(self.config.ping_time) }
+        LinkOptions::of_ping_time(self.config.ping_time)
     }
 
     /// Remembers a link until [`Shared::remove_link`], so that it ends with this node at the latest. One that is made while the node stops ends at once.
@@ -121,7 +222,18 @@ impl Shared {
         key
     }
 
+    /// Remembers what handles a worker's link, as long as the link lives.
+    pub(super) fn add_worker_link(&self, key: LinkKey, handler: &Arc<Handler>) {
+        self.workers.lock().unwrap_or_else(PoisonError::into_inner).insert(key, Arc::downgrade(handler));
+    }
+
+    /// What handles the link of a worker.
+    pub(super) fn worker_link(&self, key: LinkKey) -> Option<Arc<Handler>> {
+        self.workers.lock().unwrap_or_else(PoisonError::into_inner).get(&key).and_then(Weak::upgrade)
+    }
+
     pub(super) fn remove_link(&self, key: LinkKey) {
+        self.workers.lock().unwrap_or_else(PoisonError::into_inner).remove(&key);
         self.links.lock().unwrap_or_else(PoisonError::into_inner).remove(&key);
     }
 

@@ -1,49 +1,87 @@
 //! What a control node does with the frames of one worker's link.
 
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, OnceLock};
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
 use bytes::Bytes;
-use tokio::sync::Semaphore;
+use rand::RngExt as _;
+use tokio::sync::{Semaphore, watch};
 
 use super::events::Took;
+use super::lease::{Inlet, Via};
+use super::messages::Package;
 use super::proxy::state::LinkKey;
 use super::proxy::{Latest, Msg, Proxy, Turn};
 use super::shared::Shared;
 use crate::connection::{Channel, IncomingCall, Link, LinkHandler, LinkParts};
 use crate::error::{Error, ErrorCode};
+use crate::proto::frame::Frame;
 use crate::proto::head::{EventHead, Rank};
-use crate::proto::message::{Describe, Message, Update};
+use crate::proto::message::{Describe, ExclusiveHere, Message, Update};
 use crate::types::NodeUri;
 
 /// Messages of one link that may wait for the proxy. An honest worker answers what it is asked: one or two.
 const TURNS_MAX: usize = 64;
 /// How long a worker may take to introduce itself, whoever dialled.
 const INTRODUCTION: Duration = Duration::from_secs(5);
+/// How often a worker is offered to its owner before it is adopted here, and the pauses in between.
+const PLACE_TRIES: u32 = 3;
+const PLACE_PAUSE_MS: std::ops::Range<u64> = 20..200;
 
 /// Starts the link of a worker; `dialled` is the address where we found it.
 pub(super) fn start(shared: &Arc<Shared>, parts: LinkParts, dialled: Option<NodeUri>) -> Link {
+    begin(shared, parts, Origin { dialled, via: None, package: None }).link.clone()
+}
+
+/// Starts a link that another control node lends us.
+pub(super) fn start_lent(
+    shared: &Arc<Shared>,
+    parts: LinkParts,
+    via: Via,
+    found_at: Option<NodeUri>,
+    package: Option<Box<Package>>,
+) -> Arc<Handler> {
+    begin(shared, parts, Origin { dialled: found_at, via: Some(via), package })
+}
+
+/// How a link came to be.
+struct Origin {
+    dialled: Option<NodeUri>,
+    via: Option<Via>,
+    package: Option<Box<Package>>,
+}
+
+fn begin(shared: &Arc<Shared>, parts: LinkParts, origin: Origin) -> Arc<Handler> {
     let mut made = None;
-    let link = Link::start(parts, shared.link_options(), |link| {
+    Link::start(parts, shared.link_options(), |link| {
         let key = shared.add_link(link);
-        let handler = Arc::new(Handler {
+        // It hands itself on when its worker moves.
+        let handler = Arc::new_cyclic(|me| Handler {
             shared: Arc::clone(shared),
             key,
             link: link.clone(),
-            dialled,
-            proxy: OnceLock::new(),
+            dialled: origin.dialled,
+            via: origin.via,
+            package: Mutex::new(origin.package),
+            proxy: watch::Sender::new(None),
+            is_known: AtomicBool::new(false),
+            relays: Mutex::default(),
+            draining: AtomicUsize::new(0),
             news: Arc::default(),
+            exclusive: AtomicBool::new(false),
             fenced: AtomicU64::new(0),
             turns: Arc::new(Semaphore::new(TURNS_MAX)),
+            me: me.clone(),
         });
+        shared.add_worker_link(key, &handler);
         made = Some(Arc::clone(&handler));
         handler as Arc<dyn LinkHandler>
     });
-    if let Some(handler) = made {
-        tokio::spawn(expect_introduction(handler));
-    }
-    link
+    let handler = made.expect("a link makes its handler before it starts");
+    tokio::spawn(expect_introduction(Arc::clone(&handler)));
+    handler
 }
 
 /// A worker that says nothing of itself is not kept: nobody could ever use its link.
@@ -51,7 +89,7 @@ async fn expect_introduction(handler: Arc<Handler>) {
     tokio::select! {
         _ = handler.link.ended() => {}
         () = tokio::time::sleep(INTRODUCTION) => {
-            if handler.proxy.get().is_none() {
+            if !handler.is_known.load(Ordering::Acquire) && !handler.exclusive.load(Ordering::Acquire) {
                 let what = format!("{} did not introduce itself within {INTRODUCTION:?}", handler.link.peer().id);
                 handler.link.close(Error::new(ErrorCode::Timeout, what));
             }
@@ -59,17 +97,32 @@ async fn expect_introduction(handler: Arc<Handler>) {
     }
 }
 
-struct Handler {
-    shared: Arc<Shared>,
-    key: LinkKey,
-    link: Link,
-    dialled: Option<NodeUri>,
-    /// Known from the worker's first frame on.
-    proxy: OnceLock<Arc<Proxy>>,
+/// What is done with the frames of one link. It stays with the socket when the worker moves to another control node.
+pub(super) struct Handler {
+    pub(super) shared: Arc<Shared>,
+    pub(super) key: LinkKey,
+    pub(super) link: Link,
+    /// Where it was found, if it was dialled.
+    pub(super) dialled: Option<NodeUri>,
+    /// Who has the socket, if it is not here.
+    pub(super) via: Option<Via>,
+    /// What the old owner gave with the link.
+    package: Mutex<Option<Box<Package>>>,
+    /// Known from the worker's first frame on; none while another control node uses the link.
+    proxy: watch::Sender<Option<Arc<Proxy>>>,
+    /// The worker has introduced itself.
+    is_known: AtomicBool,
+    /// Channels that other control nodes use.
+    relays: Mutex<BTreeMap<u16, Inlet>>,
+    /// Old channels of this node whose calls are being answered.
+    draining: AtomicUsize,
     news: Arc<Latest>,
+    /// Whether the worker was asked for it, for calls alone: then its proxy never knows of it.
+    exclusive: AtomicBool,
     /// Highest term that was told to have fenced us. Each call that is refused for it tells it again.
     fenced: AtomicU64,
     turns: Arc<Semaphore>,
+    me: Weak<Handler>,
 }
 
 impl Handler {
@@ -83,22 +136,111 @@ impl Handler {
         turn
     }
 
+    /// The worker has dialled once more as it was asked to, or cannot. What nobody has asked for is not kept.
+    fn exclusive(&self, channel: &Channel, here: ExclusiveHere) {
+        let peer = self.link.peer();
+        if let Some(error) = here.refused {
+            if let Some(proxy) = self.heard(channel) {
+                proxy.exclusives.answered(here.request, Err(error));
+            }
+            return;
+        }
+        let proxy = self.shared.directory.find(&peer.id).filter(|_| self.proxy.borrow().is_none());
+        // First, so that nobody has the link who could take it for one that must introduce itself.
+        self.exclusive.store(true, Ordering::Release);
+        if !proxy.is_some_and(|proxy| proxy.exclusives.answered(here.request, Ok(self.link.clone()))) {
+            self.link.close(Error::new(ErrorCode::NotFound, "nobody has asked for this connection, or nobody waits for it any more"));
+        }
+    }
+
     fn introduced(&self, describe: Describe) {
+        if self.exclusive.load(Ordering::Acquire) {
+            return;
+        }
+        let id = &self.link.peer().id;
+        let is_first = !self.is_known.swap(true, Ordering::AcqRel);
+        if !is_first && self.proxy.borrow().is_none() {
+            // Its owner, which is elsewhere, has asked; whoever asks us hears of it at the next hand-over.
+            return;
+        }
+        if is_first && self.via.is_none() && !self.shared.owns(id) {
+            let Some(handler) = self.me.upgrade() else { return };
+            tokio::spawn(place(handler, describe));
+            return;
+        }
+        let package = self.package.lock().unwrap_or_else(PoisonError::into_inner).take();
+        self.adopt_here(describe, package);
+    }
+
+    /// The proxy of the worker is, from now on, the one that this node has or makes.
+    pub(super) fn adopt_here(&self, describe: Describe, package: Option<Box<Package>>) {
         let Some(turn) = self.turn() else { return };
         let id = &self.link.peer().id;
+        let known = self.proxy.borrow().clone().filter(|proxy| !proxy.has_ended());
         let found = || self.shared.directory.find_or_insert(id, || Proxy::start(&self.shared, id.clone()));
-        let Some(proxy) = self.proxy.get().cloned().or_else(found) else {
+        let Some(proxy) = known.or_else(found) else {
             tracing::error!(worker = %id, "a new worker is turned away: too many are known; forget those that will not return");
             let what = "the control node knows as many workers as it can";
             return self.link.close(Error::new(ErrorCode::Busy, what));
         };
-        // Set by the first frame of the worker; the frames of one link come one after the other.
-        let _ = self.proxy.set(Arc::clone(&proxy));
+        self.proxy.send_replace(Some(Arc::clone(&proxy)));
         let (link, dialled) = (self.link.clone(), self.dialled.clone().map(Box::new));
-        proxy.cast(Msg::LinkUp { key: self.key, link, dialled, describe: Box::new(describe), turn });
+        let is_lent = self.via.is_some();
+        proxy.cast(Msg::LinkUp { key: self.key, link, dialled, describe: Box::new(describe), package, is_lent, turn });
         if proxy.has_ended() {
             // Forgotten at this very moment: nobody sees this link, so the worker must make another one.
             self.link.close(Error::new(ErrorCode::ShuttingDown, "the proxy of the worker has ended"));
+        }
+    }
+
+    /// The proxy, as soon as there is one.
+    pub(super) async fn introduced_to(&self) -> Arc<Proxy> {
+        let mut proxies = self.proxy.subscribe();
+        loop {
+            if let Some(proxy) = proxies.borrow_and_update().clone() {
+                return proxy;
+            }
+            if proxies.changed().await.is_err() {
+                std::future::pending::<()>().await;
+            }
+        }
+    }
+
+    /// The worker has moved: what comes on the old channel is nobody's, but for the answers to the calls that were begun. The link stays at least until
+    /// [`Handler::is_drained`].
+    pub(super) fn leave_proxy(&self, proxy: &Arc<Proxy>) {
+        self.draining.fetch_add(1, Ordering::SeqCst);
+        self.proxy.send_if_modified(|mine| mine.take_if(|mine| Arc::ptr_eq(mine, proxy)).is_some());
+    }
+
+    /// The old channel has ended.
+    pub(super) fn is_drained(&self) {
+        self.draining.fetch_sub(1, Ordering::SeqCst);
+        self.close_if_unused(&Error::new(ErrorCode::ConnectionFailed, "nobody uses this link any more"));
+    }
+
+    fn relays(&self) -> MutexGuard<'_, BTreeMap<u16, Inlet>> {
+        self.relays.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What comes on this channel is for another control node.
+    pub(super) fn relay_to(&self, channel: u16, inlet: Inlet) {
+        self.relays().insert(channel, inlet);
+    }
+
+    pub(super) fn relay_no_more(&self, channel: u16) {
+        self.relays().remove(&channel);
+    }
+
+    /// Whether another control node uses the link.
+    pub(super) fn is_lent(&self) -> bool {
+        !self.relays().is_empty()
+    }
+
+    /// Closes the link if neither this node nor another one uses it.
+    pub(super) fn close_if_unused(&self, reason: &Error) {
+        if self.proxy.borrow().is_none() && self.draining.load(Ordering::SeqCst) == 0 && self.relays().is_empty() {
+            self.link.close(reason.clone());
         }
     }
 
@@ -110,8 +252,8 @@ impl Handler {
 
     /// The proxy, if it listens to events on this channel. What comes on a link that another one has replaced comes again there; what comes from a peer that was
     /// not adopted, such as a clone of the worker, is nobody's.
-    fn heard(&self, channel: &Channel) -> Option<&Arc<Proxy>> {
-        self.proxy.get().filter(|proxy| proxy.hears(self.key, channel.id()))
+    fn heard(&self, channel: &Channel) -> Option<Arc<Proxy>> {
+        self.proxy.borrow().clone().filter(|proxy| proxy.hears(self.key, channel.id()))
     }
 
     fn full(&self, channel: &Channel, took: Took) {
@@ -120,6 +262,32 @@ impl Handler {
             channel.link().close(Error::new(ErrorCode::ProtocolError, what));
         }
     }
+}
+
+/// Brings a worker that has come here to its owner. If that cannot be reached it is better off here than nowhere: it moves as soon as it can.
+async fn place(handler: Arc<Handler>, describe: Describe) {
+    let (shared, id) = (&handler.shared, &handler.link.peer().id);
+    for _ in 0..PLACE_TRIES {
+        let view = shared.view();
+        if view.frozen {
+            let what = format!("control node {} has lost touch with the others; try another one", shared.id);
+            return handler.link.close(Error::new(ErrorCode::Busy, what));
+        }
+        let Some(owner) = view.owner(id).filter(|owner| **owner != shared.id) else { break };
+        match super::lease::lend(&handler, owner, describe.clone(), None).await {
+            Ok(()) => {
+                tracing::info!(worker = %id, %owner, remote = handler.link.remote(), "the link of a worker was lent to its owner");
+                return;
+            }
+            Err(error) => tracing::debug!(worker = %id, %owner, %error, "the owner did not take a worker"),
+        }
+        if handler.link.has_ended() {
+            return;
+        }
+        let pause = Duration::from_millis(rand::rng().random_range(PLACE_PAUSE_MS));
+        tokio::time::sleep(pause).await;
+    }
+    handler.adopt_here(describe, None);
 }
 
 impl LinkHandler for Handler {
@@ -137,6 +305,7 @@ impl LinkHandler for Handler {
     fn message(&self, channel: &Channel, message: Message) {
         match message {
             Message::Describe(describe) => self.introduced(describe),
+            Message::ExclusiveHere(here) => self.exclusive(channel, here),
             Message::Resync(resync) => {
                 if let Some(proxy) = self.heard(channel) {
                     let took = proxy.resync(channel, self.link.peer().incarnation, resync);
@@ -144,7 +313,7 @@ impl LinkHandler for Handler {
                 }
             }
             other => {
-                let Some(proxy) = self.proxy.get() else { return };
+                let Some(proxy) = self.proxy.borrow().clone() else { return };
                 let key = self.key;
                 match other {
                     Message::Adopted(answer) => {
@@ -157,7 +326,7 @@ impl LinkHandler for Handler {
                             proxy.cast(Msg::Fenced { key, fenced, turn });
                         }
                     }
-                    Message::Update(update) => self.updated(proxy, update),
+                    Message::Update(update) => self.updated(&proxy, update),
                     _ => {}
                 }
             }
@@ -166,10 +335,21 @@ impl LinkHandler for Handler {
 
     fn channel_opened(&self, _: &Channel) {}
 
+    fn relayed(&self, frame: Frame) {
+        let inlet = self.relays().get(&frame.channel).cloned();
+        if inlet.is_some_and(|inlet| !inlet.frame(frame)) {
+            let what = "more than may wait is on its way from the worker to its owner";
+            self.link.close(Error::new(ErrorCode::Busy, what));
+        }
+    }
+
     fn channel_closed(&self, channel: u16, reason: &Error) {
-        if let Some(proxy) = self.proxy.get()
-            && proxy.is_current(self.key, channel)
-        {
+        let inlet = self.relays().remove(&channel);
+        if let Some(inlet) = inlet {
+            return inlet.closed(channel, reason.clone());
+        }
+        let is_current = self.proxy.borrow().as_ref().is_some_and(|proxy| proxy.is_current(self.key, channel));
+        if is_current {
             self.link.close(reason.clone());
         }
     }
@@ -180,7 +360,7 @@ impl LinkHandler for Handler {
         let worker = &self.link.peer().id;
         tracing::info!(%worker, remote = self.link.remote(), code = %reason.code(), reason = reason.message(), "link ended");
         self.shared.remove_link(self.key);
-        if let Some(proxy) = self.proxy.get() {
+        if let Some(proxy) = self.proxy.borrow().clone() {
             proxy.cast(Msg::LinkDown { key: self.key });
         }
     }

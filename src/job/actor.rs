@@ -78,9 +78,16 @@ impl TaskRun {
 
     /// Starts an actor under a supervisor of its own. The task ends with the actor; stopping the task kills it.
     ///
+    /// Its messages are of a type of yours with `impl ractor::Message for …`. One that ractor can serialise, such as `String`, would make the actor known to all control
+    /// nodes and is refused.
+    ///
     /// # Errors
-    /// `class_error` if `pre_start` of the actor failed.
+    /// `class_error` if `pre_start` of the actor failed, or if its messages can be serialised.
     pub async fn actor<A: Actor>(actor: A, arguments: A::Arguments) -> Result<(ActorRef<A::Msg>, Self)> {
+        if <A::Msg as ractor::Message>::serializable() {
+            let what = "the messages of a task's actor must not be serialisable: give it a type of its own with `impl ractor::Message`";
+            return Err(Error::new(ErrorCode::ClassError, what));
+        }
         let (told, ended) = oneshot::channel();
         let failed = |error| Error::new(ErrorCode::ClassError, format!("the task's actor did not start: {error}"));
         let (supervisor, _) = Actor::spawn(None, Supervisor, told).await.map_err(failed)?;
@@ -97,21 +104,26 @@ impl TaskRun {
     }
 }
 
-/// Tells how its one child ended, and ends with it.
+/// Tells how its one child ended, and ends with it. Nobody sends it anything.
 struct Supervisor;
 
+/// Not `()`, which ractor can serialise: an actor that could be addressed from other nodes would be announced to all of them.
+enum Nothing {}
+
+impl ractor::Message for Nothing {}
+
 impl Actor for Supervisor {
-    type Msg = ();
+    type Msg = Nothing;
     type State = Option<oneshot::Sender<TaskEnd>>;
     type Arguments = oneshot::Sender<TaskEnd>;
 
-    async fn pre_start(&self, _: ActorRef<()>, told: Self::Arguments) -> Result<Self::State, ActorProcessingErr> {
+    async fn pre_start(&self, _: ActorRef<Nothing>, told: Self::Arguments) -> Result<Self::State, ActorProcessingErr> {
         Ok(Some(told))
     }
 
     async fn handle_supervisor_evt(
         &self,
-        myself: ActorRef<()>,
+        myself: ActorRef<Nothing>,
         event: SupervisionEvent,
         state: &mut Self::State,
     ) -> Result<(), ActorProcessingErr> {
@@ -135,17 +147,19 @@ mod tests {
     use super::*;
 
     struct Fails;
+    struct Fail(bool);
+    impl ractor::Message for Fail {}
 
     impl Actor for Fails {
-        type Msg = bool;
+        type Msg = Fail;
         type State = ();
         type Arguments = ();
 
-        async fn pre_start(&self, _: ActorRef<bool>, (): ()) -> Result<(), ActorProcessingErr> {
+        async fn pre_start(&self, _: ActorRef<Fail>, (): ()) -> Result<(), ActorProcessingErr> {
             Ok(())
         }
 
-        async fn handle(&self, myself: ActorRef<bool>, fail: bool, (): &mut ()) -> Result<(), ActorProcessingErr> {
+        async fn handle(&self, myself: ActorRef<Fail>, Fail(fail): Fail, (): &mut ()) -> Result<(), ActorProcessingErr> {
             if fail {
                 return Err("as told".into());
             }
@@ -154,7 +168,7 @@ mod tests {
         }
     }
 
-    async fn end_of(act: impl FnOnce(&ActorRef<bool>)) -> TaskEnd {
+    async fn end_of(act: impl FnOnce(&ActorRef<Fail>)) -> TaskEnd {
         let (actor, run) = TaskRun::actor(Fails, ()).await.expect("starts");
         act(&actor);
         match run.kind {
@@ -170,11 +184,29 @@ mod tests {
         actor.wait(None).await.expect("it ends");
     }
 
+    struct Exported;
+
+    impl Actor for Exported {
+        type Msg = String;
+        type State = ();
+        type Arguments = ();
+
+        async fn pre_start(&self, _: ActorRef<String>, (): ()) -> Result<(), ActorProcessingErr> {
+            Ok(())
+        }
+    }
+
+    #[tokio::test]
+    async fn an_actor_that_all_nodes_would_know_is_refused() {
+        let error = TaskRun::actor(Exported, ()).await.map(drop).expect_err("refused");
+        assert_eq!(error.code(), &ErrorCode::ClassError);
+    }
+
     #[tokio::test]
     async fn the_end_of_an_actor_has_its_reason() {
-        let failed = end_of(|actor| actor.cast(true).expect("alive")).await;
+        let failed = end_of(|actor| actor.cast(Fail(true)).expect("alive")).await;
         assert!(matches!(failed, TaskEnd::Failed(reason) if reason.contains("as told")));
-        assert!(matches!(end_of(|actor| actor.cast(false).expect("alive")).await, TaskEnd::Normal));
+        assert!(matches!(end_of(|actor| actor.cast(Fail(false)).expect("alive")).await, TaskEnd::Normal));
         assert!(matches!(end_of(|actor| actor.kill()).await, TaskEnd::Killed));
     }
 }

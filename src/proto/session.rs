@@ -9,9 +9,11 @@
 //!
 //! - A **channel** is opened by either side and has its own call ids, stream ids and term; channel 0 is the link itself.
 //! - A **call** gets exactly one answer: a reply, or the reason why its channel or link ended. `T` is whatever the shell wants back with that answer.
-//! - A **stream** belongs to a call and carries bytes both ways; each side sends only what the other has granted ([`STREAM_WINDOW_BYTES`] at first).
+//! - A **stream** belongs to a call and carries bytes both ways; each side sends only what the other has granted ([`STREAM_WINDOW_BYTES`]
+//!   at first, up to [`STREAM_WINDOW_BYTES_MAX`] for a reader that keeps up with a sender far away).
 //! - **Lanes**: urgent, hot, bulk (`session/lanes.rs`). **Fragments**: what is larger than a frame (`session/assembly.rs`).
 
+mod apart;
 mod assembly;
 mod lanes;
 mod streams;
@@ -22,11 +24,13 @@ use std::collections::{BTreeMap, HashMap};
 
 use bytes::{BufMut, Bytes, BytesMut};
 
+use self::apart::Announced;
+pub use self::apart::stream_of;
 use self::assembly::{Assembly, Piece};
 pub use self::lanes::Outbox;
 use self::lanes::{Lanes, Outgoing};
-use self::streams::Streams;
-pub use self::streams::{STREAM_WINDOW_BYTES, StreamKey, StreamRead};
+pub use self::streams::{STREAM_WINDOW_BYTES, STREAM_WINDOW_BYTES_MAX, StreamKey, StreamRead, WINDOW_BUDGET_BYTES};
+use self::streams::{STREAMS_MAX, STREAMS_MAX_CONTROL, Streams};
 use super::auth::Role;
 use super::frame::{self, Fault, Frame, Kind, LINK_CHANNEL};
 use super::head::{self, CallHead, EventHead, Outcome, Ping, Pong};
@@ -45,6 +49,10 @@ pub const EVENT_BYTES_MAX: usize = 60 * 1024;
 /// Bytes that may wait for a peer before new calls are refused as busy.
 pub const BACKLOG_BYTES_MAX: usize = 32 * 1024 * 1024;
 
+/// Bytes that may wait for a peer before relayed ones have to wait elsewhere.
+const RELAYED_BYTES_MAX: usize = 1024 * 1024;
+/// Envelopes of membership up to this size are urgent.
+const ENVELOPE_URGENT_BYTES_MAX: usize = 512;
 /// Payloads up to this size are copied behind the header of their frame.
 const COPIED_BYTES_MAX: usize = 4096;
 /// Room for calls that is kept while there are none.
@@ -119,6 +127,8 @@ pub enum Incoming<T> {
         /// Its body.
         message: Message,
     },
+    /// A frame on a channel that was opened for somebody else, as it came.
+    Relayed(Frame),
     /// The peer opened a channel.
     ChannelOpened(u16),
     /// The peer closed a channel; its calls were answered, its streams reset.
@@ -156,11 +166,13 @@ struct Channel<T> {
     /// With whether the caller still waits.
     calls_in: HashMap<u32, Waiting>,
     next_call: u32,
+    /// Its frames are those of another session, which is elsewhere.
+    relayed: bool,
 }
 
 impl<T> Channel<T> {
     fn new() -> Self {
-        Self { calls_out: HashMap::new(), calls_in: HashMap::new(), next_call: 1 }
+        Self { calls_out: HashMap::new(), calls_in: HashMap::new(), next_call: 1, relayed: false }
     }
 }
 
@@ -173,6 +185,10 @@ pub struct Session<T> {
     streams: Streams,
     lanes: Lanes,
     assembly: Assembly,
+    /// Channels that are relayed.
+    relayed: usize,
+    /// There if each stream has a way of its own.
+    announced: Option<Announced>,
 }
 
 impl<T> Session<T> {
@@ -188,9 +204,11 @@ impl<T> Session<T> {
             peer_role,
             channels,
             next_channel: first,
-            streams: Streams::new(side),
+            streams: Streams::new(side, if peer_role == Role::Control { STREAMS_MAX_CONTROL } else { STREAMS_MAX }),
             lanes: Lanes::new(),
             assembly: Assembly::new(peer_role),
+            relayed: 0,
+            announced: None,
         }
     }
 
@@ -212,6 +230,42 @@ impl<T> Session<T> {
         Ok(channel)
     }
 
+    /// Opens a channel for another session, which is elsewhere and has the same side as this one: what comes on it is handed out as [`Incoming::Relayed`].
+    ///
+    /// # Errors
+    /// `busy`, as [`Session::open_channel`].
+    pub fn open_relayed_channel(&mut self) -> Result<u16, Error> {
+        let channel = self.open_channel()?;
+        if let Some(state) = self.channels.get_mut(&channel) {
+            state.relayed = true;
+            self.relayed += 1;
+        }
+        Ok(channel)
+    }
+
+    /// Whether any channel is relayed.
+    pub fn is_relaying(&self) -> bool {
+        self.relayed > 0
+    }
+
+    /// Whether a channel is relayed.
+    pub fn relays(&self, channel: u16) -> bool {
+        self.channels.get(&channel).is_some_and(|state| state.relayed)
+    }
+
+    /// Sends a frame of the other session on a relayed channel, in the lane where it belongs; on a closed channel it is lost. Whoever relays looks at
+    /// [`Session::has_room_to_relay`] first.
+    pub fn relay(&mut self, channel: u16, kind: Kind, body: Bytes) {
+        if self.relays(channel) {
+            self.lanes.relayed(kind, channel, body);
+        }
+    }
+
+    /// Whether little enough waits that more frames of other sessions may come: their own lanes say what is urgent, so they should wait there.
+    pub fn has_room_to_relay(&self) -> bool {
+        self.lanes.queued_bytes() < RELAYED_BYTES_MAX
+    }
+
     /// Closes a channel: the peer is told, and what waited on it comes back.
     pub fn close_channel(&mut self, channel: u16, reason: &Error) -> ClosedChannel<T> {
         if channel != LINK_CHANNEL && self.channels.contains_key(&channel) {
@@ -222,8 +276,19 @@ impl<T> Session<T> {
     }
 
     fn drop_channel(&mut self, channel: u16, reason: &Error) -> ClosedChannel<T> {
-        let tokens = self.channels.remove(&channel).map(|state| state.calls_out.into_values().collect()).unwrap_or_default();
+        let state = self.channels.remove(&channel);
+        if state.as_ref().is_some_and(|state| state.relayed) {
+            self.relayed -= 1;
+            self.lanes.drop_relayed(channel);
+        }
+        self.assembly.drop_channel(channel);
+        let tokens = state.map(|state| state.calls_out.into_values().collect()).unwrap_or_default();
         ClosedChannel { tokens, streams: self.streams.reset_channel(channel, reason) }
+    }
+
+    /// Which end of the link this is.
+    pub fn side(&self) -> Side {
+        self.side
     }
 
     /// Whether the channel is open.
@@ -234,6 +299,11 @@ impl<T> Session<T> {
     /// Unanswered calls of ours on a channel.
     pub fn calls_in_flight(&self, channel: u16) -> usize {
         self.channels.get(&channel).map_or(0, |state| state.calls_out.len())
+    }
+
+    /// Unanswered calls of the peer on a channel.
+    pub fn calls_unanswered(&self, channel: u16) -> usize {
+        self.channels.get(&channel).map_or(0, |state| state.calls_in.len())
     }
 
     /// Unanswered calls of the peer on all channels.
@@ -280,14 +350,14 @@ impl<T> Session<T> {
         state.calls_out.insert(call, token);
         let mut header = BytesMut::with_capacity(160);
         head::put_call(&mut header, call, stream.map_or(0, |key| key.stream), head);
-        self.enqueue_sized(Kind::Call, channel, header, payload, stream);
+        self.enqueue_sized(Kind::Call, channel, header, payload, (stream, Some(call)));
         Ok((call, stream))
     }
 
     /// Gives up a call; a late reply is ignored. Returns the token if the call was still unanswered.
     pub fn forget_call(&mut self, channel: u16, call: u32) -> Option<T> {
         let token = self.channels.get_mut(&channel)?.take_call_out(call)?;
-        self.lanes.hot(Kind::Cancel, channel, Bytes::copy_from_slice(&call.to_be_bytes()));
+        self.lanes.cancel(channel, call);
         Some(token)
     }
 
@@ -314,7 +384,7 @@ impl<T> Session<T> {
         let mut header = BytesMut::with_capacity(8);
         head::put_reply(&mut header, call, outcome);
         let empty = Bytes::new();
-        self.enqueue_sized(Kind::Reply, channel, header, outcome.as_ref().unwrap_or(&empty), None);
+        self.enqueue_sized(Kind::Reply, channel, header, outcome.as_ref().unwrap_or(&empty), (None, None));
         true
     }
 
@@ -361,6 +431,10 @@ impl<T> Session<T> {
         }
         match message {
             Message::EventAck(_) => self.lanes.urgent(message.kind(), channel, &message.encode()),
+            // Signs of life pass what waits; news, which is larger, takes its turn.
+            Message::Envelope(bytes) if bytes.len() <= ENVELOPE_URGENT_BYTES_MAX => self.lanes.urgent(message.kind(), channel, bytes),
+            // The next one says the same again, so it never waits behind much else.
+            Message::OutcomeAck(_) if self.lanes.queued_bytes() > BACKLOG_BYTES_MAX => {}
             Message::GoAway(away) => {
                 let away = Message::GoAway(message::GoAway { reason: away.reason.bounded(), ..away.clone() });
                 self.lanes.hot(away.kind(), channel, away.encode());
@@ -425,7 +499,18 @@ impl<T> Session<T> {
             // Each of its frames is answered by at most a few small ones, so it has not read for long.
             return Err(Fault::PeerNotReading { queued_bytes: self.lanes.urgent_bytes() + self.lanes.queued_bytes() });
         }
+        if self.relayed > 0 && self.is_relayed(&frame) {
+            out.push(Incoming::Relayed(frame));
+            return Ok(());
+        }
         match frame.kind {
+            // The rest of what was on its way when the channel was closed.
+            Kind::Fragment if !self.has_channel(frame.channel) => {
+                if let Some((call, stream)) = assembly::begins_call(frame.body)? {
+                    self.refuse(frame.channel, call, stream, channel_closed());
+                }
+                Ok(())
+            }
             Kind::Fragment => {
                 let channels = &self.channels;
                 let waits = |channel, call| channels.get(&channel).is_some_and(|state| state.calls_out.contains_key(&call));
@@ -447,6 +532,11 @@ impl<T> Session<T> {
             }
             _ => self.handle_whole(frame, out),
         }
+    }
+
+    /// Whether a frame belongs to the session behind a relayed channel. That the channel was closed concerns both.
+    fn is_relayed(&self, frame: &Frame) -> bool {
+        !matches!(frame.kind, Kind::ChannelOpen | Kind::ChannelClose | Kind::Fault) && self.relays(frame.channel)
     }
 
     fn handle_whole(&mut self, frame: Frame, out: &mut Vec<Incoming<T>>) -> Result<(), Fault> {
@@ -500,7 +590,9 @@ impl<T> Session<T> {
             }
             Kind::Ping => out.push(Incoming::Ping { channel, ping: head::take_ping(&mut body)? }),
             Kind::Pong => out.push(Incoming::Pong { channel, pong: head::take_pong(&mut body)? }),
-            Kind::StreamData | Kind::StreamCredit | Kind::StreamReset => self.streams.handle(kind, channel, body, out)?,
+            Kind::StreamData | Kind::StreamCredit | Kind::StreamReset => {
+                self.streams.handle(kind, channel, body, &mut self.lanes, out)?;
+            }
             Kind::Fault => {
                 let FaultNotice { number } = message::decode(kind, &body)?;
                 out.push(Incoming::PeerFault(number));
@@ -519,7 +611,7 @@ impl<T> Session<T> {
         let (call, stream, head) = head::take_call(&mut body)?;
         let backlog = self.lanes.queued_bytes();
         let Some(state) = self.channels.get_mut(&channel) else {
-            self.refuse(channel, call, stream, Error::new(ErrorCode::ConnectionFailed, "the channel is closed; nothing was done"));
+            self.refuse(channel, call, stream, channel_closed());
             return Ok(());
         };
         if state.calls_in.contains_key(&call) {
@@ -541,6 +633,7 @@ impl<T> Session<T> {
             },
         };
         state.calls_in.insert(call, Waiting::Yes);
+        self.announce(channel, stream);
         out.push(Incoming::Call { channel, call, head, payload: body, stream: key });
         Ok(())
     }
@@ -552,6 +645,7 @@ impl<T> Session<T> {
         let mut body = BytesMut::new();
         head::put_reply(&mut body, call, &Err(error));
         self.lanes.urgent(Kind::Reply, channel, &body);
+        self.announce(channel, stream);
         if stream != 0 {
             self.lanes.urgent(Kind::StreamReset, channel, &stream.to_be_bytes());
         }
@@ -578,7 +672,8 @@ impl<T> Session<T> {
         self.lanes = Lanes::new();
     }
 
-    fn enqueue_sized(&mut self, kind: Kind, channel: u16, mut header: BytesMut, payload: &Bytes, opens: Option<StreamKey>) {
+    /// `of`: the stream that comes with it, and the number if it is a call.
+    fn enqueue_sized(&mut self, kind: Kind, channel: u16, mut header: BytesMut, payload: &Bytes, of: (Option<StreamKey>, Option<u32>)) {
         // One copy into the frame is cheaper than a second piece for the socket, up to about a page.
         let body = if payload.len() <= COPIED_BYTES_MAX {
             header.put_slice(payload);
@@ -586,7 +681,7 @@ impl<T> Session<T> {
         } else {
             payload.clone()
         };
-        self.lanes.sized(Outgoing { kind, channel, head: header.freeze(), body, opens });
+        self.lanes.sized(Outgoing { kind, channel, head: header.freeze(), body, opens: of.0, call: of.1 });
     }
 }
 
@@ -608,6 +703,10 @@ impl<T> Channel<T> {
         self.next_call = self.next_call.wrapping_add(1);
         call
     }
+}
+
+fn channel_closed() -> Error {
+    Error::new(ErrorCode::ConnectionFailed, "the channel is closed; nothing was done")
 }
 
 /// What waited on a channel or link that ended.

@@ -1,20 +1,21 @@
 //! The agent: finds a control node, and another one when that is gone.
 //!
 //! Addresses are those that the holder prefers, then `cluster_addr`, resolved afresh each time; one attempt at a time, with a jittered pause in between. A worker
-//! without addresses never dials. A holder that is silent for 2 × `ping_time` is taken for gone.
+//! without addresses never dials. A holder that reaches the worker through another control node may ask for a link of its own (`redirect`): the old one stays until the
+//! worker is adopted over the new one. A holder that is silent for 2 × `ping_time` is taken for gone.
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::backoff::{Backoff, Trust};
+use super::backoff::{Backoff, Trust, after_loss};
 use super::handler;
 use super::shared::{Held, Shared};
 use crate::cluster::BoxFuture;
 use crate::connection::{Link, LinkOptions, LinkParts};
 use crate::error::Error;
-use crate::types::NodeUri;
+use crate::types::{NodeId, NodeUri};
 
 /// First and longest pause between attempts.
 const PAUSE_FIRST: Duration = Duration::from_millis(250);
@@ -24,6 +25,10 @@ const PAUSE_MAX: Duration = Duration::from_secs(15);
 pub(crate) trait Connector: Send + Sync + 'static {
     /// Tries these addresses first, then those that it knows itself.
     fn connect(&self, preferred: Vec<NodeUri>) -> BoxFuture<'_, Result<Dialled, DialFailure>>;
+    /// Tries these addresses and no others.
+    fn redirected(&self, addresses: Vec<NodeUri>) -> BoxFuture<'_, Result<Dialled, DialFailure>>;
+    /// Dials this control node once more, at an address where it was found.
+    fn connect_again(&self, at: NodeUri, control: NodeId) -> BoxFuture<'_, Result<Dialled, Error>>;
 }
 
 /// Why no control node was reached.
@@ -44,6 +49,7 @@ pub(super) async fn run(shared: Arc<Shared>, connector: Arc<dyn Connector>) {
     let mut dials = shared.dials.subscribe();
     tokio::select! {
         () = look(&shared, &*connector) => {}
+        () = follow_redirects(&shared, &*connector) => {}
         // The links that it has made live on.
         _ = dials.wait_for(|dials| !dials) => tracing::info!(node = %shared.id, "looks for no control node any more"),
     }
@@ -52,6 +58,7 @@ pub(super) async fn run(shared: Arc<Shared>, connector: Arc<dyn Connector>) {
 async fn look(shared: &Arc<Shared>, connector: &dyn Connector) {
     let mut backoff = Backoff::new(PAUSE_FIRST, PAUSE_MAX);
     let mut told = false;
+    let mut was_held = false;
     loop {
         lost(shared).await;
         let (preferred, wait) = {
@@ -62,15 +69,22 @@ async fn look(shared: &Arc<Shared>, connector: &dyn Connector) {
             backoff.reconnect_after(wait, Trust::Trusted);
             let pause = backoff.next_delay(rand::random());
             tokio::time::sleep(pause).await;
+        } else if std::mem::take(&mut was_held) {
+            tokio::select! {
+                () = tokio::time::sleep(after_loss(shared.config.ping_time, rand::random())) => {}
+                // Somebody else dialled us meanwhile.
+                () = held(shared) => continue,
+            }
         }
         match connector.connect(preferred).await {
             Ok(dialled) => {
-                let link = Link::start(dialled.parts, dialled.options, |link| handler::new(Arc::clone(shared), link));
+                let way = dialled.parts.established.uri.clone();
+                let link = Link::start(dialled.parts, dialled.options, |link| handler::new(Arc::clone(shared), link, way));
                 tracing::info!(node = %shared.id, control = %link.peer().id, remote = link.remote(), "connected");
                 shared.introduce(&link);
                 if adopted(shared, &link).await {
                     backoff.reset();
-                    told = false;
+                    (told, was_held) = (false, true);
                     continue;
                 }
                 tracing::warn!(node = %shared.id, control = %link.peer().id, "the control node did not adopt us");
@@ -93,6 +107,29 @@ async fn look(shared: &Arc<Shared>, connector: &dyn Connector) {
             () = tokio::time::sleep(pause) => {}
             // Somebody else dialled us meanwhile.
             () = held(shared) => {}
+        }
+    }
+}
+
+/// Dials where the holder asks for it, beside the link that there is.
+async fn follow_redirects(shared: &Arc<Shared>, connector: &dyn Connector) {
+    let mut redirects = shared.redirects.subscribe();
+    while redirects.changed().await.is_ok() {
+        let addresses = redirects.borrow_and_update().clone();
+        let dialled = match connector.redirected(addresses).await {
+            Ok(dialled) => dialled,
+            Err(DialFailure { error, .. }) => {
+                tracing::debug!(node = %shared.id, %error, "the holder cannot be reached directly");
+                continue;
+            }
+        };
+        let way = dialled.parts.established.uri.clone();
+        let link = Link::start(dialled.parts, dialled.options, |link| handler::new(Arc::clone(shared), link, way));
+        shared.introduce(&link);
+        if adopted(shared, &link).await {
+            tracing::info!(node = %shared.id, control = %link.peer().id, remote = link.remote(), "redirected");
+        } else {
+            link.close(Error::new(crate::ErrorCode::Timeout, "not adopted in time"));
         }
     }
 }

@@ -34,7 +34,7 @@ impl Gate {
         self.open.send_replace(false);
     }
 
-    async fn pass(&self) {
+    pub(crate) async fn pass(&self) {
         self.entered.fetch_add(1, Ordering::SeqCst);
         let _ = self.open.subscribe().wait_for(|open| *open).await;
     }
@@ -122,6 +122,8 @@ pub(crate) enum ToTask {
     Emit(Vec<String>),
     End(How, Option<oneshot::Sender<String>>),
 }
+
+impl ractor::Message for ToTask {}
 
 /// What reaches a running task.
 pub(crate) struct Task {

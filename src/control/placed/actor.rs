@@ -162,7 +162,7 @@ async fn replicate(shared: Arc<Shared>, key: PlacedKey, hash: u64, mut records: 
             let record = Record { stamp, bytes: record.into_bytes().into() };
             let request = PeerRequest::Keep(Box::new(Belongings { key: key.clone(), hash, record }));
             for node in view.ring.successors(partition, COPIES) {
-                if let Err(error) = shared.peers.ask(node, &request, ARRIVE_TIMEOUT).await {
+                if let Err(error) = shared.peers.ask(&view, node, &request, ARRIVE_TIMEOUT).await {
                     tracing::debug!(actor = %key, %node, %error, "a record was not kept");
                 }
             }

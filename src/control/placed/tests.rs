@@ -156,7 +156,7 @@ fn link(one: &Arc<Shared>, other: &Arc<Shared>) {
         };
         let wire = Wire::new(stream, facts);
         let peer = Peer { role: Role::Control, id: peer.id.clone(), incarnation: peer.incarnation, version: 1, features: Vec::new() };
-        peers::start(shared, LinkParts { established: Established { wire, peer, uri: None }, side });
+        peers::start(shared, LinkParts { established: Established { wire, peer, uri: None }, side }, None);
     }
 }
 
@@ -313,7 +313,7 @@ async fn an_owner_that_does_not_answer_is_not_replaced_by_a_blank_one() {
     let key = keys().into_iter().find(|key| with_two.owner(key) == Some(&id("c2"))).expect("c2 gets some");
     plane.add("c1", &key, 7).await;
     // c2 knows that c1 had it, and cannot ask: it must not count from nothing.
-    for link in plane.node("c2").shared.peers.all() {
+    for link in plane.node("c2").shared.links() {
         link.close(Error::new(ErrorCode::ConnectionFailed, "cut by the test"));
         link.ended().await;
     }

@@ -13,6 +13,10 @@
 //!   the old link is pinged first, and if it answers the newcomer is refused as `node_id_in_use` (design: an id belongs to its live incarnation). Only a ping
 //!   that was sent for this newcomer judges it: an answer that was under way before may be the last word of a process that is gone.
 //! - Refused or fenced, the proxy is passive: it keeps the link and asks again with the term it was told, less and less often.
+//! - A **better** way to a worker that obeys over a lent link is tried beside the old one: the old one stays until the worker obeys over the new one, and then
+//!   ends when its calls are answered. If the new one fails, the worker is asked again on the old one, since what it sent meanwhile was not heard.
+//! - Whose worker it is says the [`Claim`]. Only its owner dials and asks again; a node that is frozen does not even ping, so that its worker takes another holder.
+//! - A worker **moves** when somebody else owns it: [`State::begin_move`] gives what the next owner needs, [`State::move_failed`] asks the worker back.
 //! - A ping that is not answered within 75 % of `ping_time` ends the link (N5.6). The drift of clocks is measured and told, nothing more (N4.6).
 
 use std::time::{Duration, Instant};
@@ -29,6 +33,8 @@ pub(crate) type LinkKey = u64;
 const ADOPT_AGAIN: Duration = Duration::from_millis(500);
 /// Longest pause between attempts of an adoption.
 const ADOPT_AGAIN_MAX: Duration = Duration::from_secs(8);
+/// Why a worker refuses whoever does not know its term.
+const OTHER_TERM: &str = "other_term";
 /// How long a worker may take to answer an adoption.
 const ADOPT_TIMEOUT: Duration = Duration::from_secs(5);
 
@@ -42,6 +48,37 @@ pub(crate) enum PingFor {
         /// Link of the newcomer.
         newcomer: LinkKey,
     },
+}
+
+/// Whose worker this is, as this node sees it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Claim {
+    /// This node owns it.
+    Owner,
+    /// Another one does: it is kept until that one has it.
+    Other,
+    /// This node does not know: it changes nothing.
+    Frozen,
+}
+
+/// How a link came about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Arrival {
+    /// The worker made it, or it was dialled.
+    Plain,
+    /// It is better than the one over which the worker obeys.
+    Better,
+    /// The owner until now gives it, with this ticket.
+    Given(Ticket),
+}
+
+/// What the next owner of a worker needs.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Given {
+    pub(crate) link: LinkKey,
+    pub(crate) ticket: Ticket,
+    pub(crate) term: u64,
+    pub(crate) describe: Describe,
 }
 
 /// What the shell must do.
@@ -67,6 +104,11 @@ pub(crate) enum Action {
         link: LinkKey,
         /// Why.
         reason: Error,
+    },
+    /// The worker obeys over another link now: close this one when its calls are answered.
+    Drain {
+        /// The link.
+        link: LinkKey,
     },
     /// Ping the worker on its channel.
     Ping {
@@ -123,10 +165,22 @@ enum Step {
     Waiting { again_at: Instant },
 }
 
+/// An adoption beside the link over which the worker obeys.
+#[derive(Debug)]
+struct Candidate {
+    /// That very link, if the worker is asked back.
+    link: LinkKey,
+    describe: Option<Describe>,
+    answer_by: Instant,
+}
+
 /// The machine.
 #[derive(Debug)]
 pub(crate) struct State {
     setup: Setup,
+    claim: Claim,
+    candidate: Option<Candidate>,
+    moving: bool,
     phase: Phase,
     incarnation: Option<Incarnation>,
     seen_term: u64,
@@ -148,6 +202,9 @@ impl State {
         let phase = Phase::Away { dial_at: None, dialling: false };
         Self {
             setup,
+            claim: Claim::Owner,
+            candidate: None,
+            moving: false,
             phase,
             incarnation: None,
             seen_term: 0,
@@ -173,19 +230,61 @@ impl State {
         self.incarnation
     }
 
+    /// What the worker gave at its adoption.
+    pub(crate) fn ticket(&self) -> Option<Ticket> {
+        self.ticket
+    }
+
     /// Whether the worker obeys this proxy.
     pub(crate) fn is_held(&self) -> bool {
         matches!(self.phase, Phase::Held { .. })
     }
 
+    /// Whether it waits for a worker that is not there, or that obeys somebody else.
+    pub(crate) fn is_idle(&self) -> bool {
+        matches!(self.phase, Phase::Away { .. } | Phase::Adopting { step: Step::Waiting { .. }, .. })
+    }
+
+    /// Who owns the worker, and how strong the claim of this node is, has changed.
+    pub(crate) fn set_claim(&mut self, claim: Claim, rank: Rank, now: Instant) -> Vec<Action> {
+        let mut actions = Vec::new();
+        self.setup.rank = rank;
+        let before = std::mem::replace(&mut self.claim, claim);
+        if claim == Claim::Owner && before != Claim::Owner {
+            match &mut self.phase {
+                Phase::Away { dialling: false, .. } => self.dial_now(&mut actions),
+                Phase::Adopting { step: Step::Waiting { again_at }, .. } => *again_at = now,
+                Phase::Held { ping_at: Some(ping_at), .. } => *ping_at = now,
+                _ => {}
+            }
+        }
+        actions
+    }
+
+    /// What is known of a worker from whoever had it before; it is not here.
+    pub(crate) fn known(&mut self, incarnation: Option<Incarnation>, describe: Option<Describe>) -> Vec<Action> {
+        let mut actions = Vec::new();
+        if self.incarnation.is_none() && self.describe.is_none() && self.link().is_none() {
+            self.describe = describe;
+            self.incarnation = incarnation;
+            actions.extend(incarnation.map(Action::NewIncarnation));
+            self.dial_now(&mut actions);
+        }
+        actions
+    }
+
     /// When [`State::handle_timeout`] has something to do.
     pub(crate) fn next_deadline(&self) -> Option<Instant> {
-        match &self.phase {
-            Phase::Away { dial_at, dialling: false } => *dial_at,
+        let acts = self.claim == Claim::Owner;
+        let phase = match &self.phase {
+            Phase::Away { dial_at, dialling: false } if acts => *dial_at,
             Phase::Away { .. } => None,
-            Phase::Adopting { step: Step::Asked { answer_by: at } | Step::Waiting { again_at: at }, .. } => Some(*at),
+            Phase::Adopting { step: Step::Asked { answer_by: at }, .. } => Some(*at),
+            Phase::Adopting { step: Step::Waiting { again_at: at }, .. } => acts.then_some(*at),
             Phase::Held { ping_at, .. } => *ping_at,
-        }
+        };
+        let candidate = self.candidate.as_ref().map(|candidate| candidate.answer_by);
+        [phase, candidate].into_iter().flatten().min()
     }
 
     fn link(&self) -> Option<LinkKey> {
@@ -201,7 +300,14 @@ impl State {
     }
 
     /// A worker has described itself on a link.
-    pub(crate) fn link_up(&mut self, link: LinkKey, incarnation: Incarnation, describe: Describe, now: Instant) -> Vec<Action> {
+    pub(crate) fn link_up(
+        &mut self,
+        link: LinkKey,
+        incarnation: Incarnation,
+        describe: Describe,
+        arrival: Arrival,
+        now: Instant,
+    ) -> Vec<Action> {
         let describe = reported(describe);
         let mut actions = Vec::new();
         if self.uses(link) {
@@ -213,9 +319,17 @@ impl State {
             newcomer.describe = describe;
             return actions;
         }
+        if let Some(candidate) = self.candidate.as_mut().filter(|candidate| candidate.link == link) {
+            candidate.describe = Some(describe);
+            return actions;
+        }
         let other = self.incarnation.is_some_and(|known| known != incarnation);
         match self.link() {
             None => self.take(Newcomer { link, incarnation, describe }, now, &mut actions),
+            Some(_) if !other && arrival == Arrival::Better && self.is_held() && !self.moving => {
+                self.drop_candidate(&mut actions);
+                actions.extend(self.try_link(link, Some(describe), now));
+            }
             Some(old) if other => {
                 if let Some(previous) = self.newcomer.replace(Newcomer { link, incarnation, describe }) {
                     let reason = Error::new(ErrorCode::Busy, "another node with the same id came after you");
@@ -228,16 +342,72 @@ impl State {
                 let reason = Error::new(ErrorCode::ConnectionFailed, "the worker has made a new connection");
                 self.unpublish(&mut actions);
                 actions.push(Action::Close { link: old, reason });
+                self.drop_candidate(&mut actions);
                 // That it could make one shows that it lives.
                 self.refuse_newcomer(&mut actions);
                 self.take(Newcomer { link, incarnation, describe }, now, &mut actions);
             }
+        }
+        if let (Arrival::Given(ticket), true) = (arrival, self.uses(link)) {
+            // Its classes never heard that it was away.
+            self.told_away = false;
+            self.ticket = Some(ticket);
+            for action in &mut actions {
+                if let Action::Adopt { adopt, .. } = action {
+                    adopt.ticket = Some(ticket);
+                }
+            }
+        }
+        actions
+    }
+
+    /// Asks for the worker over a link beside the one over which it obeys, or over that one again.
+    fn try_link(&mut self, link: LinkKey, describe: Option<Describe>, now: Instant) -> Option<Action> {
+        let incarnation = self.incarnation?;
+        self.candidate = Some(Candidate { link, describe, answer_by: now + ADOPT_TIMEOUT });
+        Some(self.adopt(link, incarnation))
+    }
+
+    /// What the worker sent since it was asked elsewhere was not heard: it must send it again.
+    fn ask_back(&mut self, now: Instant, actions: &mut Vec<Action>) {
+        if let Phase::Held { link, .. } = self.phase {
+            actions.extend(self.try_link(link, None, now));
+        }
+    }
+
+    fn drop_candidate(&mut self, actions: &mut Vec<Action>) {
+        if let Some(candidate) = self.candidate.take()
+            && !self.uses(candidate.link)
+        {
+            let reason = Error::new(ErrorCode::ConnectionFailed, "another link to the worker is used");
+            actions.push(Action::Close { link: candidate.link, reason });
+        }
+    }
+
+    /// The worker is to move: what its next owner needs. None if it does not obey, or is being asked just now.
+    pub(crate) fn begin_move(&mut self) -> Option<Given> {
+        let Phase::Held { link, .. } = self.phase else { return None };
+        if self.moving || self.candidate.is_some() {
+            return None;
+        }
+        let describe = Describe { term: self.term, holder: Some(self.setup.owner.clone()), ..self.describe.clone()? };
+        let ticket = self.ticket?;
+        self.moving = true;
+        Some(Given { link, ticket, term: self.term, describe })
+    }
+
+    /// The worker did not move; if it has not, it is asked back.
+    pub(crate) fn move_failed(&mut self, now: Instant) -> Vec<Action> {
+        let mut actions = Vec::new();
+        if std::mem::take(&mut self.moving) {
+            self.ask_back(now, &mut actions);
         }
         actions
     }
 
     fn take(&mut self, newcomer: Newcomer, now: Instant, actions: &mut Vec<Action>) {
         let Newcomer { link, incarnation, describe } = newcomer;
+        self.moving = false;
         if self.incarnation != Some(incarnation) {
             self.incarnation = Some(incarnation);
             self.term = 0;
@@ -283,6 +453,10 @@ impl State {
     /// The worker answered an adoption.
     pub(crate) fn adopted(&mut self, link: LinkKey, answer: Adopted, now: Instant) -> Vec<Action> {
         let mut actions = Vec::new();
+        if let Some(candidate) = self.candidate.take_if(|candidate| candidate.link == link) {
+            self.candidate_answered(candidate, answer, now, &mut actions);
+            return actions;
+        }
         if !self.uses(link) || self.is_held() {
             return actions;
         }
@@ -297,19 +471,52 @@ impl State {
                     actions.push(Action::Tell(self.status()));
                 }
             }
-            Adopted::Refused { term, .. } => {
+            Adopted::Refused { term, reason, .. } => {
+                // A term that we did not know says nothing against our claim.
+                let pause = if reason == OTHER_TERM && term != self.seen_term { Duration::ZERO } else { self.pause };
                 self.seen_term = term;
-                self.phase = Phase::Adopting { link, step: Step::Waiting { again_at: now + self.pause } };
+                self.phase = Phase::Adopting { link, step: Step::Waiting { again_at: now + pause } };
                 self.pause = (self.pause * 2).min(ADOPT_AGAIN_MAX);
             }
         }
         actions
     }
 
+    fn candidate_answered(&mut self, candidate: Candidate, answer: Adopted, now: Instant, actions: &mut Vec<Action>) {
+        let link = candidate.link;
+        match answer {
+            Adopted::Granted { term, ticket } => {
+                self.term = term;
+                self.seen_term = term;
+                self.ticket = Some(ticket);
+                self.describe = candidate.describe.or(self.describe.take());
+                let old = self.link().filter(|old| *old != link);
+                self.phase = Phase::Held { link, ping_at: Some(now) };
+                actions.push(Action::Publish { link });
+                actions.extend(old.map(|link| Action::Drain { link }));
+            }
+            Adopted::Refused { term, .. } if self.uses(link) => {
+                // Somebody else holds it.
+                self.unpublish(actions);
+                self.seen_term = term;
+                self.ticket = None;
+                self.pause = ADOPT_AGAIN;
+                self.phase = Phase::Adopting { link, step: Step::Waiting { again_at: now + ADOPT_AGAIN } };
+                self.tell_away(actions);
+            }
+            Adopted::Refused { reason, .. } => {
+                let reason = Error::new(ErrorCode::ConnectionFailed, format!("the worker does not obey over this link: {reason}"));
+                actions.push(Action::Close { link, reason });
+                self.ask_back(now, actions);
+            }
+        }
+    }
+
     /// The worker says that somebody else holds it.
     pub(crate) fn fenced(&mut self, link: LinkKey, term: u64, now: Instant) -> Vec<Action> {
         let mut actions = Vec::new();
-        if !self.uses(link) || !self.is_held() || term <= self.term {
+        if !self.uses(link) || !self.is_held() || term <= self.term || self.moving || self.candidate.is_some() {
+            // While it moves, or is asked again, the outcome of that says more.
             return actions;
         }
         self.unpublish(&mut actions);
@@ -375,10 +582,22 @@ impl State {
         let mut actions = Vec::new();
         if self.is_newcomer(link) {
             self.newcomer = None;
+        } else if self.candidate.take_if(|candidate| candidate.link == link).is_some() && !self.uses(link) {
+            self.ask_back(now, &mut actions);
         } else if self.uses(link) {
             self.unpublish(&mut actions);
+            self.moving = false;
+            if self.newcomer.is_none()
+                && let Some(Candidate { link, describe, answer_by }) = self.candidate.take()
+            {
+                // The worker has been asked there already.
+                self.describe = describe.or(self.describe.take());
+                self.phase = Phase::Adopting { link, step: Step::Asked { answer_by } };
+                return actions;
+            }
             self.phase = Phase::Away { dial_at: None, dialling: false };
             self.tell_away(&mut actions);
+            self.drop_candidate(&mut actions);
             match self.newcomer.take() {
                 Some(newcomer) => self.take(newcomer, now, &mut actions),
                 None => self.dial_now(&mut actions),
@@ -394,6 +613,10 @@ impl State {
     }
 
     fn dial_now(&mut self, actions: &mut Vec<Action>) {
+        if self.claim != Claim::Owner {
+            self.phase = Phase::Away { dial_at: None, dialling: false };
+            return;
+        }
         let addresses = self.describe.as_ref().map(|describe| describe.listen.clone()).unwrap_or_default();
         self.phase = Phase::Away { dial_at: None, dialling: !addresses.is_empty() };
         if !addresses.is_empty() {
@@ -412,14 +635,26 @@ impl State {
     /// Time has passed.
     pub(crate) fn handle_timeout(&mut self, now: Instant) -> Vec<Action> {
         let mut actions = Vec::new();
+        if let Some(candidate) = self.candidate.take_if(|candidate| candidate.answer_by <= now) {
+            let (link, reason) = (candidate.link, Error::new(ErrorCode::Timeout, "the worker did not answer an adoption"));
+            if self.uses(link) {
+                return self.give_up(link, reason, now);
+            }
+            actions.push(Action::Close { link, reason });
+            self.ask_back(now, &mut actions);
+        }
+        let acts = self.claim == Claim::Owner;
         match self.phase {
-            Phase::Away { dial_at: Some(at), dialling: false } if at <= now => self.dial_now(&mut actions),
+            Phase::Away { dial_at: Some(at), dialling: false } if acts && at <= now => self.dial_now(&mut actions),
             Phase::Adopting { link, step: Step::Asked { answer_by } } if answer_by <= now => {
                 return self.give_up(link, Error::new(ErrorCode::Timeout, "the worker did not answer an adoption"), now);
             }
-            Phase::Adopting { link, step: Step::Waiting { again_at } } if again_at <= now => {
+            Phase::Adopting { link, step: Step::Waiting { again_at } } if acts && again_at <= now => {
                 self.phase = Phase::Adopting { link, step: Step::Asked { answer_by: now + ADOPT_TIMEOUT } };
                 actions.extend(self.incarnation.map(|incarnation| self.adopt(link, incarnation)));
+            }
+            Phase::Held { link, ping_at: Some(at) } if at <= now && self.claim == Claim::Frozen => {
+                self.phase = Phase::Held { link, ping_at: Some(now + self.setup.ping_time) };
             }
             Phase::Held { link, ping_at: Some(at) } if at <= now => {
                 self.phase = Phase::Held { link, ping_at: None };

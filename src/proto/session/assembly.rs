@@ -98,20 +98,22 @@ impl Used {
 }
 
 struct Partial {
-    channel: u16,
     /// The call that a reply answers; none if it is a call itself.
     answers: Option<u32>,
     total: usize,
     bytes: BytesMut,
 }
 
+/// Channel and id: sessions that share a link by relayed channels number for themselves.
+type Key = (u16, u32);
+
 pub(super) struct Assembly {
     peer_role: Role,
-    partials: HashMap<u32, Partial>,
+    partials: HashMap<Key, Partial>,
     calls: Used,
     replies: Used,
     /// Refused ones, with the bytes that are still to be skipped.
-    skipped: HashMap<u32, usize>,
+    skipped: HashMap<Key, usize>,
 }
 
 impl Assembly {
@@ -146,7 +148,7 @@ impl Assembly {
         if body.len() > total {
             return Err(malformed("it has more bytes than announced"));
         }
-        if self.partials.contains_key(&id) || self.skipped.contains_key(&id) {
+        if self.partials.contains_key(&(channel, id)) || self.skipped.contains_key(&(channel, id)) {
             return Err(Fault::IdInUse { channel, id });
         }
         if total > WHOLE_BYTES_MAX {
@@ -155,7 +157,7 @@ impl Assembly {
         let mut answers = None;
         if kind == Kind::Call {
             if !self.calls.has_room(&CALLS, total) {
-                self.skip(id, total - body.len())?;
+                self.skip((channel, id), total - body.len())?;
                 let error = Error::new(ErrorCode::Busy, "too many large calls are arriving on this link; try again");
                 return Ok(Piece::RefusedCall { channel, first: body, error });
             }
@@ -163,14 +165,14 @@ impl Assembly {
             let call = body.first_chunk::<4>().map(|bytes| u32::from_be_bytes(*bytes)).ok_or(malformed("its first part is too short"))?;
             if !waits(channel, call) {
                 // Its caller gave up.
-                self.skip(id, total - body.len())?;
+                self.skip((channel, id), total - body.len())?;
                 return Ok(Piece::Incomplete);
             }
-            if self.partials.values().any(|partial| partial.channel == channel && partial.answers == Some(call)) {
+            if self.partials.iter().any(|((of, _), partial)| *of == channel && partial.answers == Some(call)) {
                 return Err(malformed("a call is answered twice"));
             }
             if !self.replies.has_room(&REPLIES, total) {
-                self.skip(id, total - body.len())?;
+                self.skip((channel, id), total - body.len())?;
                 let error = Error::new(ErrorCode::Busy, "too many large replies are arriving on this link").after_sending();
                 return Ok(Piece::RefusedReply { channel, call, error });
             }
@@ -179,48 +181,63 @@ impl Assembly {
         let used = self.used(answers);
         used.count += 1;
         used.bytes += total;
-        self.partials.insert(id, Partial { channel, answers, total, bytes: BytesMut::from(&body[..]) });
-        Ok(self.complete(id))
+        self.partials.insert((channel, id), Partial { answers, total, bytes: BytesMut::from(&body[..]) });
+        Ok(self.complete((channel, id)))
     }
 
     fn go_on(&mut self, id: u32, channel: u16, body: &Bytes) -> Result<Piece, Fault> {
-        if let Some(missing) = self.skipped.get_mut(&id) {
+        let key = (channel, id);
+        if let Some(missing) = self.skipped.get_mut(&key) {
             *missing = missing.checked_sub(body.len()).ok_or(malformed("it has more bytes than announced"))?;
             if *missing == 0 {
-                self.skipped.remove(&id);
+                self.skipped.remove(&key);
             }
             return Ok(Piece::Incomplete);
         }
-        let partial = self.partials.get_mut(&id).ok_or(malformed("its beginning is missing"))?;
-        if partial.channel != channel || partial.bytes.len() + body.len() > partial.total {
+        let partial = self.partials.get_mut(&key).ok_or(malformed("its beginning is missing"))?;
+        if partial.bytes.len() + body.len() > partial.total {
             return Err(malformed("it does not fit to its beginning"));
         }
         partial.bytes.put_slice(body);
-        Ok(self.complete(id))
+        Ok(self.complete(key))
     }
 
-    fn complete(&mut self, id: u32) -> Piece {
-        let complete = self.partials.get(&id).is_some_and(|partial| partial.bytes.len() == partial.total);
-        let Some(partial) = complete.then(|| self.partials.remove(&id)).flatten() else { return Piece::Incomplete };
+    fn complete(&mut self, key: Key) -> Piece {
+        let complete = self.partials.get(&key).is_some_and(|partial| partial.bytes.len() == partial.total);
+        let Some(partial) = complete.then(|| self.partials.remove(&key)).flatten() else { return Piece::Incomplete };
         let used = self.used(partial.answers);
         used.count -= 1;
         used.bytes -= partial.total;
         let kind = if partial.answers.is_some() { Kind::Reply } else { Kind::Call };
-        Piece::Whole(Frame { kind, channel: partial.channel, body: partial.bytes.freeze() })
+        Piece::Whole(Frame { kind, channel: key.0, body: partial.bytes.freeze() })
     }
 
     fn used(&mut self, answers: Option<u32>) -> &mut Used {
         if answers.is_some() { &mut self.replies } else { &mut self.calls }
     }
 
-    fn skip(&mut self, id: u32, missing: usize) -> Result<(), Fault> {
+    fn skip(&mut self, key: Key, missing: usize) -> Result<(), Fault> {
         if self.skipped.len() >= SKIPPED_MAX {
             return Err(malformed("too many large bodies at once"));
         }
         if missing > 0 {
-            self.skipped.insert(id, missing);
+            self.skipped.insert(key, missing);
         }
         Ok(())
+    }
+
+    /// A channel was closed: what has begun on it is never completed.
+    pub(super) fn drop_channel(&mut self, channel: u16) {
+        let (calls, replies) = (&mut self.calls, &mut self.replies);
+        self.partials.retain(|(of, _), partial| {
+            if *of == channel {
+                let used = if partial.answers.is_some() { &mut *replies } else { &mut *calls };
+                used.count -= 1;
+                used.bytes -= partial.total;
+            }
+            *of != channel
+        });
+        self.skipped.retain(|(of, _), _| *of != channel);
     }
 
     /// Bytes that are held for wholes which are not complete.
@@ -228,6 +245,27 @@ impl Assembly {
     pub(super) fn held_bytes(&self) -> usize {
         self.partials.values().map(|partial| partial.bytes.capacity()).sum()
     }
+}
+
+/// The call and stream that a fragment begins; none if it continues something, or begins a reply.
+pub(super) fn begins_call(mut body: Bytes) -> Result<Option<(u32, u32)>, Fault> {
+    if body.len() < MIDDLE_HEAD_BYTES {
+        return Err(malformed("it is too short"));
+    }
+    body.advance(MIDDLE_HEAD_BYTES - 1);
+    if body.get_u8() == 0 {
+        return Ok(None);
+    }
+    if body.len() < FIRST_HEAD_BYTES - MIDDLE_HEAD_BYTES {
+        return Err(malformed("its first part is too short"));
+    }
+    let kind = body.get_u8();
+    body.advance(4);
+    if kind != Kind::Call as u8 {
+        return Ok(None);
+    }
+    let (call, stream, _) = super::super::head::take_call(&mut body)?;
+    Ok(Some((call, stream)))
 }
 
 fn malformed(what: &'static str) -> Fault {

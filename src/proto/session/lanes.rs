@@ -6,6 +6,8 @@
 //!
 //! Hot and bulk share the socket 8 : 1 by bytes while both have something to send, so that neither starves the other.
 //!
+//! What speaks of a call whose fragments have not all left, its cancellation, goes behind them.
+//!
 //! A stream that was opened by a call waits in its lane until the whole call has left: bytes that come before their call are bytes of a stream that nobody
 //! knows, and would be lost.
 
@@ -15,6 +17,8 @@ use bytes::{BufMut, Bytes, BytesMut};
 
 use super::super::frame::{self, BODY_BYTES_MAX, Kind};
 use super::streams::StreamKey;
+
+mod apart;
 
 /// Urgent bytes that may wait. More means that the peer asks and does not read.
 pub(super) const URGENT_BYTES_MAX: usize = 1024 * 1024;
@@ -155,12 +159,16 @@ pub(super) struct Outgoing {
     pub(super) body: Bytes,
     /// The stream that comes with it.
     pub(super) opens: Option<StreamKey>,
+    /// Its number, if it is a call.
+    pub(super) call: Option<u32>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 enum Source {
     Stream(StreamKey),
     Fragments(u32),
+    /// What another session, which is elsewhere, put into its lowest lane: in its order.
+    Relayed(u16),
 }
 
 pub(super) struct Lanes {
@@ -173,14 +181,19 @@ pub(super) struct Lanes {
     turns: VecDeque<Source>,
     /// Streams whose call has not left.
     held: HashSet<StreamKey>,
+    /// Calls of ours whose fragments have not all left, by channel and call.
+    leaving: HashMap<(u16, u32), u32>,
     next_fragments: u32,
     queued_bytes: usize,
     message_bytes: usize,
+    /// Streams to be looked at, if each has a way of its own beside the bulk lane (`session/apart.rs`).
+    apart: Option<VecDeque<StreamKey>>,
 }
 
 impl Lanes {
     pub(super) fn new() -> Self {
         Self {
+            apart: None,
             urgent: BytesMut::new(),
             urgent_lately: 0,
             hot: VecDeque::new(),
@@ -188,6 +201,7 @@ impl Lanes {
             bulk: HashMap::new(),
             turns: VecDeque::new(),
             held: HashSet::new(),
+            leaving: HashMap::new(),
             next_fragments: 1,
             queued_bytes: 0,
             message_bytes: 0,
@@ -209,7 +223,7 @@ impl Lanes {
     }
 
     pub(super) fn has_output(&self) -> bool {
-        !self.urgent.is_empty() || !self.hot.is_empty() || !self.turns.is_empty()
+        !self.urgent.is_empty() || !self.hot.is_empty() || !self.turns.is_empty() || self.has_apart()
     }
 
     pub(super) fn urgent(&mut self, kind: Kind, channel: u16, body: &[u8]) {
@@ -222,7 +236,7 @@ impl Lanes {
 
     /// Queues a call or reply; a body that is larger than a frame goes to the bulk lane, see [`super::assembly`] for the layout.
     pub(super) fn sized(&mut self, outgoing: Outgoing) {
-        let Outgoing { kind, channel, head, body, opens } = outgoing;
+        let Outgoing { kind, channel, head, body, opens, call } = outgoing;
         self.held.extend(opens);
         if head.len() + body.len() <= BODY_BYTES_MAX {
             self.push_hot(Queued { kind, channel, head, body, opens });
@@ -237,8 +251,25 @@ impl Lanes {
             last.opens = opens;
         }
         self.queued_bytes += frames.iter().map(Queued::cost).sum::<usize>();
+        if let Some(call) = call {
+            self.leaving.insert((channel, call), id);
+        }
         self.bulk.insert(Source::Fragments(id), frames);
         self.turns.push_back(Source::Fragments(id));
+    }
+
+    /// Queues the cancellation of a call: never in front of the call itself, which would then be carried out for nobody.
+    pub(super) fn cancel(&mut self, channel: u16, call: u32) {
+        let body = Bytes::copy_from_slice(&call.to_be_bytes());
+        let queued = Queued { kind: Kind::Cancel, channel, head: body, body: Bytes::new(), opens: None };
+        let source = self.leaving.remove(&(channel, call)).map(Source::Fragments);
+        match source.and_then(|source| self.bulk.get_mut(&source)) {
+            Some(frames) => {
+                self.queued_bytes += queued.cost();
+                frames.push_back(queued);
+            }
+            None => self.push_hot(queued),
+        }
     }
 
     fn push_hot(&mut self, queued: Queued) {
@@ -255,11 +286,43 @@ impl Lanes {
             // Data is bounded by the stream it belongs to; what outlives its stream is not.
             self.queued_bytes += queued.cost();
         }
-        let frames = self.bulk.entry(Source::Stream(key)).or_default();
-        if frames.is_empty() && !self.held.contains(&key) {
-            self.turns.push_back(Source::Stream(key));
+        let is_first = self.bulk.get(&Source::Stream(key)).is_none_or(VecDeque::is_empty);
+        if is_first && !self.held.contains(&key) {
+            self.take_turn(key);
+        }
+        self.bulk.entry(Source::Stream(key)).or_default().push_back(queued);
+    }
+
+    /// Queues a frame of another session, whose lanes have been sorted already: here only what is bulk gives way to what is not. A call that has a stream
+    /// keeps its place in front of the data of that stream.
+    pub(super) fn relayed(&mut self, kind: Kind, channel: u16, body: Bytes) {
+        let has_stream = kind == Kind::Call && body.get(4..8).is_some_and(|stream| *stream != [0; 4]);
+        match kind {
+            Kind::Ping | Kind::Pong | Kind::EventAck | Kind::StreamCredit => self.urgent(kind, channel, &body),
+            Kind::StreamData | Kind::StreamReset | Kind::Fragment => self.push_relayed(kind, channel, body),
+            Kind::Call if has_stream => self.push_relayed(kind, channel, body),
+            _ => self.hot(kind, channel, body),
+        }
+    }
+
+    fn push_relayed(&mut self, kind: Kind, channel: u16, body: Bytes) {
+        let queued = Queued { kind, channel, head: body, body: Bytes::new(), opens: None };
+        self.queued_bytes += queued.cost();
+        let source = Source::Relayed(channel);
+        let frames = self.bulk.entry(source).or_default();
+        if frames.is_empty() {
+            self.turns.push_back(source);
         }
         frames.push_back(queued);
+    }
+
+    /// Forgets what waits of the session behind a relayed channel.
+    pub(super) fn drop_relayed(&mut self, channel: u16) {
+        let source = Source::Relayed(channel);
+        if let Some(frames) = self.bulk.remove(&source) {
+            self.queued_bytes -= frames.iter().map(Queued::cost).sum::<usize>();
+            self.turns.retain(|turn| *turn != source);
+        }
     }
 
     /// Forgets the data that a stream has queued.
@@ -314,7 +377,14 @@ impl Lanes {
     fn release(&mut self, key: StreamKey) {
         let source = Source::Stream(key);
         if self.held.remove(&key) && self.bulk.contains_key(&source) {
-            self.turns.push_back(source);
+            self.take_turn(key);
+        }
+    }
+
+    fn take_turn(&mut self, key: StreamKey) {
+        match &mut self.apart {
+            None => self.turns.push_back(Source::Stream(key)),
+            Some(apart) => apart.push_back(key),
         }
     }
 
@@ -324,6 +394,10 @@ impl Lanes {
         let queued = frames.pop_front()?;
         if frames.is_empty() {
             self.bulk.remove(&source);
+            if let Source::Fragments(id) = source {
+                // Few calls are that large: 64 at a time, which is what a peer takes.
+                self.leaving.retain(|_, leaving| *leaving != id);
+            }
         } else {
             self.turns.push_back(source);
         }
@@ -343,6 +417,9 @@ impl Lanes {
         }
         if self.held.is_empty() && self.held.capacity() > KEPT_WHEN_IDLE {
             self.held = HashSet::new();
+        }
+        if self.leaving.is_empty() && self.leaving.capacity() > KEPT_WHEN_IDLE {
+            self.leaving = HashMap::new();
         }
     }
 

@@ -1,11 +1,13 @@
 //! Pairs of sessions on a simulated wire: everything is really serialised, split anywhere, delayed and cut, under a virtual clock.
 
+mod apart;
 mod calls;
 mod faults;
 mod fragments;
 mod golden;
 mod lanes;
 mod pair;
+mod relay;
 mod streams;
 
 use bytes::{BufMut, Bytes, BytesMut};
@@ -26,6 +28,7 @@ fn head() -> CallHead {
         identity: CallIdentity { edge: Incarnation::from_bytes([1; 16]), number: 7 },
         retry: false,
         hops: 0,
+        exclusive: false,
         incarnation: Incarnation::default(),
         node: None,
         class: Some(class()),

@@ -109,7 +109,7 @@ impl Proxy {
     }
 
     fn up(&mut self, link: LinkKey, of: u8, describe: Describe) -> Vec<Action> {
-        self.state.link_up(link, incarnation(of), describe, self.now)
+        self.state.link_up(link, incarnation(of), describe, Arrival::Plain, self.now)
     }
 
     fn down(&mut self, link: LinkKey) -> Vec<Action> {
@@ -432,6 +432,10 @@ enum Input {
     DialFailed,
     Update(LinkKey),
     Pass(u64),
+    Better(LinkKey),
+    Claim(Claim),
+    Move,
+    MoveFailed,
 }
 
 fn input() -> impl Strategy<Value = Input> {
@@ -445,7 +449,11 @@ fn input() -> impl Strategy<Value = Input> {
         3 => (link.clone(), prop::option::of(link.clone())).prop_map(|(link, newcomer)| Input::Pong(link, newcomer)),
         1 => link.clone().prop_map(Input::PingLost),
         1 => Just(Input::DialFailed),
-        1 => link.prop_map(Input::Update),
+        1 => link.clone().prop_map(Input::Update),
+        3 => link.prop_map(Input::Better),
+        2 => prop::sample::select(vec![Claim::Owner, Claim::Other, Claim::Frozen]).prop_map(Input::Claim),
+        2 => Just(Input::Move),
+        1 => Just(Input::MoveFailed),
         4 => (0_u64..12_000).prop_map(Input::Pass),
     ]
 }
@@ -466,7 +474,8 @@ impl World {
         for action in actions {
             match action {
                 Action::Publish { link } => {
-                    prop_assert_eq!(self.published, None, "two are published");
+                    // One that replaces another is told before that one is drained.
+                    prop_assert!(self.published.is_none() || state.uses(*link), "two are published");
                     prop_assert!(self.open.contains(link), "a link that is gone is published");
                     self.published = Some(*link);
                 }
@@ -486,7 +495,12 @@ impl World {
                 Action::Adopt { link, adopt } => {
                     prop_assert!(self.open.contains(link), "a link that is gone is asked");
                     prop_assert_eq!(Some(adopt.worker_incarnation), self.incarnation, "asked for an incarnation that was not told");
-                    prop_assert_eq!(self.published, None);
+                    let beside = state.candidate.as_ref().is_some_and(|candidate| candidate.link == *link);
+                    prop_assert!(self.published.is_none() || beside, "it obeys, and is asked");
+                }
+                Action::Drain { link } => {
+                    prop_assert_ne!(self.published, Some(*link), "a published link is drained");
+                    self.open.remove(link);
                 }
                 Action::NewIncarnation(incarnation) => {
                     prop_assert_ne!(self.incarnation, Some(*incarnation));
@@ -503,7 +517,8 @@ impl World {
         }
         prop_assert_eq!(self.published.is_some(), state.is_held());
         // Whoever is connected is in use, or a newcomer whose judgement is under way: nobody is forgotten.
-        let known: BTreeSet<LinkKey> = state.link().into_iter().chain(state.newcomer.as_ref().map(|newcomer| newcomer.link)).collect();
+        let known = state.link().into_iter().chain(state.newcomer.as_ref().map(|newcomer| newcomer.link));
+        let known: BTreeSet<LinkKey> = known.chain(state.candidate.as_ref().map(|candidate| candidate.link)).collect();
         prop_assert_eq!(&self.open, &known, "a link is neither used nor closed");
         Ok(())
     }
@@ -528,6 +543,23 @@ proptest! {
                     world.dialling = false;
                     proxy.up(link, of, if listens { listening(0) } else { describe(0) })
                 }
+                Input::Better(link) => {
+                    if used.contains(&link) && !world.open.contains(&link) {
+                        continue;
+                    }
+                    used.insert(link);
+                    world.open.insert(link);
+                    world.dialling = false;
+                    let of = incarnation(1 + (link % 3) as u8);
+                    proxy.state.link_up(link, of, describe(0), Arrival::Better, proxy.now)
+                }
+                Input::Claim(claim) => proxy.state.set_claim(claim, setup().rank, proxy.now),
+                Input::Move => {
+                    let given = proxy.state.begin_move();
+                    prop_assert!(given.is_none_or(|given| world.published == Some(given.link)), "a worker that does not obey moves");
+                    Vec::new()
+                }
+                Input::MoveFailed => proxy.state.move_failed(proxy.now),
                 Input::Down(link) => {
                     let unpublished = world.published == Some(link);
                     world.open.remove(&link);
@@ -561,10 +593,13 @@ proptest! {
         }
         // When nothing more comes, the proxy waits for somebody: an answer, its own clock, or the worker.
         let waits = match &proxy.state.phase {
+            Phase::Away { .. } if proxy.state.claim != Claim::Owner => true,
             Phase::Away { dialling, dial_at } => {
                 let addresses = proxy.state.describe.as_ref().is_some_and(|describe| !describe.listen.is_empty());
                 !addresses || *dialling || dial_at.is_some()
             }
+            // It belongs to another control node, which will say so.
+            Phase::Adopting { step: Step::Waiting { .. }, .. } if proxy.state.claim != Claim::Owner => true,
             Phase::Adopting { .. } => proxy.left().is_some(),
             Phase::Held { .. } => true,
         };

@@ -59,6 +59,41 @@ fn a_larger_payload_is_refused_with_an_answer() {
 }
 
 #[test]
+fn a_cancellation_does_not_overtake_its_call() {
+    let (mut sender, mut receiver) = (session(Side::Dialler), session(Side::Listener));
+    let large = Bytes::from(patterned(0, 500_000));
+    let mut calls = Vec::new();
+    for payload in [&large, &Bytes::new(), &large] {
+        calls.push(sender.call(LINK_CHANNEL, &head(), payload, false, 1).expect("there is room").0);
+    }
+    // The last one is on its way in part.
+    let (mut outbox, mut buffer) = (Outbox::default(), BytesMut::new());
+    sender.transmit(&mut outbox, 1, &mut Vec::new());
+    drain(&mut outbox, &mut buffer);
+    let mut frames = vec![frame::take_frame(&mut buffer, frame::BYTES_MAX).expect("valid").expect("whole")];
+    for call in &calls {
+        assert!(sender.forget_call(LINK_CHANNEL, *call).is_some());
+    }
+    frames.extend(sent(&mut sender));
+    let mut heard: Vec<(u32, &str)> = Vec::new();
+    for frame in frames {
+        for incoming in take(&mut receiver, frame).expect("allowed") {
+            match incoming {
+                Incoming::Call { call, .. } => heard.push((call, "call")),
+                Incoming::Cancelled { call, .. } => heard.push((call, "cancelled")),
+                other => panic!("unexpected: {other:?}"),
+            }
+        }
+    }
+    for call in calls {
+        let of_call: Vec<&str> = heard.iter().filter(|(of, _)| *of == call).map(|(_, what)| *what).collect();
+        assert_eq!(of_call, ["call", "cancelled"], "call {call}");
+        assert!(!receiver.caller_waits(LINK_CHANNEL, call));
+    }
+    assert_eq!(sender.lanes.queued_bytes(), 0);
+}
+
+#[test]
 fn too_many_large_calls_at_once_are_busy_and_each_has_its_answer() {
     let mut pair = Pair::new(1);
     let payload = Bytes::from(vec![7; 130_000]);
@@ -157,7 +192,6 @@ fn fragments_that_lie_end_the_link() {
         ("unknown flags", vec![frame(Kind::Fragment, 0, vec![0, 0, 0, 1, 2, 0, 0, 0, 0, 0])]),
         ("too short", vec![frame(Kind::Fragment, 0, vec![0, 0, 0, 1])]),
         ("too short for a first", vec![frame(Kind::Fragment, 0, vec![0, 0, 0, 1, 1, 18, 0, 0])]),
-        ("another channel", vec![first(1, Kind::Call, 1000, part), Frame { channel: 8, ..middle(1, b"x") }]),
         ("a call that is none", vec![first(1, Kind::Call, 3, b"xyz")]),
         ("an empty call", vec![first(1, Kind::Call, 0, b"")]),
     ];
@@ -169,6 +203,25 @@ fn fragments_that_lie_end_the_link() {
             assert_eq!(result.is_err(), number == last, "{what}: {result:?}");
         }
     }
+}
+
+#[test]
+fn the_rest_of_a_body_on_a_closed_channel_is_dropped_and_its_room_given_back() {
+    let mut session = session(Side::Listener);
+    take(&mut session, frame(Kind::ChannelOpen, 1, vec![])).expect("allowed");
+    let body = call_body(5, &[0; 1000]);
+    let on = |channel, frame: Frame| Frame { channel, ..frame };
+    take(&mut session, on(1, first(1, Kind::Call, 1200, &body[..500]))).expect("allowed");
+    // Another session on the same link, by a relayed channel, numbers for itself.
+    take(&mut session, first(1, Kind::Call, 1200, &body[..500])).expect("the ids of channels are their own");
+    assert!(session.assembly.held_bytes() >= 1000);
+    session.close_channel(1, &error("over"));
+    assert!(session.assembly.held_bytes() < 1000);
+    assert_eq!(take(&mut session, on(1, middle(1, b"x"))), Ok(vec![]));
+    // One that begins only now is answered.
+    sent(&mut session);
+    assert_eq!(take(&mut session, on(1, first(2, Kind::Call, 1200, &body[..500]))), Ok(vec![]));
+    assert!(sent(&mut session).iter().any(|frame| frame.kind == Kind::Reply && frame.body[..4] == 5_u32.to_be_bytes()));
 }
 
 #[test]

@@ -1,0 +1,224 @@
+//! What outlives the proxy of a worker, and its control node.
+//!
+//! The owner of a worker keeps a small record of it, and sends each change to the two control nodes that would own it next. So a worker that is away stays known
+//! when its owner dies, `nodes` shows it as `not_connected`, and the next owner dials it. A worker that was forgotten leaves a mark in the same place, so that
+//! a record which comes late does not bring it back; the worker itself does.
+//!
+//! The same records are in the state directory, a few seconds late: written as a whole beside the old file, and renamed.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+use std::{fs, io};
+
+use super::messages::{PeerRequest, Record};
+use super::shared::Shared;
+use crate::types::NodeId;
+
+/// Control nodes beside the owner that keep a record.
+const COPIES: usize = 2;
+/// How long one of them may take.
+const PATIENCE: Duration = Duration::from_secs(5);
+/// Records of one control node.
+const RECORDS_MAX: usize = 131_072;
+
+/// Name of the file in the state directory.
+const NAME: &str = "workers.records";
+/// Largest file that is read.
+const BYTES_MAX: u64 = 512 * 1024 * 1024;
+
+/// The records of a control node, its own and those of others.
+#[derive(Default)]
+pub(super) struct Records {
+    records: Mutex<BTreeMap<NodeId, Record>>,
+    /// Whether the file is older than the records.
+    is_stale: AtomicBool,
+}
+
+impl Records {
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<NodeId, Record>> {
+        self.records.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn find(&self, worker: &NodeId) -> Option<Record> {
+        self.lock().get(worker).cloned()
+    }
+
+    /// Those of workers that a test wants, but for those that were forgotten.
+    pub(super) fn of(&self, wants: impl Fn(&NodeId) -> bool) -> Vec<Record> {
+        self.lock().values().filter(|record| !record.forgotten && wants(&record.worker)).cloned().collect()
+    }
+
+    /// Keeps a record if it is newer than what is known; whether it is.
+    fn keep(&self, record: Record) -> bool {
+        let mut records = self.lock();
+        let is_full = records.len() >= RECORDS_MAX;
+        match records.get_mut(&record.worker) {
+            Some(known) if known.version >= record.version => return false,
+            Some(known) => *known = record,
+            None if is_full => {
+                tracing::warn!(worker = %record.worker, "too many workers are known; forget those that will not return");
+                return false;
+            }
+            None => drop(records.insert(record.worker.clone(), record)),
+        }
+        self.is_stale.store(true, Ordering::Release);
+        true
+    }
+
+    /// Leaves a mark that the worker was forgotten; whether it was known.
+    pub(super) fn forget(&self, worker: &NodeId) -> bool {
+        let mut records = self.lock();
+        let Some(record) = records.get_mut(worker).filter(|record| !record.forgotten) else { return false };
+        *record = Record {
+            worker: worker.clone(),
+            incarnation: None,
+            describe: None,
+            found_at: None,
+            marks: Vec::new(),
+            forgotten: true,
+            version: record.version + 1,
+        };
+        self.is_stale.store(true, Ordering::Release);
+        true
+    }
+}
+
+/// Reads what an earlier life of this node has written. A file that cannot be read is told, and begun anew: workers that dial come back anyway.
+pub(super) async fn load(shared: &Arc<Shared>) {
+    let path = shared.config.state_dir.join(NAME);
+    let read = tokio::task::spawn_blocking(move || read(&path).map_err(|error| (path, error))).await;
+    match read {
+        Ok(Ok(records)) => {
+            for record in records {
+                shared.records.keep(record);
+            }
+        }
+        Ok(Err((path, error))) => {
+            tracing::warn!(path = %path.display(), %error, "the records of workers cannot be read; they are begun anew")
+        }
+        Err(error) => tracing::error!(%error, "the records of workers were not read"),
+    }
+    shared.records.is_stale.store(false, Ordering::Release);
+}
+
+/// Writes the records, if they have changed since.
+pub(super) async fn save(shared: &Arc<Shared>) {
+    if !shared.records.is_stale.swap(false, Ordering::AcqRel) {
+        return;
+    }
+    let (path, shared) = (shared.config.state_dir.join(NAME), Arc::clone(shared));
+    let written = tokio::task::spawn_blocking(move || {
+        let records: Vec<Record> = shared.records.lock().values().cloned().collect();
+        write(&path, &records).map_err(|error| (path, error))
+    });
+    match written.await {
+        Ok(Ok(())) => {}
+        Ok(Err((path, error))) => {
+            tracing::warn!(path = %path.display(), %error, "the records of workers cannot be written; after a restart those that only listen are unknown here");
+        }
+        Err(error) => tracing::error!(%error, "the records of workers were not written"),
+    }
+}
+
+fn read(path: &Path) -> io::Result<Vec<Record>> {
+    match fs::metadata(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(error) => return Err(error),
+        Ok(facts) if facts.len() > BYTES_MAX => return Err(io::Error::other(format!("it has {} bytes", facts.len()))),
+        Ok(_) => {}
+    }
+    rmp_serde::from_slice(&fs::read(path)?).map_err(io::Error::other)
+}
+
+fn write(path: &Path, records: &[Record]) -> io::Result<()> {
+    use std::os::unix::fs::OpenOptionsExt as _;
+    let new = path.with_extension("new");
+    let bytes = rmp_serde::to_vec_named(records).map_err(io::Error::other)?;
+    // Addresses may have passwords.
+    let mut file = fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&new)?;
+    io::Write::write_all(&mut file, &bytes)?;
+    file.sync_all()?;
+    fs::rename(&new, path)
+}
+
+/// Who keeps the record of a worker beside its owner: those that would own it next.
+pub(super) fn copies(shared: &Shared, worker: &NodeId) -> Vec<NodeId> {
+    let view = shared.view();
+    let next = view.ring.successors(view.ring.partition(worker.as_str()), COPIES + 1);
+    next.into_iter().filter(|node| **node != view.me).take(COPIES).cloned().collect()
+}
+
+/// The owner knows something new of a worker: it is kept here, and by these others. The version of `record` is set here.
+pub(super) fn share(shared: &Arc<Shared>, copies: &[NodeId], mut record: Record) {
+    record.version = shared.records.find(&record.worker).map_or(0, |known| known.version) + 1;
+    if !shared.records.keep(record.clone()) {
+        return;
+    }
+    for node in copies {
+        send(shared, node.clone(), record.clone());
+    }
+}
+
+/// Tells one control node.
+pub(super) fn send(shared: &Arc<Shared>, to: NodeId, record: Record) {
+    let shared = Arc::clone(shared);
+    tokio::spawn(async move {
+        let request = PeerRequest::Record(Box::new(record));
+        if let Err(error) = shared.peers.ask(&shared.view(), &to, &request, PATIENCE).await {
+            tracing::debug!(%to, %error, "a record was not taken");
+        }
+    });
+}
+
+/// Another control node knows something of a worker.
+pub(super) fn learn(shared: &Arc<Shared>, record: Record) {
+    let worker = record.worker.clone();
+    if shared.records.keep(record) && shared.owns(&worker) && shared.directory.find(&worker).is_none() {
+        super::placement::wanted(shared, &worker);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn record(version: u64) -> Record {
+        Record {
+            worker: NodeId::new("w1").expect("valid"),
+            incarnation: None,
+            describe: None,
+            found_at: None,
+            marks: Vec::new(),
+            forgotten: false,
+            version,
+        }
+    }
+
+    #[test]
+    fn the_newer_record_stays_and_a_late_one_brings_nobody_back() {
+        let (records, worker) = (Records::default(), record(1).worker);
+        assert!(records.keep(record(2)));
+        assert!(!records.keep(record(1)) && !records.keep(record(2)));
+        assert!(records.forget(&worker) && !records.forget(&worker));
+        assert!(!records.keep(record(3)), "under way when it was forgotten");
+        assert!(records.of(|_| true).is_empty());
+        assert!(records.keep(record(4)), "the worker has come again");
+        assert_eq!(records.of(|_| true), [record(4)]);
+    }
+
+    #[test]
+    fn records_return_from_their_file_which_nobody_else_reads() {
+        use std::os::unix::fs::PermissionsExt as _;
+        let dir = tempfile::tempdir().expect("a directory");
+        let path = dir.path().join(NAME);
+        assert_eq!(read(&path).expect("no file is no record"), []);
+        write(&path, &[record(1), record(2)]).expect("written");
+        assert_eq!(read(&path).expect("read"), [record(1), record(2)]);
+        assert_eq!(fs::metadata(&path).expect("there").permissions().mode() & 0o777, 0o600);
+        fs::write(&path, b"nonsense").expect("written");
+        assert!(read(&path).is_err());
+    }
+}

@@ -1,0 +1,125 @@
+//! Live events of the whole cluster: each control node tells those of the workers whose proxies it has, and one stream has them all.
+//!
+//! A control node that joins is asked too. When one is lost, what its workers sent meanwhile is lost for subscribers, and they are told so: by a gap without
+//! numbers, in the name of that control node.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Weak};
+use std::time::Duration;
+
+use tokio::sync::mpsc;
+use tokio::task::JoinHandle;
+
+use super::messages::PeerRequest;
+use super::shared::Shared;
+use crate::cluster::{EventBody, EventFilter, EventRecord, EventSink, EventStream, core_class, event_queue, read_events};
+use crate::connection::unix_time_ms;
+use crate::error::Result;
+use crate::proto::message::BuiltinEvent;
+use crate::types::{Incarnation, NodeId};
+
+/// Pause before a control node is asked again.
+const AGAIN: Duration = Duration::from_millis(500);
+/// How long it may take to answer.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// Events of all control nodes. Returns when all that are known have begun to tell, or could not be asked.
+pub(super) async fn everywhere(shared: &Arc<Shared>, filter: EventFilter) -> EventStream {
+    let (sink, stream) = event_queue(filter.clone());
+    let inflow = sink.another();
+    shared.hub.add(sink);
+    let (asking, mut asked) = mpsc::channel(1);
+    tokio::spawn(follow(Arc::downgrade(shared), filter, inflow, asking));
+    // Nothing is ever sent: it ends when the last of them is dropped.
+    let _ = tokio::time::timeout(super::fan_out::PATIENCE, asked.recv()).await;
+    stream
+}
+
+/// Follows the view until nobody reads any more.
+async fn follow(shared: Weak<Shared>, filter: EventFilter, sink: EventSink, asking: mpsc::Sender<()>) {
+    let mut asking = Some(asking);
+    let mut peers: BTreeMap<NodeId, (Incarnation, JoinHandle<()>)> = BTreeMap::new();
+    let Some(mut views) = shared.upgrade().map(|shared| shared.view.subscribe()) else { return };
+    loop {
+        let view = Arc::clone(&views.borrow_and_update());
+        peers.retain(|peer, (incarnation, task)| {
+            let stays = view.live.get(peer).is_some_and(|member| member.incarnation == *incarnation);
+            if !stays {
+                task.abort();
+            }
+            stays
+        });
+        for (peer, member) in view.live.iter().filter(|(peer, _)| **peer != view.me) {
+            peers.entry(peer.clone()).or_insert_with(|| {
+                let inflow = Inflow {
+                    peer: peer.clone(),
+                    incarnation: member.incarnation,
+                    filter: filter.clone(),
+                    sink: sink.another(),
+                    asking: asking.clone(),
+                };
+                (member.incarnation, tokio::spawn(inflow.run(Weak::clone(&shared))))
+            });
+        }
+        asking = None;
+        tokio::select! {
+            changed = views.changed() => if changed.is_err() { break },
+            () = sink.closed() => break,
+        }
+    }
+    for (_, task) in peers.into_values() {
+        task.abort();
+    }
+}
+
+/// The events of one other control node.
+struct Inflow {
+    peer: NodeId,
+    incarnation: Incarnation,
+    filter: EventFilter,
+    sink: EventSink,
+    /// Dropped after the first attempt.
+    asking: Option<mpsc::Sender<()>>,
+}
+
+impl Inflow {
+    async fn run(mut self, shared: Weak<Shared>) {
+        loop {
+            let Some(asked) = shared.upgrade() else { return };
+            let opened = self.open(&asked).await;
+            drop(asked);
+            self.asking = None;
+            match opened {
+                Ok(mut events) => {
+                    while let Some(Ok(record)) = events.next().await {
+                        if !self.sink.offer(&record) {
+                            return;
+                        }
+                    }
+                    self.lost();
+                }
+                Err(error) => tracing::debug!(peer = %self.peer, %error, "a control node tells no events"),
+            }
+            tokio::time::sleep(AGAIN).await;
+        }
+    }
+
+    async fn open(&self, shared: &Shared) -> Result<EventStream> {
+        let request = PeerRequest::Subscribe(self.filter.clone());
+        let (answer, stream) = shared.peers.ask_with_stream(&shared.view(), &self.peer, &request, PATIENCE)?;
+        answer.wait(PATIENCE).await?;
+        Ok(read_events(stream))
+    }
+
+    fn lost(&mut self) {
+        self.sink.tell(EventRecord {
+            node: self.peer.clone(),
+            incarnation: self.incarnation,
+            class: core_class(),
+            seq: 0,
+            time_ms: unix_time_ms(),
+            task: None,
+            event: EventBody::Nkcluster(BuiltinEvent::Gap { from: 0, to: 0 }),
+        });
+    }
+}

@@ -1,0 +1,214 @@
+//! Workers of a cluster with several control nodes, which find each other by themselves: nodes that leave, die, or are the wrong ones.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use nkcluster::cluster::{CallOptions, Cluster};
+use nkcluster::config::Config;
+use nkcluster::job::TypedCalls as _;
+use nkcluster::node::{Node, NodeHandle};
+use nkcluster::transport::MemoryNet;
+use nkcluster::types::{NodeId, NodeStatus};
+use nkcluster::{Error, Result};
+
+use crate::classes::{Ask, Probe, Spec, Tell};
+use crate::harness::{DEADLINE, TIMEOUT, control_config, eventually, logged, node_id, once, task_id, uri, worker_config};
+
+/// Control nodes `c1` to `c3`, each with the addresses of the first two.
+struct Three {
+    net: MemoryNet,
+    dir: tempfile::TempDir,
+    probe: Probe,
+    nodes: Vec<NodeHandle>,
+}
+
+const NAMES: [&str; 3] = ["c1", "c2", "c3"];
+
+impl Three {
+    async fn start() -> Self {
+        logged();
+        let mut three =
+            Self { net: MemoryNet::new(), dir: tempfile::tempdir().expect("a directory"), probe: Probe::new(), nodes: Vec::new() };
+        for name in NAMES {
+            let node = three.control(name).await;
+            three.nodes.push(node);
+        }
+        three.agree(&NAMES).await;
+        three
+    }
+
+    async fn control(&self, name: &str) -> NodeHandle {
+        let mut config = control_config(&self.dir, name, &format!("nkcluster://{name};transport=memory"));
+        config.cluster_addr = vec![uri("nkcluster://c1;transport=memory"), uri("nkcluster://c2;transport=memory")];
+        config.drain_timeout = Duration::from_secs(20);
+        Node::start_in(&self.net, config, self.probe.classes()).await.expect("starts")
+    }
+
+    async fn worker(&self, name: &str, dials: &[&str], change: impl FnOnce(&mut Config)) -> NodeHandle {
+        let addresses: Vec<String> = dials.iter().map(|at| format!("nkcluster://{at};transport=memory")).collect();
+        let mut config = worker_config(&self.dir, name, &addresses.join(", "));
+        change(&mut config);
+        let worker = Node::start_in(&self.net, config, self.probe.classes()).await.expect("starts");
+        self.ready(name).await;
+        worker
+    }
+
+    fn cluster(&self, name: &str) -> Cluster {
+        let node = self.nodes.iter().find(|node| node.node_id().as_str() == name);
+        node.expect("it runs").cluster().expect("a control node")
+    }
+
+    async fn ready(&self, worker: &str) {
+        for node in &self.nodes {
+            let cluster = node.cluster().expect("a control node");
+            eventually(&format!("{worker} is ready for {}", node.node_id()), async || {
+                cluster.info(&node_id(worker), TIMEOUT).await.is_ok_and(|info| info.status == NodeStatus::Ready)
+            })
+            .await;
+        }
+    }
+
+    async fn owner(&self, worker: &str) -> NodeId {
+        let cluster = self.nodes[0].cluster().expect("a control node");
+        cluster.info(&node_id(worker), TIMEOUT).await.expect("known").owner.expect("somebody has it")
+    }
+
+    async fn agree(&self, names: &[&str]) {
+        eventually(&format!("{names:?} agree"), async || {
+            for node in &self.nodes {
+                let ring = node.cluster().expect("a control node").ring(TIMEOUT).await.expect("answered");
+                let owners: std::collections::BTreeSet<&str> = ring.owners.iter().map(NodeId::as_str).collect();
+                if owners != names.iter().copied().collect() {
+                    return false;
+                }
+            }
+            true
+        })
+        .await;
+    }
+}
+
+async fn echo(cluster: &Cluster, worker: &str, text: &str) -> Result<String> {
+    cluster.ask::<Probe>(&node_id(worker), &Ask::Echo(text.to_owned()), once()).await
+}
+
+/// Calls from a control node until it is told to stop; every one must be answered.
+fn keep_calling(cluster: Cluster, worker: &'static str, stop: &Arc<AtomicBool>) -> tokio::task::JoinHandle<Result<usize, Error>> {
+    let stop = Arc::clone(stop);
+    tokio::spawn(async move {
+        let mut calls = 0;
+        while !stop.load(Ordering::SeqCst) {
+            let text = calls.to_string();
+            assert_eq!(echo(&cluster, worker, &text).await?, text);
+            calls += 1;
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        Ok(calls)
+    })
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_control_node_that_leaves_hands_its_workers_over_and_no_call_is_lost() {
+    let mut three = Three::start().await;
+    let _worker = three.worker("w1", &NAMES, |_| ()).await;
+    let owner = three.owner("w1").await;
+    let others: Vec<&str> = NAMES.into_iter().filter(|name| *name != owner.as_str()).collect();
+    let first = three.cluster(others[0]);
+    let task = CallOptions::timeout(TIMEOUT).with_task_id(task_id("t1"));
+    first.start::<Probe>(&node_id("w1"), &Spec::Future, task).await.expect("started");
+    let stop = Arc::new(AtomicBool::new(false));
+    let callers: Vec<_> = others.iter().map(|name| keep_calling(three.cluster(name), "w1", &stop)).collect();
+    let emitting = tokio::spawn({
+        let (cluster, stop) = (first.clone(), Arc::clone(&stop));
+        async move {
+            let mut sent = 0_usize;
+            while !stop.load(Ordering::SeqCst) {
+                cluster.tell::<Probe>(&node_id("w1"), &task_id("t1"), &Tell::Emit(vec![format!("event {sent}")]), once()).await?;
+                sent += 1;
+                tokio::time::sleep(Duration::from_millis(3)).await;
+            }
+            Ok::<usize, Error>(sent)
+        }
+    });
+    let events = || three.probe.told("w1").into_iter().filter(|told| told.starts_with("event")).collect::<Vec<_>>();
+    eventually("events come", async || events().len() > 5).await;
+    let at = three.nodes.iter().position(|node| *node.node_id() == owner).expect("it runs");
+    let leaving = three.nodes.remove(at);
+    let before = three.probe.told("w1").len();
+    leaving.stop().await;
+    three.agree(&others).await;
+    three.ready("w1").await;
+    let next = three.owner("w1").await;
+    assert!(others.contains(&next.as_str()), "{next}");
+    let told = three.probe.told("w1").len();
+    let events = || three.probe.told("w1").into_iter().filter(|told| told.starts_with("event")).collect::<Vec<_>>();
+    eventually("events come after the move", async || three.probe.told("w1").len() > told + 20).await;
+    stop.store(true, Ordering::SeqCst);
+    for caller in callers {
+        assert!(caller.await.expect("no panic").expect("no call was lost") > 20);
+    }
+    let sent = emitting.await.expect("no panic").expect("no command was lost");
+    eventually("the last event is there", async || events().len() >= sent).await;
+    let expected: Vec<String> = (0..sent).map(|number| format!("event {number}")).collect();
+    assert_eq!(events(), expected, "each event comes once, in order");
+    assert_eq!(three.probe.executed(), 1, "no task is started twice");
+    let words = three.probe.told("w1");
+    assert!(!words[before..].iter().any(|told| told.starts_with("status") || told.starts_with("resync")), "a move is not told: {words:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn when_a_control_node_dies_its_workers_come_back_elsewhere_and_their_tasks_go_on() {
+    let mut three = Three::start().await;
+    let _worker = three.worker("w1", &NAMES, |_| ()).await;
+    let owner = three.owner("w1").await;
+    let others: Vec<&str> = NAMES.into_iter().filter(|name| *name != owner.as_str()).collect();
+    let cluster = three.cluster(others[0]);
+    let task = CallOptions::timeout(TIMEOUT).with_task_id(task_id("t1"));
+    cluster.start::<Probe>(&node_id("w1"), &Spec::Future, task).await.expect("started");
+    let at = three.nodes.iter().position(|node| *node.node_id() == owner).expect("it runs");
+    drop(three.nodes.remove(at));
+    // A caller that tries again does not notice more than a pause.
+    let patient = CallOptions::timeout(DEADLINE).with_retry();
+    let answer = cluster.ask::<Probe>(&node_id("w1"), &Ask::Count, patient).await;
+    assert_eq!(answer.expect("answered after a while"), "2", "the task counted first");
+    three.agree(&others).await;
+    three.ready("w1").await;
+    let told = cluster.tell::<Probe>(&node_id("w1"), &task_id("t1"), &Tell::Echo("still here".to_owned()), once()).await;
+    assert_eq!(told.expect("the task goes on"), "still here");
+    // The dead node itself is known to be away.
+    eventually("the dead node is shown", async || {
+        cluster.info(&owner, TIMEOUT).await.is_ok_and(|info| info.status == NodeStatus::NotConnected)
+    })
+    .await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn workers_behind_one_address_work_like_any_other() {
+    let three = Three::start().await;
+    let mut workers = Vec::new();
+    for number in 1..=6 {
+        let name = format!("w{number}");
+        for hidden in ["c2", "c3"] {
+            three.net.set_refused(&name, hidden, true);
+        }
+        workers.push(three.worker(&name, &["c1"], |_| ()).await);
+    }
+    let mut owners = std::collections::BTreeSet::new();
+    for number in 1..=6 {
+        let name = format!("w{number}");
+        eventually(&format!("{name} is with its owner"), async || {
+            let info = three.cluster("c1").info(&node_id(&name), TIMEOUT).await.expect("known");
+            let is_direct = info.remote.as_ref().is_some_and(|remote| !remote.contains(" via c1"));
+            info.owner.as_ref().is_some_and(|owner| (owner.as_str() == "c1") == is_direct)
+        })
+        .await;
+        owners.insert(three.owner(&name).await);
+        for entry in NAMES {
+            assert_eq!(echo(&three.cluster(entry), &name, "hello").await.expect("answered"), "hello");
+        }
+    }
+    assert!(owners.len() > 1, "they belong to more than one: {owners:?}");
+    let reply = three.cluster("c2").nodes(None, TIMEOUT).await.expect("answered");
+    assert_eq!(reply.nodes.len(), 9, "{:?}", reply.nodes.iter().map(|info| info.id.as_str()).collect::<Vec<_>>());
+}

@@ -1,22 +1,26 @@
-//! The handle of a link. Its two tasks are in `drive`, calls under way in `calls`.
+//! The handle of a link. Its reader is in `drive`, its writer in `output`, calls under way in `calls`.
 
 mod bulk;
 mod calls;
 mod drive;
+mod output;
 
 use std::collections::HashMap;
 use std::fmt;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::Waker;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
-use tokio::sync::{Notify, oneshot, watch};
+use futures_util::task::AtomicWaker;
+use tokio::sync::{oneshot, watch};
 use tokio::time::Instant;
 
 use self::bulk::Bulk;
 pub use self::calls::{Cancellation, IncomingCall, PendingAnswer};
-use self::drive::{ReadLoop, write_loop};
+use self::drive::ReadLoop;
+use self::output::{Company, Output, write_loop};
 use super::establish::Established;
 use super::stream::ByteStream;
 use crate::error::{Error, ErrorCode};
@@ -74,6 +78,8 @@ struct State {
     /// Dropped when nobody waits for the call any more, which ends the other half.
     cancels: HashMap<(u16, u32), Vec<oneshot::Sender<()>>>,
     next_ping: u64,
+    /// Why it is to end.
+    closing: Option<Error>,
     ended: Option<Error>,
 }
 
@@ -87,14 +93,21 @@ struct Inner {
     transport: Transport,
     remote: String,
     state: Mutex<State>,
-    output: Notify,
     /// There if streams have ways of their own beside the socket.
     bulk: Option<Bulk>,
-    closing: watch::Sender<Option<Error>>,
+    output: Mutex<Output>,
+    /// The task that reads, for when the link is to end.
+    reader: AtomicWaker,
+    /// The task that writes.
+    writer: AtomicWaker,
+    /// Whether much is being queued in this moment.
+    is_crowded: AtomicBool,
+    /// Whether `closing` of the state is set.
+    is_closing: AtomicBool,
     ended: watch::Sender<Option<Error>>,
-    /// Bytes of the reader's buffer and of the writer's, while they wait.
+    /// Bytes of the reader's buffer while it waits.
     #[cfg(test)]
-    kept: (std::sync::atomic::AtomicUsize, std::sync::atomic::AtomicUsize),
+    kept: std::sync::atomic::AtomicUsize,
 }
 
 /// One authenticated link; cheap to clone. It lives until the socket ends, [`Link::close`] is called, or the peer breaks the protocol.
@@ -133,6 +146,7 @@ impl Link {
             pings: HashMap::new(),
             cancels: HashMap::new(),
             next_ping: 1,
+            closing: None,
             ended: None,
         };
         let inner = Inner {
@@ -140,16 +154,19 @@ impl Link {
             transport,
             remote,
             state: Mutex::new(state),
-            output: Notify::new(),
             bulk,
-            closing: watch::Sender::new(None),
+            output: Mutex::new(Output::new(writer)),
+            reader: AtomicWaker::new(),
+            writer: AtomicWaker::new(),
+            is_crowded: AtomicBool::new(false),
+            is_closing: AtomicBool::new(false),
             ended: watch::Sender::new(None),
             #[cfg(test)]
             kept: Default::default(),
         };
         let link = Link { inner: Arc::new(inner) };
         let handler = handler(&link);
-        let writer = tokio::spawn(write_loop(link.clone(), writer));
+        let writer = tokio::spawn(write_loop(link.clone()));
         let reader = ReadLoop::new(link.clone(), reader, Arc::clone(&handler), options);
         let driven = link.clone();
         let beside = bulk::start(&link);
@@ -219,7 +236,16 @@ impl Link {
 
     /// Ends the link after what is queued has left, within a second.
     pub fn close(&self, reason: Error) {
-        self.inner.closing.send_if_modified(|closing| closing.is_none().then(|| *closing = Some(reason)).is_some());
+        self.lock().closing.get_or_insert(reason);
+        if !self.inner.is_closing.swap(true, Ordering::AcqRel) {
+            self.inner.reader.wake();
+            self.inner.writer.wake();
+            bulk::wake(self);
+        }
+    }
+
+    fn is_closing(&self) -> bool {
+        self.inner.is_closing.load(Ordering::Acquire)
     }
 
     /// Waits until the link has ended; returns why.
@@ -240,13 +266,6 @@ impl Link {
     fn lock(&self) -> MutexGuard<'_, State> {
         // A panic while the lock is held would be a bug of the session; its state is still a value that can be closed.
         self.inner.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn wake_writer(&self) {
-        self.inner.output.notify_one();
-        if let Some(bulk) = &self.inner.bulk {
-            bulk.wake();
-        }
     }
 
     pub(super) fn with_session<R>(&self, act: impl FnOnce(&mut Session<Token>) -> R) -> R {
@@ -361,8 +380,9 @@ impl Channel {
             return Err(Error::new(ErrorCode::ConnectionFailed, what));
         }
         let (call, stream) = state.session.call(self.id, head, payload, with_stream, token).map_err(|unsent| unsent.error)?;
+        let company = Company::of(state.session.calls_in_flight(self.id));
         drop(state);
-        self.link.wake_writer();
+        self.link.push(company);
         Ok((PendingAnswer::new(self.clone(), call, answer), stream))
     }
 
@@ -435,8 +455,7 @@ impl Link {
 
     #[cfg(test)]
     pub(super) fn kept_bytes(&self) -> usize {
-        let load = |of: &std::sync::atomic::AtomicUsize| of.load(std::sync::atomic::Ordering::Relaxed);
-        load(&self.inner.kept.0) + load(&self.inner.kept.1)
+        self.inner.kept.load(Ordering::Relaxed) + self.output().kept_bytes()
     }
 
     fn wake_streams(&self, keys: &[StreamKey]) {

@@ -2,6 +2,7 @@
 
 mod calls;
 mod ends;
+mod output;
 mod quic;
 mod streams;
 

@@ -242,6 +242,11 @@ impl<T> Session<T> {
         self.channels.get(&channel).map_or(0, |state| state.calls_out.len())
     }
 
+    /// Unanswered calls of the peer on a channel.
+    pub fn calls_unanswered(&self, channel: u16) -> usize {
+        self.channels.get(&channel).map_or(0, |state| state.calls_in.len())
+    }
+
     /// Unanswered calls of the peer on all channels.
     pub fn calls_being_answered(&self) -> usize {
         self.channels.values().map(|state| state.calls_in.len()).sum()

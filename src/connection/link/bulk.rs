@@ -21,7 +21,8 @@ use tokio::sync::{Notify, watch};
 use tokio::task::JoinSet;
 
 use super::Link;
-use super::drive::{CLOSE_FLUSH, PIECES_MAX, ReadBuffer, WRITE_BYTES};
+use super::drive::ReadBuffer;
+use super::output::{CLOSE_FLUSH, PIECES_MAX, WRITE_BYTES};
 use crate::error::{Error, ErrorCode};
 use crate::proto::frame::{self, Fault};
 use crate::proto::session::{Incoming, Outbox, StreamKey, stream_of};
@@ -49,8 +50,15 @@ impl Bulk {
         Self { sides, output: Notify::new(), calls: Notify::new(), reading, sent }
     }
 
-    pub(super) fn wake(&self) {
+    fn wake(&self) {
         self.output.notify_one();
+    }
+}
+
+/// Lets the senders look at the session, and at whether the link is to end.
+pub(super) fn wake(link: &Link) {
+    if let Some(bulk) = &link.inner.bulk {
+        bulk.wake();
     }
 }
 
@@ -89,7 +97,7 @@ pub(super) async fn sent(link: &Link) {
 
 /// The peer has ended the link: takes in what it had sent on side streams before. At most [`CLOSE_FLUSH`].
 pub(super) async fn read_rest(link: &Link) {
-    let Some(bulk) = link.inner.bulk.as_ref().filter(|_| link.inner.closing.borrow().is_none()) else { return };
+    let Some(bulk) = link.inner.bulk.as_ref().filter(|_| !link.is_closing()) else { return };
     let mut readers = JoinSet::new();
     while let Some(Ok(reader)) = bulk.sides.accept().now_or_never() {
         readers.spawn(read_stream(link.clone(), reader, Reading::new(link)));
@@ -99,7 +107,6 @@ pub(super) async fn read_rest(link: &Link) {
 
 async fn run(link: Link) {
     let Some(bulk) = &link.inner.bulk else { return };
-    let mut closing = link.inner.closing.subscribe();
     let (mut is_open, mut is_closing) = (true, false);
     let mut readers = JoinSet::new();
     let mut senders = JoinSet::new();
@@ -114,6 +121,10 @@ async fn run(link: Link) {
                     senders.spawn(send_stream(link.clone(), key, wake));
                 }
             }
+        }
+        if link.is_closing() && !is_closing {
+            is_closing = true;
+            wakes.values().for_each(|wake| wake.notify_one());
         }
         if is_closing && senders.is_empty() {
             bulk.sent.send_replace(true);
@@ -130,10 +141,6 @@ async fn run(link: Link) {
                 // The link's own reader learns the same.
                 Err(_) => is_open = false,
             },
-            _ = closing.wait_for(Option::is_some), if !is_closing => {
-                is_closing = true;
-                wakes.values().for_each(|wake| wake.notify_one());
-            }
         }
     }
 }
@@ -164,7 +171,7 @@ async fn send_stream(link: Link, key: StreamKey, wake: Arc<Notify>) -> StreamKey
             // When the peer reads no more, or is gone, the stream itself hears of it from the link.
             side = side.write(&link, &mut outbox).await.unwrap_or(Side::Broken);
             outbox.advance(outbox.len());
-        } else if !more || link.inner.closing.borrow().is_some() {
+        } else if !more || link.is_closing() {
             break;
         } else {
             outbox.drained();

@@ -44,6 +44,8 @@ pub struct Cluster {
     backend: Arc<dyn Backend>,
     edge: Incarnation,
     numbers: Arc<AtomicU64>,
+    /// Whether its calls ask for connections of their own.
+    exclusive: bool,
 }
 
 impl std::fmt::Debug for Cluster {
@@ -64,16 +66,31 @@ pub struct TaskStarted {
 impl Cluster {
     /// A handle over a backend; applications use [`Cluster::connect`] or a node's handle.
     pub fn new(backend: Arc<dyn Backend>) -> Self {
-        Self { backend, edge: random_incarnation(), numbers: Arc::new(AtomicU64::new(1)) }
+        Self { backend, edge: random_incarnation(), numbers: Arc::new(AtomicU64::new(1)), exclusive: false }
     }
 
     /// Connects to the first of the control nodes that lets us in, as `admin`. The link is kept, and made anew when it ends.
     ///
+    /// If a URL has the option `exclusive`, the handle is one of [`Cluster::exclusive`].
+    ///
     /// # Errors
     /// `no_connections` with every address and its reason, or `invalid_password`.
     pub async fn connect(options: ConnectOptions) -> Result<Self> {
+        let exclusive = options.uris.iter().any(|uri| uri.options().exclusive == Some(true));
         let (backend, edge) = remote::connect(options).await?;
-        Ok(Self { edge, ..Self::new(backend) })
+        Ok(Self { edge, exclusive, ..Self::new(backend) })
+    }
+
+    /// The same cluster, where each request, command and start of a task has a connection between control node and worker for itself, with its stream.
+    ///
+    /// For what moves much and long, or must outlive the worker's main connection: when that is lost, calls on their own go on, and when theirs is lost, only
+    /// they fail. The first call waits until the connection is made; it is kept for a few seconds for the next one. A worker has a bounded number of them: without
+    /// one, or when it fails before the call has left, the call goes over the main connection.
+    ///
+    /// Ordinary calls and streams share a connection without delaying each other; they need none of this.
+    #[must_use]
+    pub fn exclusive(&self) -> Self {
+        Self { exclusive: true, ..self.clone() }
     }
 
     /// Every node that matches, control nodes included, and who did not answer.
@@ -282,6 +299,7 @@ impl Cluster {
             timeout_ms: call::millis(options.timeout),
             identity: options.identity.unwrap_or(CallIdentity { edge: self.edge, number }),
             retry: options.identity.is_some(),
+            exclusive: self.exclusive,
             incarnation: options.incarnation.unwrap_or_default(),
             node: Some(node.clone()),
             class: Some(class.clone()),

@@ -3,6 +3,7 @@
 //! ```text
 //!   agent ── dials, watches ──► Link ──► handler ─┬─ calls ──► executor ──► classes, tasks
 //!   listener (if any) ────────►                   ├─ adopt, ack, ping ──► adoption (term), journal
+//!   exclusive ── dials once more for the holder ► │
 //!                                                 └─ news ◄── status, labels, statistics
 //! ```
 //!
@@ -12,6 +13,7 @@
 pub mod adoption;
 mod agent;
 pub mod backoff;
+mod exclusive;
 mod executor;
 mod handler;
 pub mod journal;
@@ -60,7 +62,7 @@ impl Worker {
         listen: Vec<NodeUri>,
         connector: Option<Arc<dyn Connector>>,
     ) -> Self {
-        let shared = Shared::new(config, id, incarnation, classes, listen);
+        let shared = Shared::new(config, id, incarnation, classes, listen, connector.clone());
         let mut tasks = JoinSet::new();
         tasks.spawn(stats::run(Arc::clone(&shared)));
         tasks.spawn(shared::expire_outcomes(Arc::clone(&shared)));
@@ -138,7 +140,7 @@ pub(crate) struct Door {
 impl Door {
     /// What handles a link of this worker, whoever dialled it.
     pub(crate) fn handler(&self, link: &Link) -> Arc<dyn LinkHandler> {
-        handler::new(Arc::clone(&self.shared), link)
+        handler::new(Arc::clone(&self.shared), link, None)
     }
 
     /// Describes the worker to the peer of a link that runs.

@@ -144,7 +144,8 @@ Examples:
     #[command(after_help = "\
 Examples:
   nkcluster request dev4 core '\"status\"'
-  nkcluster request dev4 core - < request.json")]
+  nkcluster request dev4 core - < request.json
+  nkcluster request --exclusive dev4 backup '\"all\"'    over a connection of its own")]
     Request {
         /// The worker.
         node: NodeId,
@@ -153,6 +154,9 @@ Examples:
         /// The request; `-` reads it from standard input.
         #[arg(value_name = "JSON", allow_negative_numbers = true)]
         payload: String,
+        /// Over a connection to the worker that nothing else uses, if one can be had.
+        #[arg(long)]
+        exclusive: bool,
     },
     /// Start, list, command and stop tasks.
     #[command(
@@ -196,6 +200,7 @@ Examples:
   nkcluster send dev4 ./model.bin models/model.bin
   nkcluster send dev4 ./model.bin models/             keeps the name
   nkcluster send -r dev4 ./site public/site
+  nkcluster send --exclusive dev4 ./disk.img images/  over a connection of its own, also if the worker's main one is lost
 
 A cut transfer goes on where it stopped, until there is no progress for --timeout; run again later, it goes on too.")]
     Send {
@@ -208,12 +213,16 @@ A cut transfer goes on where it stopped, until there is no progress for --timeou
         /// Send a directory with everything in it.
         #[arg(long, short)]
         recursive: bool,
+        /// Over a connection to the worker that nothing else uses, if one can be had.
+        #[arg(long)]
+        exclusive: bool,
     },
     /// Fetch a file from the file root of a worker.
     #[command(after_help = "\
 Examples:
   nkcluster fetch dev4 models/model.bin ./model.bin
-  nkcluster fetch dev4 models/model.bin .             keeps the name")]
+  nkcluster fetch dev4 models/model.bin .             keeps the name
+  nkcluster fetch --exclusive dev4 images/disk.img .  over a connection of its own")]
     Fetch {
         /// The worker.
         node: NodeId,
@@ -221,6 +230,9 @@ Examples:
         remote: String,
         /// Where to put it here.
         local: PathBuf,
+        /// Over a connection to the worker that nothing else uses, if one can be had.
+        #[arg(long)]
+        exclusive: bool,
     },
     /// Measure round trips to a worker and back.
     #[command(after_help = "Example:\n  nkcluster ping dev4 -c 20")]
@@ -423,7 +435,10 @@ mod tests {
             "connect nkcluster://h:1;transport=tls",
             "status w1 stopped",
             "events --class c --node n",
+            "request --exclusive w1 core {}",
             "send w1 a b",
+            "send --exclusive w1 a b",
+            "fetch --exclusive w1 a b",
             "fetch w1 a b",
             "ping w1 -c 3",
             "dev --controls 3 --workers 2 --base-port 15001 --dir d --once",

@@ -91,14 +91,22 @@ impl Session {
             Command::Status { node, status } => nodes::status(self, &node, status).await,
             Command::Meta { node, change } => values::meta(self, &node, change).await,
             Command::Data { node, operation } => values::data(self, &node, operation).await,
-            Command::Request { node, class, payload } => tasks::request(self, &node, &class, &payload).await,
+            Command::Request { node, class, payload, exclusive } => tasks::request(&self.over(exclusive), &node, &class, &payload).await,
             Command::Task(command) => tasks::task(self, command).await,
             Command::Call { node, function, args } => tasks::call(self, &node, &function, &args).await,
             Command::Events { class, node } => events::follow(self, class, node).await,
-            Command::Send { node, local, remote, recursive } => files::send(self, &node, &local, &remote, recursive).await,
-            Command::Fetch { node, remote, local } => files::fetch(self, &node, &remote, &local).await,
+            Command::Send { node, local, remote, recursive, exclusive } => {
+                files::send(&self.over(exclusive), &node, &local, &remote, recursive).await
+            }
+            Command::Fetch { node, remote, local, exclusive } => files::fetch(&self.over(exclusive), &node, &remote, &local).await,
             Command::Ping { node, count, interval } => ping::run(self, &node, count, interval).await,
         }
+    }
+
+    /// The same, over connections of its own if so.
+    fn over(&self, exclusive: bool) -> Self {
+        let cluster = if exclusive { self.cluster.exclusive() } else { self.cluster.clone() };
+        Self { cluster, timeout: self.timeout, form: self.form }
     }
 
     /// One call within `--timeout`.

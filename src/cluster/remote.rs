@@ -144,6 +144,7 @@ impl Remote {
             // Operations are not remembered by anybody: they can be repeated.
             identity: CallIdentity { edge: self.edge, number: 0 },
             retry: false,
+            exclusive: false,
             incarnation: Default::default(),
             node: None,
             class: None,

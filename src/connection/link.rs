@@ -65,6 +65,16 @@ pub struct LinkOptions {
     pub keepalive: Option<Duration>,
 }
 
+/// Proxies and firewalls forget connections that are silent for a minute, some for half of it.
+const KEEPALIVE_MAX: Duration = Duration::from_secs(20);
+
+impl LinkOptions {
+    /// For nodes that ping their workers so often: as patient as they are, and never silent for so long that something on the way takes the link for dead.
+    pub fn of_ping_time(ping_time: Duration) -> Self {
+        Self { keepalive: Some(ping_time.min(KEEPALIVE_MAX)) }
+    }
+}
+
 /// How a call of ours ended, with whether a late answer may still come to nobody.
 pub type CallAnswer = Outcome;
 
@@ -90,11 +100,10 @@ struct PongReceived {
 
 struct Inner {
     peer: Peer,
+    side: Side,
     transport: Transport,
     remote: String,
     state: Mutex<State>,
-    /// There if streams have ways of their own beside the socket.
-    bulk: Option<Bulk>,
     output: Mutex<Output>,
     /// The task that reads, for when the link is to end.
     reader: AtomicWaker,
@@ -104,6 +113,8 @@ struct Inner {
     is_crowded: AtomicBool,
     /// Whether `closing` of the state is set.
     is_closing: AtomicBool,
+    /// There if streams have ways of their own beside the socket.
+    bulk: Option<Bulk>,
     ended: watch::Sender<Option<Error>>,
     /// Bytes of the reader's buffer while it waits.
     #[cfg(test)]
@@ -151,15 +162,16 @@ impl Link {
         };
         let inner = Inner {
             peer,
+            side: parts.side,
             transport,
             remote,
             state: Mutex::new(state),
-            bulk,
             output: Mutex::new(Output::new(writer)),
             reader: AtomicWaker::new(),
             writer: AtomicWaker::new(),
             is_crowded: AtomicBool::new(false),
             is_closing: AtomicBool::new(false),
+            bulk,
             ended: watch::Sender::new(None),
             #[cfg(test)]
             kept: Default::default(),
@@ -186,6 +198,11 @@ impl Link {
     /// Who is at the other end.
     pub fn peer(&self) -> &Peer {
         &self.inner.peer
+    }
+
+    /// Which end this is.
+    pub fn side(&self) -> Side {
+        self.inner.side
     }
 
     /// Kind of transport.
@@ -240,7 +257,7 @@ impl Link {
         if !self.inner.is_closing.swap(true, Ordering::AcqRel) {
             self.inner.reader.wake();
             self.inner.writer.wake();
-            bulk::wake(self);
+            self.inner.bulk.iter().for_each(Bulk::close);
         }
     }
 

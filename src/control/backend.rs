@@ -4,8 +4,10 @@ use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use bytes::Bytes;
+use tokio::time::Instant;
 
-use super::proxy::Current;
+use super::exclusive::Lease;
+use super::proxy::{Current, Proxy};
 use super::shared::Shared;
 use crate::cluster::{
     Backend, BoxFuture, EventFilter, EventStream, NodeCall, NodeInfo, NodesReply, Operation, OperationReply, StreamedCall,
@@ -34,8 +36,23 @@ impl Local {
         self.shared.upgrade().ok_or_else(|| Error::new(ErrorCode::ShuttingDown, "the control node has stopped"))
     }
 
-    /// Where a call goes, with its header made ready.
-    fn route(&self, call: &mut NodeCall) -> Result<Arc<Current>> {
+    /// Where a call goes, with its header made ready: the main channel of its worker, and one of its own if it asks for that and there is one.
+    async fn way(&self, call: &mut NodeCall) -> Result<Way> {
+        let began = Instant::now();
+        let (proxy, current) = self.route(call)?;
+        let lease = match std::mem::take(&mut call.head.exclusive) {
+            false => None,
+            true => {
+                let lease = proxy.exclusives.acquire(&self.shared()?, &current, call.timeout).await;
+                call.timeout = call.timeout.saturating_sub(began.elapsed());
+                call.head.timeout_ms = u32::try_from(call.timeout.as_millis()).unwrap_or(u32::MAX);
+                lease
+            }
+        };
+        Ok(Way { current, lease })
+    }
+
+    fn route(&self, call: &mut NodeCall) -> Result<(Arc<Proxy>, Arc<Current>)> {
         let shared = self.shared()?;
         let node = call.head.node.take().ok_or_else(|| Error::new(ErrorCode::NotFound, "the call names no node"))?;
         let proxy = shared.directory.find(&node).ok_or_else(|| unknown(&node))?;
@@ -52,8 +69,22 @@ impl Local {
             let what = format!("{node} was restarted since the call was first sent; nobody knows whether it was done");
             return Err(Error::new(ErrorCode::ConnectionFailed, what).after_sending().addressed_to(current.incarnation));
         }
-        Ok(current)
+        Ok((proxy, current))
     }
+}
+
+struct Way {
+    current: Arc<Current>,
+    lease: Option<Lease>,
+}
+
+/// Whether a call has not left on its own connection, or was not taken in there: then the main one is left to it.
+fn goes_over_main(error: &Error) -> bool {
+    let unsent = !error.may_have_run() && matches!(error.code(), ErrorCode::ConnectionFailed | ErrorCode::Fenced);
+    if unsent {
+        tracing::debug!(%error, "a call that asked for a connection of its own goes over the main one");
+    }
+    unsent
 }
 
 fn unknown(node: &NodeId) -> Error {
@@ -71,17 +102,42 @@ fn told(error: Error, current: &Current) -> Error {
 impl Backend for Local {
     fn call(&self, mut call: NodeCall) -> BoxFuture<'_, Result<Bytes>> {
         Box::pin(async move {
-            let current = self.route(&mut call)?;
+            let Way { current, lease } = self.way(&mut call).await?;
             let payload = call.payload.into_bytes();
+            if let Some(lease) = lease {
+                match lease.channel().call(&call.head, &payload, call.timeout).await {
+                    Err(error) if goes_over_main(&error) => {}
+                    outcome => return outcome.map_err(|error| told(error, &current)),
+                }
+            }
             current.channel.call(&call.head, &payload, call.timeout).await.map_err(|error| told(error, &current))
         })
     }
 
     fn call_with_stream(&self, mut call: NodeCall) -> BoxFuture<'_, Result<StreamedCall>> {
         Box::pin(async move {
-            let current = self.route(&mut call)?;
-            let (answer, stream) = current.channel.call_with_stream(&call.head, &call.payload.into_bytes())?;
-            let answer = async move { answer.wait(call.timeout).await.map_err(|error| told(error, &current)) };
+            let Way { current, lease } = self.way(&mut call).await?;
+            let payload = call.payload.into_bytes();
+            let own = match lease.map(Arc::new) {
+                None => None,
+                Some(lease) => match lease.channel().call_with_stream(&call.head, &payload) {
+                    Ok((answer, stream)) => Some((answer, stream.keeping(Arc::clone(&lease) as _), Some(lease))),
+                    Err(error) if goes_over_main(&error) => None,
+                    Err(error) => return Err(error),
+                },
+            };
+            let (answer, stream, lease) = match own {
+                Some(own) => own,
+                None => {
+                    let (answer, stream) = current.channel.call_with_stream(&call.head, &payload)?;
+                    (answer, stream, None)
+                }
+            };
+            let answer = async move {
+                let outcome = answer.wait(call.timeout).await.map_err(|error| told(error, &current));
+                drop(lease);
+                outcome
+            };
             Ok(StreamedCall { answer: Box::pin(answer), stream })
         })
     }

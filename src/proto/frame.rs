@@ -105,6 +105,12 @@ kinds! {
     Preferred = 42,
     /// The link ends because of a fault.
     Fault = 43,
+    /// Asks a worker for one more connection to where it is connected.
+    ExclusiveDial = 44,
+    /// That connection, in its first frame; or why there is none.
+    ExclusiveHere = 45,
+    /// Calls on this channel belong to an adoption on another link.
+    ExclusiveBind = 46,
 }
 
 /// One frame.

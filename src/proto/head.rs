@@ -36,6 +36,8 @@ pub struct CallHead {
     pub identity: CallIdentity,
     /// Whether an earlier attempt may have arrived.
     pub retry: bool,
+    /// Whether it asks for a connection to its worker that no other call uses.
+    pub exclusive: bool,
     /// The worker incarnation first addressed; zero if any.
     pub incarnation: Incarnation,
     /// The worker that is meant; none where the channel says it.
@@ -47,6 +49,7 @@ pub struct CallHead {
 }
 
 const FLAG_RETRY: u8 = 1;
+const FLAG_EXCLUSIVE: u8 = 2;
 
 fn put_name(out: &mut BytesMut, name: Option<&str>) {
     let bytes = name.unwrap_or_default().as_bytes();
@@ -105,7 +108,7 @@ pub fn put_call(out: &mut BytesMut, call: u32, stream: u32, head: &CallHead) {
     out.put_u32(call);
     out.put_u32(stream);
     out.put_u8(head.verb as u8);
-    out.put_u8(if head.retry { FLAG_RETRY } else { 0 });
+    out.put_u8(if head.retry { FLAG_RETRY } else { 0 } | if head.exclusive { FLAG_EXCLUSIVE } else { 0 });
     out.put_u32(head.timeout_ms);
     out.put_slice(head.identity.edge.as_bytes());
     out.put_u64(head.identity.number);
@@ -129,7 +132,7 @@ pub fn take_call(body: &mut Bytes) -> Result<(u32, u32, CallHead), Fault> {
         _ => return Err(Fault::malformed(kind, "its verb is unknown")),
     };
     let flags = reader.u8()?;
-    if flags & !FLAG_RETRY != 0 {
+    if flags & !(FLAG_RETRY | FLAG_EXCLUSIVE) != 0 {
         return Err(Fault::malformed(kind, "it has unknown flags"));
     }
     let timeout_ms = reader.u32()?;
@@ -140,7 +143,8 @@ pub fn take_call(body: &mut Bytes) -> Result<(u32, u32, CallHead), Fault> {
     let class = reader.name(|name| ClassName::new(name))?;
     let task = reader.name(|name| TaskId::new(name))?;
     let identity = CallIdentity { edge, number };
-    Ok((call, stream, CallHead { verb, timeout_ms, identity, retry: flags & FLAG_RETRY != 0, incarnation, node, class, task }))
+    let (retry, exclusive) = (flags & FLAG_RETRY != 0, flags & FLAG_EXCLUSIVE != 0);
+    Ok((call, stream, CallHead { verb, timeout_ms, identity, retry, exclusive, incarnation, node, class, task }))
 }
 
 /// How a call ended, as bytes of its class or an error.
@@ -289,6 +293,7 @@ mod tests {
             timeout_ms: 30_000,
             identity: CallIdentity { edge: Incarnation::from_bytes([1; 16]), number: 7 },
             retry: true,
+            exclusive: false,
             incarnation: Incarnation::from_bytes([2; 16]),
             node: None,
             class: Some(ClassName::new("core").expect("valid")),
@@ -310,12 +315,16 @@ mod tests {
 
     #[test]
     fn call_returns_with_its_payload() {
-        let mut out = BytesMut::new();
-        put_call(&mut out, 5, 9, &head());
-        out.extend_from_slice(b"payload");
-        let mut body = out.freeze();
-        assert_eq!(take_call(&mut body), Ok((5, 9, head())));
-        assert_eq!(&body[..], b"payload");
+        for (exclusive, flags) in [(false, 1), (true, 3)] {
+            let head = CallHead { exclusive, ..head() };
+            let mut out = BytesMut::new();
+            put_call(&mut out, 5, 9, &head);
+            out.extend_from_slice(b"payload");
+            assert_eq!(out[9], flags);
+            let mut body = out.freeze();
+            assert_eq!(take_call(&mut body), Ok((5, 9, head)));
+            assert_eq!(&body[..], b"payload");
+        }
     }
 
     #[test]

@@ -151,6 +151,32 @@ pub struct Preferred {
     pub addresses: Vec<NodeUri>,
 }
 
+/// Asks a worker, on the holder's channel, for one more connection to where it is connected.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ExclusiveDial {
+    /// Random, so that nobody else can bring what was asked for.
+    pub request: u64,
+}
+
+/// The first frame of a connection that was asked for; on the holder's channel: there will be none.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ExclusiveHere {
+    /// Of the [`ExclusiveDial`].
+    pub request: u64,
+    /// Why there is none.
+    #[serde(default)]
+    pub refused: Option<Error>,
+}
+
+/// Calls on this channel are those of the holder under this term. Events and pings stay on its own channel; the link is no adoption.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ExclusiveBind {
+    /// The term of the holder: another one fences this channel too.
+    pub term: u64,
+    /// Shows that whoever binds is the holder.
+    pub ticket: Ticket,
+}
+
 /// Why a channel or link was closed by the other side.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Closed {
@@ -202,6 +228,9 @@ pub enum Message {
     Resync(Resync),
     GoAway(GoAway),
     Preferred(Preferred),
+    ExclusiveDial(ExclusiveDial),
+    ExclusiveHere(ExclusiveHere),
+    ExclusiveBind(ExclusiveBind),
 }
 
 impl Message {
@@ -217,6 +246,9 @@ impl Message {
             Message::Resync(_) => Kind::Resync,
             Message::GoAway(_) => Kind::GoAway,
             Message::Preferred(_) => Kind::Preferred,
+            Message::ExclusiveDial(_) => Kind::ExclusiveDial,
+            Message::ExclusiveHere(_) => Kind::ExclusiveHere,
+            Message::ExclusiveBind(_) => Kind::ExclusiveBind,
         }
     }
 
@@ -232,6 +264,9 @@ impl Message {
             Message::Resync(body) => encode(body),
             Message::GoAway(body) => encode(body),
             Message::Preferred(body) => encode(body),
+            Message::ExclusiveDial(body) => encode(body),
+            Message::ExclusiveHere(body) => encode(body),
+            Message::ExclusiveBind(body) => encode(body),
         }
     }
 
@@ -247,6 +282,9 @@ impl Message {
             Kind::Resync => Message::Resync(decode(kind, body)?),
             Kind::GoAway => Message::GoAway(decode(kind, body)?),
             Kind::Preferred => Message::Preferred(decode(kind, body)?),
+            Kind::ExclusiveDial => Message::ExclusiveDial(decode(kind, body)?),
+            Kind::ExclusiveHere => Message::ExclusiveHere(decode(kind, body)?),
+            Kind::ExclusiveBind => Message::ExclusiveBind(decode(kind, body)?),
             _ => return Ok(None),
         }))
     }

@@ -14,18 +14,18 @@ use super::frame::Kind;
 /// | call, cancel | – | yes | yes |
 /// | reply | yes | – | yes |
 /// | stream data, credit, reset; fragment | yes | yes | yes |
-/// | describe, update, adopted, fenced, event, resync | yes | – | yes (a control node is also a worker) |
-/// | adopt, event ack, preferred | – | – | yes |
+/// | describe, update, adopted, fenced, event, resync, exclusive here | yes | – | yes (a control node is also a worker) |
+/// | adopt, event ack, preferred, exclusive dial, exclusive bind | – | – | yes |
 /// | the handshake | – | – | – |
 pub fn may_send(role: Role, kind: Kind) -> bool {
     match kind {
         Kind::Ping | Kind::Pong | Kind::Fault | Kind::GoAway | Kind::ChannelOpen | Kind::ChannelClose => true,
         Kind::StreamData | Kind::StreamCredit | Kind::StreamReset | Kind::Fragment => true,
         Kind::Call | Kind::Cancel => matches!(role, Role::Admin | Role::Control),
-        Kind::Reply | Kind::Describe | Kind::Update | Kind::Adopted | Kind::Fenced | Kind::Event | Kind::Resync => {
+        Kind::Reply | Kind::Describe | Kind::Update | Kind::Adopted | Kind::Fenced | Kind::Event | Kind::Resync | Kind::ExclusiveHere => {
             matches!(role, Role::Worker | Role::Control)
         }
-        Kind::Adopt | Kind::EventAck | Kind::Preferred => role == Role::Control,
+        Kind::Adopt | Kind::EventAck | Kind::Preferred | Kind::ExclusiveDial | Kind::ExclusiveBind => role == Role::Control,
         Kind::ClientFirst | Kind::ServerFirst | Kind::ClientProof | Kind::ServerProof | Kind::Refusal => false,
     }
 }

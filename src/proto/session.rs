@@ -9,7 +9,8 @@
 //!
 //! - A **channel** is opened by either side and has its own call ids, stream ids and term; channel 0 is the link itself.
 //! - A **call** gets exactly one answer: a reply, or the reason why its channel or link ended. `T` is whatever the shell wants back with that answer.
-//! - A **stream** belongs to a call and carries bytes both ways; each side sends only what the other has granted ([`STREAM_WINDOW_BYTES`] at first).
+//! - A **stream** belongs to a call and carries bytes both ways; each side sends only what the other has granted ([`STREAM_WINDOW_BYTES`]
+//!   at first, up to [`STREAM_WINDOW_BYTES_MAX`] for a reader that keeps up with a sender far away).
 //! - **Lanes**: urgent, hot, bulk (`session/lanes.rs`). **Fragments**: what is larger than a frame (`session/assembly.rs`).
 
 mod apart;
@@ -29,7 +30,7 @@ use self::assembly::{Assembly, Piece};
 pub use self::lanes::Outbox;
 use self::lanes::{Lanes, Outgoing};
 use self::streams::Streams;
-pub use self::streams::{STREAM_WINDOW_BYTES, StreamKey, StreamRead};
+pub use self::streams::{STREAM_WINDOW_BYTES, STREAM_WINDOW_BYTES_MAX, StreamKey, StreamRead, WINDOW_BUDGET_BYTES};
 use super::auth::Role;
 use super::frame::{self, Fault, Frame, Kind, LINK_CHANNEL};
 use super::head::{self, CallHead, EventHead, Outcome, Ping, Pong};
@@ -511,7 +512,9 @@ impl<T> Session<T> {
             }
             Kind::Ping => out.push(Incoming::Ping { channel, ping: head::take_ping(&mut body)? }),
             Kind::Pong => out.push(Incoming::Pong { channel, pong: head::take_pong(&mut body)? }),
-            Kind::StreamData | Kind::StreamCredit | Kind::StreamReset => self.streams.handle(kind, channel, body, out)?,
+            Kind::StreamData | Kind::StreamCredit | Kind::StreamReset => {
+                self.streams.handle(kind, channel, body, &mut self.lanes, out)?;
+            }
             Kind::Fault => {
                 let FaultNotice { number } = message::decode(kind, &body)?;
                 out.push(Incoming::PeerFault(number));

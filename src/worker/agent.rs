@@ -14,7 +14,7 @@ use super::shared::{Held, Shared};
 use crate::cluster::BoxFuture;
 use crate::connection::{Link, LinkOptions, LinkParts};
 use crate::error::Error;
-use crate::types::NodeUri;
+use crate::types::{NodeId, NodeUri};
 
 /// First and longest pause between attempts.
 const PAUSE_FIRST: Duration = Duration::from_millis(250);
@@ -24,6 +24,8 @@ const PAUSE_MAX: Duration = Duration::from_secs(15);
 pub(crate) trait Connector: Send + Sync + 'static {
     /// Tries these addresses first, then those that it knows itself.
     fn connect(&self, preferred: Vec<NodeUri>) -> BoxFuture<'_, Result<Dialled, DialFailure>>;
+    /// Dials this control node once more, at an address where it was found.
+    fn connect_again(&self, at: NodeUri, control: NodeId) -> BoxFuture<'_, Result<Dialled, Error>>;
 }
 
 /// Why no control node was reached.
@@ -65,7 +67,8 @@ async fn look(shared: &Arc<Shared>, connector: &dyn Connector) {
         }
         match connector.connect(preferred).await {
             Ok(dialled) => {
-                let link = Link::start(dialled.parts, dialled.options, |link| handler::new(Arc::clone(shared), link));
+                let way = dialled.parts.established.uri.clone();
+                let link = Link::start(dialled.parts, dialled.options, |link| handler::new(Arc::clone(shared), link, way));
                 tracing::info!(node = %shared.id, control = %link.peer().id, remote = link.remote(), "connected");
                 shared.introduce(&link);
                 if adopted(shared, &link).await {

@@ -11,6 +11,8 @@ use tokio::sync::{Notify, Semaphore, oneshot, watch};
 use tokio::time::Instant;
 
 use super::adoption::{Adoption, ChannelKey};
+use super::agent::Connector;
+use super::exclusive::EXCLUSIVE_MAX;
 use super::journal::{Journal, Outgoing};
 use super::outcomes::{Outcomes, REMEMBER_AFTER_DEADLINE};
 use super::running::Running;
@@ -52,6 +54,10 @@ pub(super) struct Shared {
     moved: Notify,
     next_link: AtomicU64,
     refuses_calls: AtomicBool,
+    /// What dials for this worker, if anything does.
+    pub(super) connector: Option<Arc<dyn Connector>>,
+    /// Connections beside the holder's that this worker may have dialled.
+    pub(super) exclusive: Arc<Semaphore>,
 }
 
 /// What the agent must know of the holder.
@@ -84,7 +90,14 @@ pub(super) struct State {
 }
 
 impl Shared {
-    pub(super) fn new(config: Arc<Config>, id: NodeId, incarnation: Incarnation, classes: Classes, listen: Vec<NodeUri>) -> Arc<Self> {
+    pub(super) fn new(
+        config: Arc<Config>,
+        id: NodeId,
+        incarnation: Incarnation,
+        classes: Classes,
+        listen: Vec<NodeUri>,
+        connector: Option<Arc<dyn Connector>>,
+    ) -> Arc<Self> {
         let state = State {
             tasks: Tasks::new(),
             running: HashMap::new(),
@@ -116,6 +129,8 @@ impl Shared {
             moved: Notify::new(),
             next_link: AtomicU64::new(1),
             refuses_calls: AtomicBool::new(false),
+            connector,
+            exclusive: Arc::new(Semaphore::new(EXCLUSIVE_MAX)),
             config,
         })
     }
@@ -342,6 +357,10 @@ fn event_frame(outgoing: Outgoing<'_>) -> (EventHead, Bytes) {
 /// The key of a channel: never used twice in a process.
 pub(super) fn channel_key(link: u64, channel: u16) -> ChannelKey {
     ChannelKey(link << 16 | u64::from(channel))
+}
+
+pub(super) fn is_of_link(key: ChannelKey, link: u64) -> bool {
+    key.0 >> 16 == link
 }
 
 /// Forgets outcomes when their time is over.

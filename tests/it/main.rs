@@ -1,9 +1,11 @@
 //! Clusters in one process, on the memory network and on loopback sockets.
 
+mod bad_input;
 mod between;
 mod classes;
 mod coverage;
 mod datagrams;
+mod exclusive;
 mod failure;
 mod files;
 mod harness;
@@ -15,4 +17,5 @@ mod raw;
 mod relay;
 mod review;
 mod security;
+mod streams;
 mod transports;

@@ -46,6 +46,7 @@ fn a_call(node: &str) -> CallHead {
         timeout_ms: 1000,
         identity: CallIdentity { edge: random_incarnation(), number: 1 },
         retry: false,
+        exclusive: false,
         incarnation: Incarnation::default(),
         node: Some(node_id(node)),
         class: Some(core()),

@@ -40,25 +40,24 @@ pub(super) struct Bulk {
     calls: Notify,
     /// Side streams of the peer that are being read.
     reading: watch::Sender<usize>,
+    /// Whether the link is to end.
+    closing: watch::Sender<bool>,
     /// Whether all has left that was queued when the link was closed.
     sent: watch::Sender<bool>,
 }
 
 impl Bulk {
     pub(super) fn new(sides: SideStreams) -> Self {
-        let (reading, sent) = (watch::Sender::new(0), watch::Sender::new(false));
-        Self { sides, output: Notify::new(), calls: Notify::new(), reading, sent }
+        let (closing, sent) = (watch::Sender::new(false), watch::Sender::new(false));
+        Self { sides, output: Notify::new(), calls: Notify::new(), reading: watch::Sender::new(0), closing, sent }
     }
 
-    fn wake(&self) {
+    pub(super) fn wake(&self) {
         self.output.notify_one();
     }
-}
 
-/// Lets the senders look at the session, and at whether the link is to end.
-pub(super) fn wake(link: &Link) {
-    if let Some(bulk) = &link.inner.bulk {
-        bulk.wake();
+    pub(super) fn close(&self) {
+        self.closing.send_replace(true);
     }
 }
 
@@ -107,6 +106,7 @@ pub(super) async fn read_rest(link: &Link) {
 
 async fn run(link: Link) {
     let Some(bulk) = &link.inner.bulk else { return };
+    let mut closing = bulk.closing.subscribe();
     let (mut is_open, mut is_closing) = (true, false);
     let mut readers = JoinSet::new();
     let mut senders = JoinSet::new();
@@ -121,10 +121,6 @@ async fn run(link: Link) {
                     senders.spawn(send_stream(link.clone(), key, wake));
                 }
             }
-        }
-        if link.is_closing() && !is_closing {
-            is_closing = true;
-            wakes.values().for_each(|wake| wake.notify_one());
         }
         if is_closing && senders.is_empty() {
             bulk.sent.send_replace(true);
@@ -141,6 +137,10 @@ async fn run(link: Link) {
                 // The link's own reader learns the same.
                 Err(_) => is_open = false,
             },
+            _ = closing.wait_for(|closing| *closing), if !is_closing => {
+                is_closing = true;
+                wakes.values().for_each(|wake| wake.notify_one());
+            }
         }
     }
 }

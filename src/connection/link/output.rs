@@ -23,7 +23,7 @@ use std::time::Duration;
 use tokio::io::AsyncWrite as _;
 
 use super::Link;
-use super::bulk;
+use super::bulk::{self, Bulk};
 use super::drive::read_error;
 use crate::error::{Error, ErrorCode};
 use crate::proto::session::{Outbox, StreamKey};
@@ -142,7 +142,7 @@ impl Link {
     /// Lets the writer's task look at the lanes.
     pub(super) fn wake_writer(&self) {
         self.inner.writer.wake();
-        bulk::wake(self);
+        self.inner.bulk.iter().for_each(Bulk::wake);
     }
 
     /// Sends a frame that was queued on its way. Not to be called under a lock of whoever may be called by the link.

@@ -26,6 +26,7 @@ fn head() -> CallHead {
         timeout_ms: 30_000,
         identity: CallIdentity { edge: Incarnation::from_bytes([1; 16]), number: 7 },
         retry: false,
+        exclusive: false,
         incarnation: Incarnation::default(),
         node: None,
         class: Some(class()),

@@ -1,10 +1,7 @@
 //! Links over QUIC, beside tls and a bare copy loop of quinn in the same run.
 //!
-//! `cargo bench --bench quic`; rows and variables as those of `--bench link`.
-
-#[path = "../link/report.rs"]
-#[expect(dead_code, reason = "the baselines of TLS over TCP are for the other bench")]
-mod report;
+//! `cargo bench --bench quic`. Rows are described in `src/docs/benches.md`; they have no budget yet, so they are only shown. `NKCLUSTER_BENCH_SECONDS` bounds
+//! each measurement (default 2).
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -17,8 +14,6 @@ use nkcluster::types::{ClassName, NodeId, NodeStatus, Payload, Secret};
 use quinn::crypto::rustls::{QuicClientConfig, QuicServerConfig};
 use rustls::pki_types::PrivatePkcs8KeyDer;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-
-use self::report::Report;
 
 const TIMEOUT: Duration = Duration::from_secs(30);
 const CHUNK_BYTES: usize = 64 * 1024;
@@ -159,9 +154,14 @@ async fn bare_quinn() -> f64 {
     reading.await.expect("no panic") as f64 / started.elapsed().as_secs_f64() / 1_048_576.0
 }
 
+/// One row; the ratio is value to baseline.
+fn row(name: &str, value: f64, unit: &str, baseline: f64) {
+    println!("{name:<16} {value:>12.1} {unit:<6} {baseline:>12.1} {:>7.2}", value / baseline);
+}
+
 fn main() {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().expect("a runtime");
-    let mut report = Report::new();
+    println!("{:<16} {:>12} {:<6} {:>12} {:>7}", "row", "value", "unit", "baseline", "ratio");
     runtime.block_on(async {
         let bare = bare_quinn().await;
         let bed = Bed::start("tls").await;
@@ -169,10 +169,9 @@ fn main() {
         let (_, tls_busy) = bed.stream().await;
         drop(bed);
         let bed = Bed::start("quic").await;
-        report.row("rtt_quic", at(round_trips(&bed.cluster, &bed.worker).await, 50), "us", tls_idle);
+        row("rtt_quic", at(round_trips(&bed.cluster, &bed.worker).await, 50), "us", tls_idle);
         let (rate, busy) = bed.stream().await;
-        report.row("stream_quic", rate, "MiB/s", bare);
-        report.row("busy_p99_quic", at(busy, 99), "us", at(tls_busy, 99));
+        row("stream_quic", rate, "MiB/s", bare);
+        row("busy_p99_quic", at(busy, 99), "us", at(tls_busy, 99));
     });
-    report.finish(&["rtt_quic", "stream_quic", "busy_p99_quic"]);
 }

@@ -323,6 +323,7 @@ impl End {
             timeout_ms: u32::from(input.byte()) * 100,
             identity: CallIdentity { edge: Incarnation::from_bytes([3; 16]), number: self.next_token },
             retry: false,
+            exclusive: false,
             incarnation: Incarnation::from_bytes([0; 16]),
             node: None,
             class: Some(class()),

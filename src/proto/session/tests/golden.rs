@@ -5,7 +5,9 @@
 use super::*;
 use crate::proto::head::EventKind;
 use crate::proto::identity::{Rank, Ticket};
-use crate::proto::message::{Adopt, Adopted, Describe, EventAck, Fenced, GoAway, Preferred, Resync, Update};
+use crate::proto::message::{
+    Adopt, Adopted, Describe, EventAck, ExclusiveBind, ExclusiveDial, ExclusiveHere, Fenced, GoAway, Preferred, Resync, Update,
+};
 use crate::types::{Meta, NodeId, NodeStatus, TaskId};
 
 fn node() -> NodeId {
@@ -44,6 +46,9 @@ fn messages() -> Vec<Message> {
         Message::Resync(Resync { class: class(), next_seq: 10, tasks: vec![TaskId::new("t1").expect("a valid name")], more: false }),
         Message::GoAway(GoAway { reason: error("bye"), reconnect_after_ms: Some(50) }),
         Message::Preferred(Preferred { addresses: listen }),
+        Message::ExclusiveDial(ExclusiveDial { request: 8 }),
+        Message::ExclusiveHere(ExclusiveHere { request: 8, refused: None }),
+        Message::ExclusiveBind(ExclusiveBind { term: 5, ticket: Ticket::from_bytes([7; 16]) }),
     ]
 }
 
@@ -83,6 +88,12 @@ fn every_kind() -> Vec<(Kind, String)> {
         take(&mut session, stream_data(channel, key.stream, 0, &[0; 60_000])).expect("within the credit");
     }
     while let StreamRead::Bytes(_) = session.stream_read(key, 60_000) {}
+    one(&mut session);
+    let (_, starved) = session.call(channel, &head(), &Bytes::new(), true, 2).expect("there is room");
+    let starved = starved.expect("asked for");
+    session.stream_write(starved, &vec![0; STREAM_WINDOW_BYTES]).expect("open");
+    sent(&mut session);
+    session.stream_write(starved, b"more").expect("open");
     one(&mut session);
     session.stream_reset(key);
     one(&mut session);
@@ -129,6 +140,7 @@ fn bytes_of_version_1() {
         (Kind::StreamData, "0000000c160001000000010064617461"),
         (Kind::StreamData, "000000081600010000000101"),
         (Kind::StreamCredit, "0000000b170001000000010002bf20"),
+        (Kind::StreamData, "000000081600010000000302"),
         (Kind::StreamReset, "0000000718000100000001"),
         (Kind::Cancel, "0000000714000100000001"),
         (Kind::Reply, "0000000c1300010000000200646f6e65"),
@@ -159,6 +171,9 @@ fn bytes_of_version_1() {
             "0000004f29000182a6726561736f6e83a4636f6465b1636f6e6e656374696f6e5f6661696c6564a76d657373616765a3627965a6656666656374a46e6f6e65b27265636f6e6e6563745f61667465725f6d7332",
         ),
         (Kind::Preferred, "0000002d2a000181a961646472657373657391bd6e6b636c75737465723a2f2f683a313b7472616e73706f72743d746370"),
+        (Kind::ExclusiveDial, "0000000d2c000181a77265717565737408"),
+        (Kind::ExclusiveHere, "000000162d000182a77265717565737408a772656675736564c0"),
+        (Kind::ExclusiveBind, "000000232e000182a47465726d05a67469636b6574c41007070707070707070707070707070707"),
         (
             Kind::ChannelClose,
             "0000003c23000181a6726561736f6e83a4636f6465b1636f6e6e656374696f6e5f6661696c6564a76d657373616765a46f766572a6656666656374a46e6f6e65",

@@ -128,7 +128,7 @@ async fn bytes_of_a_stream_never_travel_on_the_link() {
     let (mut raw, mut end) = Raw::start().await;
     raw.call(1, 1).await;
     let mut far = end.next().await.stream.take().expect("with a stream");
-    let content = bytes_of(7, 300_000);
+    let content = bytes_of(7, crate::proto::session::STREAM_WINDOW_BYTES);
     let copy = content.clone();
     let writing = tokio::spawn(async move {
         far.write_all(&copy).await.expect("open");

@@ -82,6 +82,8 @@ impl ReadLoop {
     pub(super) async fn run(mut self) -> Error {
         let mut incoming = Vec::new();
         let mut misses = 0;
+        // Nothing is on its way yet, so this is the round trip of the network alone.
+        self.probe();
         let mut closing = self.link.inner.closing.subscribe();
         loop {
             let taken = self.take_frames(&mut incoming);
@@ -127,12 +129,18 @@ impl ReadLoop {
                             let what = format!("the peer has been silent for {:?}", silence * KEEPALIVE_MISSES);
                             return Error::new(ErrorCode::ConnectionFailed, what);
                         }
-                        let ping = Ping { seq: 0, time_ms: unix_time_ms(), rank: Rank::default() };
-                        self.link.with_session(|session| session.ping(LINK_CHANNEL, &ping));
+                        self.probe();
                     }
                 },
             }
         }
+    }
+
+    /// A ping of the link itself: shows whether the peer is there, and how far.
+    fn probe(&self) {
+        self.link.lock().probed = Some(Instant::now());
+        let ping = Ping { seq: 0, time_ms: unix_time_ms(), rank: Rank::default() };
+        self.link.with_session(|session| session.ping(LINK_CHANNEL, &ping));
     }
 
     fn take_frames(&mut self, incoming: &mut Vec<Incoming<Token>>) -> Result<(), frame::Fault> {
@@ -175,7 +183,13 @@ impl ReadLoop {
                 link.with_session(|session| session.pong(channel, &pong));
             }
             Incoming::Pong { pong, .. } => {
-                if let Some(token) = link.lock().pings.remove(&pong.seq) {
+                let mut state = link.lock();
+                if pong.seq == 0
+                    && let Some(sent) = state.probed.take()
+                {
+                    state.session.round_trip(sent.elapsed());
+                }
+                if let Some(token) = state.pings.remove(&pong.seq) {
                     let _ = token.send(PongReceived { at: Instant::now(), time_ms: pong.time_ms });
                 }
             }

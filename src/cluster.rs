@@ -308,7 +308,8 @@ impl Cluster {
     }
 
     async fn call(&self, mut head: CallHead, payload: Payload, options: CallOptions) -> Result<Payload> {
-        let deadline = Instant::now() + call::bounded(options.timeout);
+        let mut timeout = call::bounded(options.timeout);
+        let deadline = Instant::now() + timeout;
         let left = || deadline.saturating_duration_since(Instant::now());
         loop {
             if options.retry == Retry::UntilDeadline
@@ -316,8 +317,8 @@ impl Cluster {
                 && let Some(node) = &head.node
             {
                 head.incarnation = self.backend.incarnation(node, left()).await.unwrap_or_default();
+                timeout = left();
             }
-            let timeout = left();
             head.timeout_ms = call::millis(timeout);
             let error = match self.backend.call(NodeCall { head: head.clone(), payload: payload.clone(), timeout }).await {
                 Ok(reply) => return Ok(Payload::from_bytes(reply)),
@@ -341,6 +342,7 @@ impl Cluster {
             }
             tracing::debug!(node = ?head.node, %error, "the call is tried again");
             tokio::time::sleep(pause).await;
+            timeout = left();
         }
     }
 }

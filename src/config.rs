@@ -82,7 +82,7 @@ pub struct Config {
     pub tls_verify: TlsVerify,
     /// Most intermediate certificates, 0 to 16. Default 0.
     pub tls_depth: u8,
-    /// Versions of TLS, oldest first. Default `1.3`.
+    /// Versions of TLS, oldest first; within quic it is always 1.3. Default `1.3`.
     pub tls_versions: Vec<TlsVersion>,
 
     /// Time between two pings of a link, 1 to 60 s. Default 5 s.

@@ -9,11 +9,12 @@
 //! | `tcp` | plain TCP |
 //! | `tls` | TLS 1.3 (or 1.2 with extended master secret) over TCP; [`certificate`] has the files |
 //! | `ws` | WebSocket over either of them |
+//! | `quic` | QUIC over UDP, with streams beside the link for bulk data |
 //! | [`memory`] | a simulated network within the process, whose links can be cut, frozen and delayed |
 //!
-//! Each may lead through the tunnel of an HTTP proxy (`proxy`), and arrive from a balancer that tells who the peer is (`proxy_protocol`).
+//! Those over TCP may lead through the tunnel of an HTTP proxy (`proxy`), and arrive from a balancer that tells who the peer is (`proxy_protocol`).
 //!
-//! A listener never waits for a peer: [`Listener::accept`] returns as soon as TCP has a connection, and the TLS handshake and the WebSocket upgrade happen
+//! A listener never waits for a peer: [`Listener::accept`] returns as soon as there is a connection, and the TLS handshake and the WebSocket upgrade happen
 //! in [`Incoming::into_wire`], in the task of that connection and under its limit of time.
 
 pub mod certificate;
@@ -22,6 +23,7 @@ mod listener;
 pub mod memory;
 mod proxy;
 mod proxy_protocol;
+mod quic;
 mod target;
 mod tcp;
 #[cfg(test)]
@@ -42,6 +44,7 @@ use crate::types::{IpRange, Secret, TlsVerify, TlsVersion, Transport, UriOptions
 pub use listener::{Incoming, Listener};
 pub use memory::{MemoryNet, MemoryNode};
 pub use proxy::ProxyEnvironment;
+pub use quic::{QuicSockets, SideStreams};
 pub use target::{Target, connect, dial, resolve};
 pub use wire::{CertificateCheck, ReadHalf, Stream, Wire, WireFacts, WriteHalf};
 
@@ -57,13 +60,21 @@ pub struct DialOptions {
     pub tls: TlsOptions,
     /// The HTTP proxies of the environment, for ws and wss; option `proxy` of the URL has precedence.
     pub proxies: ProxyEnvironment,
+    /// Where QUIC is dialled from.
+    pub quic: QuicSockets,
     /// The simulated network and the own name in it, if there is one.
     pub memory: Option<MemoryNode>,
 }
 
 impl Default for DialOptions {
     fn default() -> Self {
-        Self { connect_timeout: CONNECT_TIMEOUT, tls: TlsOptions::default(), proxies: ProxyEnvironment::default(), memory: None }
+        Self {
+            connect_timeout: CONNECT_TIMEOUT,
+            tls: TlsOptions::default(),
+            proxies: ProxyEnvironment::default(),
+            quic: QuicSockets::default(),
+            memory: None,
+        }
     }
 }
 
@@ -85,7 +96,13 @@ pub struct ListenOptions {
 impl From<&Config> for DialOptions {
     /// With the proxies of the environment of this process.
     fn from(config: &Config) -> Self {
-        Self { connect_timeout: config.connect_timeout, tls: config.into(), proxies: ProxyEnvironment::of_process(), memory: None }
+        Self {
+            connect_timeout: config.connect_timeout,
+            tls: config.into(),
+            proxies: ProxyEnvironment::of_process(),
+            quic: QuicSockets::default(),
+            memory: None,
+        }
     }
 }
 
@@ -116,7 +133,7 @@ pub struct TlsOptions {
     pub verify: TlsVerify,
     /// `tls_depth`: most intermediate certificates; no limit of ours if `None`.
     pub depth: Option<u8>,
-    /// `tls_versions`: empty means both 1.3 and 1.2.
+    /// `tls_versions`: empty means both 1.3 and 1.2. Within QUIC it is always 1.3.
     pub versions: Vec<TlsVersion>,
 }
 
@@ -158,5 +175,8 @@ impl TlsOptions {
 }
 
 fn unsupported(transport: Transport) -> Error {
-    Error::new(ErrorCode::UnsupportedTransport, format!("transport {transport} is not available in this version; use tcp, tls, ws or wss"))
+    Error::new(
+        ErrorCode::UnsupportedTransport,
+        format!("transport {transport} is not available in this version; use tcp, tls, ws, wss or quic"),
+    )
 }

@@ -23,7 +23,7 @@ use crate::proto::head::{CallHead, EventHead, Rank, Verb};
 use crate::proto::identity::CallIdentity;
 use crate::proto::message::Message;
 use crate::proto::session::Side;
-use crate::transport::{CONNECT_TIMEOUT, DialOptions, MemoryNode, ProxyEnvironment, TlsOptions};
+use crate::transport::{CONNECT_TIMEOUT, DialOptions, MemoryNode, ProxyEnvironment, QuicSockets, TlsOptions};
 use crate::types::{Incarnation, NodeId, NodeUri, Payload, Secret};
 
 /// A control node that says nothing for this long is pinged, and given up after three times it.
@@ -100,6 +100,7 @@ pub(super) async fn connect(options: ConnectOptions) -> Result<(Arc<dyn Backend>
         connect_timeout: options.connect_timeout,
         tls: options.tls,
         proxies: ProxyEnvironment::of_process(),
+        quic: QuicSockets::default(),
         memory: options.memory,
     };
     let remote = Remote { uris: options.uris, party, dial, link: Mutex::new(None), edge };

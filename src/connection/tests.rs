@@ -2,6 +2,8 @@
 
 mod calls;
 mod ends;
+mod output;
+mod quic;
 mod streams;
 
 use std::sync::Arc;

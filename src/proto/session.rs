@@ -13,6 +13,7 @@
 //!   at first, up to [`STREAM_WINDOW_BYTES_MAX`] for a reader that keeps up with a sender far away).
 //! - **Lanes**: urgent, hot, bulk (`session/lanes.rs`). **Fragments**: what is larger than a frame (`session/assembly.rs`).
 
+mod apart;
 mod assembly;
 mod lanes;
 mod streams;
@@ -23,6 +24,8 @@ use std::collections::{BTreeMap, HashMap};
 
 use bytes::{BufMut, Bytes, BytesMut};
 
+use self::apart::Announced;
+pub use self::apart::stream_of;
 use self::assembly::{Assembly, Piece};
 pub use self::lanes::Outbox;
 use self::lanes::{Lanes, Outgoing};
@@ -174,6 +177,8 @@ pub struct Session<T> {
     streams: Streams,
     lanes: Lanes,
     assembly: Assembly,
+    /// There if each stream has a way of its own.
+    announced: Option<Announced>,
 }
 
 impl<T> Session<T> {
@@ -192,6 +197,7 @@ impl<T> Session<T> {
             streams: Streams::new(side),
             lanes: Lanes::new(),
             assembly: Assembly::new(peer_role),
+            announced: None,
         }
     }
 
@@ -235,6 +241,11 @@ impl<T> Session<T> {
     /// Unanswered calls of ours on a channel.
     pub fn calls_in_flight(&self, channel: u16) -> usize {
         self.channels.get(&channel).map_or(0, |state| state.calls_out.len())
+    }
+
+    /// Unanswered calls of the peer on a channel.
+    pub fn calls_unanswered(&self, channel: u16) -> usize {
+        self.channels.get(&channel).map_or(0, |state| state.calls_in.len())
     }
 
     /// Unanswered calls of the peer on all channels.
@@ -549,6 +560,7 @@ impl<T> Session<T> {
             },
         };
         state.calls_in.insert(call, Waiting::Yes);
+        self.announce(channel, stream);
         out.push(Incoming::Call { channel, call, head, payload: body, stream: key });
         Ok(())
     }
@@ -560,6 +572,7 @@ impl<T> Session<T> {
         let mut body = BytesMut::new();
         head::put_reply(&mut body, call, &Err(error));
         self.lanes.urgent(Kind::Reply, channel, &body);
+        self.announce(channel, stream);
         if stream != 0 {
             self.lanes.urgent(Kind::StreamReset, channel, &stream.to_be_bytes());
         }

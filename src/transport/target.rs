@@ -12,11 +12,13 @@ use tokio::time::timeout;
 use crate::error::{Error, ErrorCode, Result};
 use crate::transport::memory::memory_name;
 use crate::transport::proxy::Tunnel;
-use crate::transport::{DialOptions, Stream, Wire, WireFacts, tcp, tls, unsupported, ws};
+use crate::transport::{DialOptions, Stream, Wire, WireFacts, quic, tcp, tls, unsupported, ws};
 use crate::types::{Host, NodeUri, Transport};
 
 /// Most time for each of TLS and the WebSocket upgrade.
 const OPENING_MAX: Duration = Duration::from_secs(5);
+/// Most time for a connection and TLS over QUIC, where they are one.
+const QUIC_MAX: Duration = Duration::from_secs(10);
 /// Most addresses of one name that are tried.
 const ADDRESSES_MAX: usize = 32;
 
@@ -59,14 +61,18 @@ pub async fn resolve(uri: &NodeUri, options: &DialOptions) -> Result<Vec<Target>
     let transport = uri.effective_transport();
     let target = |address| Target { uri: uri.clone(), transport, address };
     match transport {
-        Transport::Tcp | Transport::Tls | Transport::Ws | Transport::Wss => {}
+        Transport::Tcp | Transport::Tls | Transport::Ws | Transport::Wss | Transport::Quic => {}
         Transport::Memory => return Ok(vec![target(Address::Memory(memory_name(uri)))]),
-        Transport::Sctp | Transport::Quic => return Err(unsupported(transport)),
+        Transport::Sctp => return Err(unsupported(transport)),
     }
     if let Host::All | Host::All6 = uri.host() {
         return Err(Error::new(ErrorCode::InvalidUri, format!("{uri}: host `{}` is for listeners, name a node", uri.host())));
     }
     if let Some(proxy) = options.proxies.choose(uri)? {
+        if transport == Transport::Quic {
+            let what = format!("{}: HTTP proxies carry no quic, use wss", uri.clone().without_secrets());
+            return Err(Error::new(ErrorCode::InvalidConfig, what));
+        }
         return Ok(vec![target(Address::Tunnel(Arc::new(Tunnel::new(proxy, uri))))]);
     }
     let port = uri.effective_port();
@@ -96,6 +102,10 @@ pub async fn connect(target: &Target, options: &DialOptions) -> Result<Wire> {
         Address::Socket(addr) => Some(addr.ip()),
         Address::Tunnel(_) => None,
     };
+    if let (Transport::Quic, Address::Socket(addr)) = (target.transport, &target.address) {
+        let dialler = quic::Dialler::new(&target.uri, *addr, options.tls.for_uri(target.uri.options())).await?;
+        return dialler.connect(&options.quic, limit.min(QUIC_MAX)).await;
+    }
     // Configuration first: a missing file must not cost the peer a connection.
     let tls = match target.transport {
         Transport::Tls | Transport::Wss => Some(tls::Dialler::new(&target.uri, ip, options.tls.for_uri(target.uri.options())).await?),

@@ -28,7 +28,7 @@ pub(super) fn execute(shared: &Arc<Shared>, call: IncomingCall) {
     let identity = call.head.identity;
     let begin = {
         let mut state = shared.lock();
-        let begin = state.outcomes.begin(identity, call.head.retry, call.deadline().into_std(), Instant::now().into_std());
+        let begin = state.outcomes.begin(identity, call.head.retry, call.deadline().into_std(), call.received.into_std());
         if begin == Begin::Running {
             state.waiters.entry(identity).or_default().push(call);
             return;

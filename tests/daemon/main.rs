@@ -2,6 +2,7 @@
 
 mod development;
 mod failures;
+mod quic;
 mod reload;
 mod security;
 mod start;

@@ -4,6 +4,7 @@ mod bad_input;
 mod between;
 mod classes;
 mod coverage;
+mod datagrams;
 mod exclusive;
 mod failure;
 mod files;

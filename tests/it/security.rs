@@ -581,24 +581,27 @@ async fn a_class_that_is_not_enabled_does_not_exist() {
 #[tokio::test]
 async fn over_tls_a_man_in_the_middle_gets_no_link() {
     // He ends TLS with a certificate of his own towards the client, and dials the node himself.
-    let c = SocketCluster::start(Classes::new()).await;
-    let dir = tempfile::tempdir().expect("a temporary directory");
-    let listen = transport::ListenOptions { state_dir: Some(dir.path().to_owned()), ..Default::default() };
-    let trap = transport::Listener::bind(&uri("nkcluster://127.0.0.1:0;transport=tls"), &listen).await.expect("binds");
-    let (trap_uri, node): (NodeUri, NodeUri) = (trap.uri().clone(), c.at(Transport::Tls));
-    let relay = tokio::spawn(async move {
-        loop {
-            let mut client = trap.accept().await.into_wire().await.expect("TLS with the client");
-            let mut server = transport::dial(&node, &DialOptions::default()).await.expect("TLS with the node");
-            let _ = tokio::io::copy_bidirectional(&mut client, &mut server).await;
-        }
-    });
-    let error = failed(Cluster::connect(connect_options(vec![trap_uri.clone()])).await);
-    assert_eq!(error.code(), &ErrorCode::InvalidPassword, "{error}");
-    let config = worker_config(&c.dir, "w1", &trap_uri.to_string());
-    let _worker = Node::start(config, Classes::new()).await.expect("starts");
-    let _other = c.worker("w2", Transport::Tls, Classes::new()).await;
-    wait_status(&c.cluster, "w2", NodeStatus::Ready).await;
-    assert!(c.cluster.info(&node_id("w1"), TIMEOUT).await.is_err());
-    relay.abort();
+    for transport in [Transport::Tls, Transport::Quic] {
+        let c = SocketCluster::start(Classes::new()).await;
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        let listen = transport::ListenOptions { state_dir: Some(dir.path().to_owned()), ..Default::default() };
+        let trap =
+            transport::Listener::bind(&uri(&format!("nkcluster://127.0.0.1:0;transport={transport}")), &listen).await.expect("binds");
+        let (trap_uri, node): (NodeUri, NodeUri) = (trap.uri().clone(), c.at(transport));
+        let relay = tokio::spawn(async move {
+            loop {
+                let mut client = trap.accept().await.into_wire().await.expect("TLS with the client");
+                let mut server = transport::dial(&node, &DialOptions::default()).await.expect("TLS with the node");
+                let _ = tokio::io::copy_bidirectional(&mut client, &mut server).await;
+            }
+        });
+        let error = failed(Cluster::connect(connect_options(vec![trap_uri.clone()])).await);
+        assert_eq!(error.code(), &ErrorCode::InvalidPassword, "{error}");
+        let config = worker_config(&c.dir, "w1", &trap_uri.to_string());
+        let _worker = Node::start(config, Classes::new()).await.expect("starts");
+        let _other = c.worker("w2", transport, Classes::new()).await;
+        wait_status(&c.cluster, "w2", NodeStatus::Ready).await;
+        assert!(c.cluster.info(&node_id("w1"), TIMEOUT).await.is_err());
+        relay.abort();
+    }
 }

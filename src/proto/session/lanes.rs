@@ -16,6 +16,8 @@ use bytes::{BufMut, Bytes, BytesMut};
 use super::super::frame::{self, BODY_BYTES_MAX, Kind};
 use super::streams::StreamKey;
 
+mod apart;
+
 /// Urgent bytes that may wait. More means that the peer asks and does not read.
 pub(super) const URGENT_BYTES_MAX: usize = 1024 * 1024;
 /// Bytes of control messages that may wait. The largest legitimate burst is a resync, which names every running task of a worker.
@@ -176,11 +178,14 @@ pub(super) struct Lanes {
     next_fragments: u32,
     queued_bytes: usize,
     message_bytes: usize,
+    /// Streams to be looked at, if each has a way of its own beside the bulk lane (`session/apart.rs`).
+    apart: Option<VecDeque<StreamKey>>,
 }
 
 impl Lanes {
     pub(super) fn new() -> Self {
         Self {
+            apart: None,
             urgent: BytesMut::new(),
             urgent_lately: 0,
             hot: VecDeque::new(),
@@ -209,7 +214,7 @@ impl Lanes {
     }
 
     pub(super) fn has_output(&self) -> bool {
-        !self.urgent.is_empty() || !self.hot.is_empty() || !self.turns.is_empty()
+        !self.urgent.is_empty() || !self.hot.is_empty() || !self.turns.is_empty() || self.has_apart()
     }
 
     pub(super) fn urgent(&mut self, kind: Kind, channel: u16, body: &[u8]) {
@@ -255,11 +260,11 @@ impl Lanes {
             // Data is bounded by the stream it belongs to; what outlives its stream is not.
             self.queued_bytes += queued.cost();
         }
-        let frames = self.bulk.entry(Source::Stream(key)).or_default();
-        if frames.is_empty() && !self.held.contains(&key) {
-            self.turns.push_back(Source::Stream(key));
+        let is_first = self.bulk.get(&Source::Stream(key)).is_none_or(VecDeque::is_empty);
+        if is_first && !self.held.contains(&key) {
+            self.take_turn(key);
         }
-        frames.push_back(queued);
+        self.bulk.entry(Source::Stream(key)).or_default().push_back(queued);
     }
 
     /// Forgets the data that a stream has queued.
@@ -314,7 +319,14 @@ impl Lanes {
     fn release(&mut self, key: StreamKey) {
         let source = Source::Stream(key);
         if self.held.remove(&key) && self.bulk.contains_key(&source) {
-            self.turns.push_back(source);
+            self.take_turn(key);
+        }
+    }
+
+    fn take_turn(&mut self, key: StreamKey) {
+        match &mut self.apart {
+            None => self.turns.push_back(Source::Stream(key)),
+            Some(apart) => apart.push_back(key),
         }
     }
 

@@ -157,8 +157,12 @@ impl Streams {
         self.budget.round_trip(measured);
     }
 
-    fn ours(&self, stream: u32) -> bool {
+    pub(super) fn ours(&self, stream: u32) -> bool {
         (stream % 2 == 1) == (self.side == Side::Dialler)
+    }
+
+    pub(super) fn has(&self, key: StreamKey) -> bool {
+        self.streams.contains_key(&key)
     }
 
     pub(super) fn open(&mut self, channel: u16) -> Result<StreamKey, Error> {
@@ -265,6 +269,7 @@ impl Streams {
     /// Gives a stream up. What was finished still leaves; otherwise both directions end by an error.
     pub(super) fn reset(&mut self, key: StreamKey, lanes: &mut Lanes) {
         let Some(stream) = self.streams.get_mut(&key) else { return };
+        lanes.look_again(key);
         if stream.failed.is_some() || stream.both_ended() {
             self.remove(key);
             return;

@@ -1,5 +1,6 @@
 //! Pairs of sessions on a simulated wire: everything is really serialised, split anywhere, delayed and cut, under a virtual clock.
 
+mod apart;
 mod calls;
 mod faults;
 mod fragments;

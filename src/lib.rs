@@ -9,6 +9,7 @@ pub mod error;
 pub mod job;
 pub mod node;
 pub mod proto;
+pub mod ring;
 pub mod transfer;
 pub mod transport;
 pub mod types;

@@ -1,7 +1,7 @@
 //! Byte streams between nodes, whatever carries them.
 //!
 //! A [`Wire`] is an open stream with the facts that the handshake and the log need: which transport, who is at the other end, the exporter of its TLS
-//! connection. [`resolve`] turns a URL into the addresses behind it, [`connect`] opens one of them, [`Listener`] hands out what arrives. No part of this
+//! connection. [`resolve`] turns a URL into the addresses behind it, through DNS where it names a host (`discovery`), [`connect`] opens one of them, [`Listener`] hands out what arrives. No part of this
 //! layer looks into messages or decides about trust.
 //!
 //! | module | carries links over |
@@ -18,6 +18,7 @@
 //! in [`Incoming::into_wire`], in the task of that connection and under its limit of time.
 
 pub mod certificate;
+mod discovery;
 mod head;
 mod listener;
 pub mod memory;
@@ -41,6 +42,7 @@ use crate::config::Config;
 use crate::error::{Error, ErrorCode};
 use crate::types::{IpRange, Secret, TlsVerify, TlsVersion, Transport, UriOptions};
 
+pub use discovery::{Resolver, Source, Step};
 pub use listener::{Incoming, Listener};
 pub use memory::{MemoryNet, MemoryNode};
 pub use proxy::ProxyEnvironment;
@@ -62,6 +64,8 @@ pub struct DialOptions {
     pub proxies: ProxyEnvironment,
     /// Where QUIC is dialled from.
     pub quic: QuicSockets,
+    /// Finds the addresses of names.
+    pub resolver: Resolver,
     /// The simulated network and the own name in it, if there is one.
     pub memory: Option<MemoryNode>,
 }
@@ -73,6 +77,7 @@ impl Default for DialOptions {
             tls: TlsOptions::default(),
             proxies: ProxyEnvironment::default(),
             quic: QuicSockets::default(),
+            resolver: Resolver::default(),
             memory: None,
         }
     }
@@ -101,6 +106,7 @@ impl From<&Config> for DialOptions {
             tls: config.into(),
             proxies: ProxyEnvironment::of_process(),
             quic: QuicSockets::default(),
+            resolver: Resolver::new(config.dns_servers.clone(), config.dns_cache_ttl),
             memory: None,
         }
     }

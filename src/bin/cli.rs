@@ -1,5 +1,6 @@
 //! The arguments of `nkcluster`, which are a contract: names and meanings stay.
 
+use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -55,6 +56,9 @@ pub(crate) struct Global {
     #[arg(long, global = true, env = "NKCLUSTER_PBKDF2_ITERS", value_name = "ROUNDS", hide_short_help = true, default_value_t = 600_000,
         value_parser = clap::value_parser!(u32).range(1..=100_000_000))]
     pub(crate) pbkdf2_iters: u32,
+    /// Servers of DNS to ask instead of those of the system: `ip:port`, or `ip` for port 53, separated by commas.
+    #[arg(long, global = true, env = "NKCLUSTER_DNS_SERVERS", value_name = "IP:PORT", hide_short_help = true, value_parser = dns_server, value_delimiter = ',')]
+    pub(crate) dns: Vec<SocketAddr>,
     /// Public key by which control nodes must sign (see `nkcluster keygen --control-key`).
     #[arg(long, global = true, env = "NKCLUSTER_CONTROL_KEY", value_name = "HEX", hide_short_help = true, value_parser = control_key)]
     pub(crate) trusted_control_key: Option<ControlKey>,
@@ -246,6 +250,19 @@ Examples:
         #[arg(long, short, value_name = "TIME", value_parser = duration, default_value = "200ms")]
         interval: Duration,
     },
+    /// Show which addresses would be tried for a URL, in order, and how DNS led to each; connects to none.
+    #[command(after_help = "\
+Examples:
+  nkcluster resolve nkcluster://example.org                               transports by NAPTR, hosts by SRV, addresses by A and AAAA
+  nkcluster resolve 'nkcluster://example.org;transport=tls' --dns 192.0.2.53
+  nkcluster --json resolve nkcluster://example.org | jq -r '.[].address'
+
+Addresses of one host and hosts of one priority come in another order each time, as for a worker.")]
+    Resolve {
+        /// What to resolve, as in `cluster_addr` or `--connect`.
+        #[arg(value_parser = uri)]
+        uri: Box<NodeUri>,
+    },
     /// Make secrets and keys; needs no cluster.
     #[command(after_help = "\
 Examples:
@@ -375,6 +392,15 @@ pub(crate) struct KeygenArgs {
 
 fn uri(text: &str) -> nkcluster::Result<Box<NodeUri>> {
     text.parse().map(Box::new)
+}
+
+fn dns_server(text: &str) -> Result<SocketAddr, String> {
+    const PORT: u16 = 53;
+    let read = text.trim().parse().or_else(|_| text.trim().parse::<IpAddr>().map(|ip| SocketAddr::new(ip, PORT)));
+    match read {
+        Ok(addr) if addr.port() != 0 && !addr.ip().is_unspecified() => Ok(addr),
+        _ => Err("expected an address such as 192.0.2.53, 192.0.2.53:5353 or [2001:db8::53]:53".to_owned()),
+    }
 }
 
 fn control_key(text: &str) -> Result<ControlKey, String> {

@@ -5,6 +5,7 @@ mod files;
 mod keygen;
 mod nodes;
 mod ping;
+mod resolve;
 mod tasks;
 mod values;
 
@@ -16,6 +17,7 @@ use clap::Parser;
 use nkcluster::Error;
 use nkcluster::cluster::{CallOptions, Cluster, ConnectOptions};
 use nkcluster::config::Config;
+use nkcluster::transport::Resolver;
 use nkcluster::types::Secret;
 use tokio::io::AsyncReadExt;
 
@@ -61,6 +63,7 @@ async fn run(cli: Cli, form: Form) -> Outcome {
     match cli.command {
         Command::Dev(args) => dev::run(args, form).await,
         Command::Keygen(args) => keygen::run(args, &global, form).await,
+        Command::Resolve { uri } => resolve::run(&uri, &global, form).await,
         command => {
             let session = Session::open(&global, form).await?;
             session.run(command).await
@@ -73,6 +76,7 @@ impl Session {
         let password = password(global)?.unwrap_or_else(|| Secret::new(Config::DEFAULT_PASSWORD));
         let mut options = ConnectOptions::new(global.connect.0.clone(), global.cluster_name.clone(), password);
         options.pbkdf2_iters = global.pbkdf2_iters;
+        options.resolver = resolver(global);
         options.control_key = global.trusted_control_key.map(|key| key.0);
         // One that hangs must not use up the time of the others.
         options.connect_timeout = global.timeout / u32::try_from(global.connect.0.len()).unwrap_or(u32::MAX);
@@ -83,7 +87,9 @@ impl Session {
 
     async fn run(&self, command: Command) -> Outcome {
         match command {
-            Command::Dev(_) | Command::Keygen(_) => Err(Failure::new("internal", "this command needs no connection")),
+            Command::Dev(_) | Command::Keygen(_) | Command::Resolve { .. } => {
+                Err(Failure::new("internal", "this command needs no connection"))
+            }
             Command::Nodes { select } => nodes::list(self, select).await,
             Command::Info { node } => nodes::info(self, &node).await,
             Command::Connect { uri } => nodes::connect(self, &uri).await,
@@ -113,6 +119,11 @@ impl Session {
     fn options(&self) -> CallOptions {
         CallOptions::timeout(self.timeout)
     }
+}
+
+/// One that asks whom the command line says.
+fn resolver(global: &Global) -> Resolver {
+    Resolver::new(global.dns.clone(), Config::control().dns_cache_ttl)
 }
 
 fn no_answer(global: &Global) -> Failure {

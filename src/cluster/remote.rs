@@ -23,7 +23,7 @@ use crate::proto::head::{CallHead, EventHead, Rank, Verb};
 use crate::proto::identity::CallIdentity;
 use crate::proto::message::Message;
 use crate::proto::session::Side;
-use crate::transport::{CONNECT_TIMEOUT, DialOptions, MemoryNode, ProxyEnvironment, QuicSockets, TlsOptions};
+use crate::transport::{CONNECT_TIMEOUT, DialOptions, MemoryNode, ProxyEnvironment, QuicSockets, Resolver, TlsOptions};
 use crate::types::{Incarnation, NodeId, NodeUri, Payload, Secret};
 
 /// A control node that says nothing for this long is pinged, and given up after three times it.
@@ -48,6 +48,8 @@ pub struct ConnectOptions {
     pub connect_timeout: Duration,
     /// TLS options; those of a URL have precedence.
     pub tls: TlsOptions,
+    /// Finds the addresses of names; by default through the DNS servers of the system.
+    pub resolver: Resolver,
     /// The simulated network, in tests.
     pub memory: Option<MemoryNode>,
 }
@@ -64,6 +66,7 @@ impl ConnectOptions {
             control_key: None,
             connect_timeout: CONNECT_TIMEOUT,
             tls: TlsOptions::default(),
+            resolver: Resolver::default(),
             memory: None,
         }
     }
@@ -101,6 +104,7 @@ pub(super) async fn connect(options: ConnectOptions) -> Result<(Arc<dyn Backend>
         tls: options.tls,
         proxies: ProxyEnvironment::of_process(),
         quic: QuicSockets::default(),
+        resolver: options.resolver,
         memory: options.memory,
     };
     let remote = Remote { uris: options.uris, party, dial, link: Mutex::new(None), edge };

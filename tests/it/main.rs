@@ -5,6 +5,8 @@ mod between;
 mod classes;
 mod coverage;
 mod datagrams;
+mod discovery;
+mod dns;
 mod exclusive;
 mod failure;
 mod files;

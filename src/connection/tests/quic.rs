@@ -51,7 +51,7 @@ impl Raw {
     /// The next frame, without the pings of the link itself.
     async fn frame(&mut self) -> Frame {
         loop {
-            let frame = { in_time("a frame", next_frame(&mut self.read, &mut self.buffer)).await.expect("a frame") };
+            let frame = in_time("a frame", next_frame(&mut self.read, &mut self.buffer)).await.expect("a frame");
             if frame.kind != Kind::Ping {
                 return frame;
             }

@@ -129,7 +129,7 @@ impl End {
                 self.frame(Kind::ChannelOpen, channel, Bytes::new());
             }
             9 => {
-                let (channel, call) = pick(&self.theirs, input).unwrap_or((0, u32::from(input.byte())));
+                let (channel, call) = pick(&self.theirs, input).unwrap_or_else(|| (0, u32::from(input.byte())));
                 self.frame_of(Kind::Cancel, channel, |body| body.put_u32(call));
             }
             10 => {
@@ -344,7 +344,7 @@ impl End {
     }
 
     fn peer_replies(&mut self, input: &mut Input<'_>) {
-        let (channel, call) = pick(&self.ours, input).unwrap_or((LINK_CHANNEL, u32::from(input.byte())));
+        let (channel, call) = pick(&self.ours, input).unwrap_or_else(|| (LINK_CHANNEL, u32::from(input.byte())));
         let outcome = match input.below(2) {
             0 => Ok(Bytes::copy_from_slice(input.bytes())),
             _ => Err(Error::new(ErrorCode::NotFound, "no")),

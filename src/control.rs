@@ -13,7 +13,7 @@
 
 mod backend;
 mod directory;
-mod events;
+pub(crate) mod events;
 mod exclusive;
 pub mod latency;
 mod proxy;

@@ -400,6 +400,9 @@ impl Connector for ToCluster {
 }
 
 #[cfg(test)]
+mod model;
+
+#[cfg(test)]
 mod tests {
     use super::*;
     use crate::types::{NodeStatus, Secret};

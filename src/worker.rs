@@ -8,11 +8,12 @@
 //! ```
 //!
 //! The worker arbitrates who controls it ([`adoption`]): exactly one channel is current. Tasks, their events and the outcomes of calls belong to the worker and
-//! outlive every link. Pure machines: [`adoption`], [`backoff`], [`journal`], [`outcomes`], [`tasks`]; the other files are shells around them.
+//! outlive every link. Pure machines: [`adoption`], [`backoff`], [`calls`], [`journal`], [`outcomes`], [`tasks`]; the other files are shells around them.
 
 pub mod adoption;
 mod agent;
 pub mod backoff;
+pub mod calls;
 mod exclusive;
 mod executor;
 mod handler;
@@ -34,6 +35,8 @@ use tokio::time::Instant;
 
 pub(crate) use self::agent::{Connector, DialFailure, Dialled};
 use self::shared::Shared;
+#[cfg(test)]
+pub(crate) use self::shared::event_frame;
 use crate::config::Config;
 use crate::connection::{Link, LinkHandler};
 use crate::error::{Error, ErrorCode};

@@ -188,8 +188,9 @@ Examples:
 Examples:
   nkcluster events --node dev4
   nkcluster --json events --class files | jq -c .event
+  nkcluster --json events | jq -c 'select(.task == \"t1\")'     what belongs to one task
 
-A reader that is too slow is told what it missed as a gap. Exits with 3 if the link to the control node ends.")]
+What was lost is told as a gap: the journal of the worker was full, or this reader was too slow. Exits with 3 if the link to the control node ends.")]
     Events {
         /// Only of this class.
         #[arg(long)]

@@ -31,6 +31,9 @@ use crate::output::Form;
 /// Longest JSON that is read from standard input; a payload has the same bound.
 const INPUT_BYTES_MAX: u64 = 16 * 1024 * 1024;
 
+/// How long the end of a connection may take.
+const GOODBYE: Duration = Duration::from_millis(500);
+
 /// A connection to the cluster, and how to answer.
 pub(crate) struct Session {
     pub(crate) cluster: Cluster,
@@ -66,7 +69,10 @@ async fn run(cli: Cli, form: Form) -> Outcome {
         Command::Resolve { uri } => resolve::run(&uri, &global, form).await,
         command => {
             let session = Session::open(&global, form).await?;
-            session.run(command).await
+            let outcome = session.run(command).await;
+            // So that workers need not remember the calls of a command that has ended. Nobody should wait long for it.
+            let _ = tokio::time::timeout(GOODBYE, session.cluster.close()).await;
+            outcome
         }
     }
 }

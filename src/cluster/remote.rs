@@ -21,7 +21,7 @@ use crate::error::{Error, ErrorCode, Result};
 use crate::proto::auth::{Identity, KeyringInput, Role, VERSIONS};
 use crate::proto::head::{CallHead, EventHead, Rank, Verb};
 use crate::proto::identity::CallIdentity;
-use crate::proto::message::Message;
+use crate::proto::message::{Message, OutcomeAck};
 use crate::proto::session::Side;
 use crate::transport::{CONNECT_TIMEOUT, DialOptions, MemoryNode, ProxyEnvironment, QuicSockets, Resolver, TlsOptions};
 use crate::types::{Incarnation, NodeId, NodeUri, Payload, Secret};
@@ -199,6 +199,24 @@ impl Backend for Remote {
             match self.operate(Operation::Info { node: node.clone() }, timeout).await {
                 Ok(OperationReply::Info(info)) => info.incarnation,
                 _ => None,
+            }
+        })
+    }
+
+    fn acknowledge(&self, ack: OutcomeAck) {
+        // Nobody dials for it, and nobody waits while somebody else does.
+        if let Ok(link) = self.link.try_lock()
+            && let Some((channel, _)) = &*link
+        {
+            channel.message(&Message::OutcomeAck(ack));
+        }
+    }
+
+    fn close(&self) -> BoxFuture<'_, ()> {
+        Box::pin(async move {
+            if let Some((channel, _)) = self.link.lock().await.take() {
+                channel.link().close(Error::new(ErrorCode::ShuttingDown, "the client has gone"));
+                channel.link().flushed().await;
             }
         })
     }

@@ -14,7 +14,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
 use futures_util::task::AtomicWaker;
-use tokio::sync::{oneshot, watch};
+use tokio::sync::{Semaphore, oneshot, watch};
 use tokio::time::Instant;
 
 use self::bulk::Bulk;
@@ -118,6 +118,8 @@ struct Inner {
     /// There if streams have ways of their own beside the socket.
     bulk: Option<Bulk>,
     ended: watch::Sender<Option<Error>>,
+    /// Has no permits; it is closed when the writer has ended.
+    flushed: Semaphore,
     /// Bytes of the reader's buffer while it waits.
     #[cfg(test)]
     kept: std::sync::atomic::AtomicUsize,
@@ -176,6 +178,7 @@ impl Link {
             is_closing: AtomicBool::new(false),
             bulk,
             ended: watch::Sender::new(None),
+            flushed: Semaphore::new(0),
             #[cfg(test)]
             kept: Default::default(),
         };
@@ -192,6 +195,7 @@ impl Link {
             handler.closed(&reason);
             // The writer ends by itself: `end` closes it, with a bound on what it may still flush.
             let _ = writer.await;
+            driven.inner.flushed.close();
             drop(beside);
             driven.lock().session.discard_output();
         });
@@ -276,6 +280,12 @@ impl Link {
             Err(_) => None,
         };
         reason.unwrap_or_else(|| Error::new(ErrorCode::ConnectionFailed, "the link has ended"))
+    }
+
+    /// Waits until the link has ended and its last words have left, or could not.
+    pub async fn flushed(&self) {
+        // It never has a permit, so this ends with the error that says that it was closed.
+        let _ = self.inner.flushed.acquire().await;
     }
 
     /// Whether the link has ended.

@@ -10,12 +10,13 @@ use super::exclusive::Lease;
 use super::proxy::{Current, Proxy};
 use super::shared::Shared;
 use crate::cluster::{
-    Backend, BoxFuture, EventFilter, EventStream, NodeCall, NodeInfo, NodesReply, Operation, OperationReply, StreamedCall,
+    Backend, BoxFuture, EventFilter, EventStream, NodeCall, NodeInfo, NodesReply, Operation, OperationReply, StreamedCall, address,
 };
 use crate::connection::LinkParts;
 use crate::connection::establish::{Expect, Order, dial_and_establish};
 use crate::error::{Error, ErrorCode, Result};
 use crate::proto::auth::Role;
+use crate::proto::message::{Message, OutcomeAck};
 use crate::proto::session::Side;
 use crate::types::{NodeId, NodeStatus, Selector, SelectorInput};
 
@@ -54,21 +55,15 @@ impl Local {
 
     fn route(&self, call: &mut NodeCall) -> Result<(Arc<Proxy>, Arc<Current>)> {
         let shared = self.shared()?;
-        let node = call.head.node.take().ok_or_else(|| Error::new(ErrorCode::NotFound, "the call names no node"))?;
+        let node = call.head.node.clone().ok_or_else(|| Error::new(ErrorCode::NotFound, "the call names no node"))?;
         let proxy = shared.directory.find(&node).ok_or_else(|| unknown(&node))?;
         let current = proxy.current().ok_or_else(|| {
             let what = format!("{node} is not connected now; nothing was done. Try again when it is back (see `nodes`)");
             Error::new(ErrorCode::NotConnected, what)
         })?;
-        if call.head.incarnation.is_none() {
-            call.head.incarnation = current.incarnation;
-        } else if call.head.incarnation != current.incarnation && !call.head.retry {
-            let what = format!("{node} was restarted just now; nothing was done. Try again");
-            return Err(Error::new(ErrorCode::NotConnected, what));
-        } else if call.head.incarnation != current.incarnation {
-            let what = format!("{node} was restarted since the call was first sent; nobody knows whether it was done");
-            return Err(Error::new(ErrorCode::ConnectionFailed, what).after_sending().addressed_to(current.incarnation));
-        }
+        address(&mut call.head, current.incarnation)?;
+        // The channel says it.
+        call.head.node = None;
         Ok((proxy, current))
     }
 }
@@ -140,6 +135,13 @@ impl Backend for Local {
             };
             Ok(StreamedCall { answer: Box::pin(answer), stream })
         })
+    }
+
+    fn acknowledge(&self, ack: OutcomeAck) {
+        let current = ack.node.as_ref().and_then(|node| self.shared().ok()?.directory.find(node)?.current());
+        if let Some(current) = current {
+            current.channel.message(&Message::OutcomeAck(OutcomeAck { node: None, ..ack }));
+        }
     }
 
     fn operate(&self, operation: Operation, timeout: Duration) -> BoxFuture<'_, Result<OperationReply>> {

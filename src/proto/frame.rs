@@ -111,6 +111,8 @@ kinds! {
     ExclusiveHere = 45,
     /// Calls on this channel belong to an adoption on another link.
     ExclusiveBind = 46,
+    /// Calls of an edge whose outcomes nobody needs any more.
+    OutcomeAck = 47,
 }
 
 /// One frame.

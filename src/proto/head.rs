@@ -191,6 +191,16 @@ pub enum EventKind {
     Gap = 2,
 }
 
+/// Whom an event is for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum Audience {
+    /// The class, and those who follow live.
+    #[default]
+    Everybody,
+    /// Those who follow live: the class is behind, and gets it again when it has caught up.
+    Followers,
+}
+
 /// Header of an event.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct EventHead {
@@ -202,14 +212,28 @@ pub struct EventHead {
     pub kind: EventKind,
     /// The class.
     pub class: ClassName,
+    /// The task that sent it; only of the kind `class`.
+    pub task: Option<TaskId>,
+    /// Whom it is for.
+    pub audience: Audience,
 }
+
+/// On the wire: an event of a class with the name of its task behind that of the class.
+const KIND_OF_TASK: u8 = 3;
+/// Added to the kind if it is for [`Audience::Followers`].
+const FOR_FOLLOWERS: u8 = 0x80;
 
 /// Appends the header of an event; the payload follows.
 pub fn put_event(out: &mut BytesMut, head: &EventHead) {
     out.put_u64(head.seq);
     out.put_u64(head.time_ms);
-    out.put_u8(head.kind as u8);
+    let task = head.task.as_ref().filter(|_| head.kind == EventKind::Class);
+    let kind = if task.is_some() { KIND_OF_TASK } else { head.kind as u8 };
+    out.put_u8(if head.audience == Audience::Followers { kind | FOR_FOLLOWERS } else { kind });
     put_name(out, Some(head.class.as_str()));
+    if let Some(task) = task {
+        put_name(out, Some(task.as_str()));
+    }
 }
 
 /// Takes the header of an event from `body`; the payload remains.
@@ -218,14 +242,21 @@ pub fn take_event(body: &mut Bytes) -> Result<EventHead, Fault> {
     let mut reader = Reader { kind, body };
     let seq = reader.u64()?;
     let time_ms = reader.u64()?;
-    let event_kind = match reader.u8()? {
-        0 => EventKind::Class,
+    let byte = reader.u8()?;
+    let audience = if byte & FOR_FOLLOWERS == 0 { Audience::Everybody } else { Audience::Followers };
+    let byte = byte & !FOR_FOLLOWERS;
+    let event_kind = match byte {
+        0 | KIND_OF_TASK => EventKind::Class,
         1 => EventKind::Builtin,
         2 => EventKind::Gap,
         _ => return Err(Fault::malformed(kind, "its kind is unknown")),
     };
     let class = reader.name(|name| ClassName::new(name))?.ok_or(Fault::malformed(kind, "it has no class"))?;
-    Ok(EventHead { seq, time_ms, kind: event_kind, class })
+    let task = match byte {
+        KIND_OF_TASK => Some(reader.name(|name| TaskId::new(name))?.ok_or(Fault::malformed(kind, "it has no task"))?),
+        _ => None,
+    };
+    Ok(EventHead { seq, time_ms, kind: event_kind, class, task, audience })
 }
 
 /// Body of a ping.
@@ -323,6 +354,24 @@ mod tests {
             assert_eq!(out[9], flags);
             let mut body = out.freeze();
             assert_eq!(take_call(&mut body), Ok((5, 9, head)));
+            assert_eq!(&body[..], b"payload");
+        }
+    }
+
+    #[test]
+    fn golden_bytes_of_an_event_of_a_task() {
+        let class = ClassName::new("core").expect("valid");
+        let task = Some(TaskId::new("t1").expect("valid"));
+        let head = EventHead { seq: 7, time_ms: 8, kind: EventKind::Class, class, task, audience: Audience::Everybody };
+        for (head, kind) in [(head.clone(), 3), (EventHead { audience: Audience::Followers, ..head }, 0x83)] {
+            let mut out = BytesMut::new();
+            put_event(&mut out, &head);
+            let mut expected = vec![0, 0, 0, 0, 0, 0, 0, 7, 0, 0, 0, 0, 0, 0, 0, 8, kind];
+            expected.extend(b"\x04core\x02t1");
+            assert_eq!(&out[..], expected);
+            out.extend_from_slice(b"payload");
+            let mut body = out.freeze();
+            assert_eq!(take_event(&mut body), Ok(head));
             assert_eq!(&body[..], b"payload");
         }
     }

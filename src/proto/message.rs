@@ -117,6 +117,28 @@ pub struct EventAck {
     pub class: ClassName,
     /// The last one that was taken.
     pub seq: u64,
+    /// The last one that has arrived for those who follow live while the class is behind; 0 if none.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub followed: u64,
+}
+
+fn is_zero(number: &u64) -> bool {
+    *number == 0
+}
+
+/// An edge needs the outcomes of these calls no more: it has them, or its callers have given up. It may be lost: the next one says the same again.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct OutcomeAck {
+    /// Who gave the calls their identities.
+    pub edge: Incarnation,
+    /// The worker that is meant; none where the channel says it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub node: Option<NodeId>,
+    /// Every number below it.
+    pub below: u64,
+    /// Further ones, first and last, in ascending order.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub ranges: Vec<(u64, u64)>,
 }
 
 /// A worker starts to send its journal again.
@@ -126,7 +148,7 @@ pub struct Resync {
     pub class: ClassName,
     /// Number of the first event that will follow.
     pub next_seq: u64,
-    /// Tasks of the class that run now.
+    /// Tasks of the class that run now, but for those whose start will follow as an event.
     #[serde(default)]
     pub tasks: Vec<TaskId>,
     /// Whether further tasks follow in another one.
@@ -231,6 +253,7 @@ pub enum Message {
     ExclusiveDial(ExclusiveDial),
     ExclusiveHere(ExclusiveHere),
     ExclusiveBind(ExclusiveBind),
+    OutcomeAck(OutcomeAck),
 }
 
 impl Message {
@@ -249,6 +272,7 @@ impl Message {
             Message::ExclusiveDial(_) => Kind::ExclusiveDial,
             Message::ExclusiveHere(_) => Kind::ExclusiveHere,
             Message::ExclusiveBind(_) => Kind::ExclusiveBind,
+            Message::OutcomeAck(_) => Kind::OutcomeAck,
         }
     }
 
@@ -267,6 +291,7 @@ impl Message {
             Message::ExclusiveDial(body) => encode(body),
             Message::ExclusiveHere(body) => encode(body),
             Message::ExclusiveBind(body) => encode(body),
+            Message::OutcomeAck(body) => encode(body),
         }
     }
 
@@ -285,6 +310,7 @@ impl Message {
             Kind::ExclusiveDial => Message::ExclusiveDial(decode(kind, body)?),
             Kind::ExclusiveHere => Message::ExclusiveHere(decode(kind, body)?),
             Kind::ExclusiveBind => Message::ExclusiveBind(decode(kind, body)?),
+            Kind::OutcomeAck => Message::OutcomeAck(decode(kind, body)?),
             _ => return Ok(None),
         }))
     }
@@ -329,7 +355,7 @@ mod tests {
             Message::Adopt(adopt()),
             Message::Adopted(Adopted::Granted { term: 5, ticket: Ticket::from_bytes([7; 16]) }),
             Message::GoAway(GoAway { reason: Error::new(ErrorCode::ShuttingDown, "bye"), reconnect_after_ms: Some(50) }),
-            Message::EventAck(EventAck { class: ClassName::new("core").expect("valid"), seq: 9 }),
+            Message::EventAck(EventAck { class: ClassName::new("core").expect("valid"), seq: 9, followed: 0 }),
         ];
         for message in messages {
             assert_eq!(Message::decode(message.kind(), &message.encode()), Ok(Some(message.clone())));

@@ -292,14 +292,14 @@ impl<T> Session<T> {
         state.calls_out.insert(call, token);
         let mut header = BytesMut::with_capacity(160);
         head::put_call(&mut header, call, stream.map_or(0, |key| key.stream), head);
-        self.enqueue_sized(Kind::Call, channel, header, payload, stream);
+        self.enqueue_sized(Kind::Call, channel, header, payload, (stream, Some(call)));
         Ok((call, stream))
     }
 
     /// Gives up a call; a late reply is ignored. Returns the token if the call was still unanswered.
     pub fn forget_call(&mut self, channel: u16, call: u32) -> Option<T> {
         let token = self.channels.get_mut(&channel)?.take_call_out(call)?;
-        self.lanes.hot(Kind::Cancel, channel, Bytes::copy_from_slice(&call.to_be_bytes()));
+        self.lanes.cancel(channel, call);
         Some(token)
     }
 
@@ -326,7 +326,7 @@ impl<T> Session<T> {
         let mut header = BytesMut::with_capacity(8);
         head::put_reply(&mut header, call, outcome);
         let empty = Bytes::new();
-        self.enqueue_sized(Kind::Reply, channel, header, outcome.as_ref().unwrap_or(&empty), None);
+        self.enqueue_sized(Kind::Reply, channel, header, outcome.as_ref().unwrap_or(&empty), (None, None));
         true
     }
 
@@ -373,6 +373,8 @@ impl<T> Session<T> {
         }
         match message {
             Message::EventAck(_) => self.lanes.urgent(message.kind(), channel, &message.encode()),
+            // The next one says the same again, so it never waits behind much else.
+            Message::OutcomeAck(_) if self.lanes.queued_bytes() > BACKLOG_BYTES_MAX => {}
             Message::GoAway(away) => {
                 let away = Message::GoAway(message::GoAway { reason: away.reason.bounded(), ..away.clone() });
                 self.lanes.hot(away.kind(), channel, away.encode());
@@ -599,7 +601,8 @@ impl<T> Session<T> {
         self.lanes = Lanes::new();
     }
 
-    fn enqueue_sized(&mut self, kind: Kind, channel: u16, mut header: BytesMut, payload: &Bytes, opens: Option<StreamKey>) {
+    /// `of`: the stream that comes with it, and the number if it is a call.
+    fn enqueue_sized(&mut self, kind: Kind, channel: u16, mut header: BytesMut, payload: &Bytes, of: (Option<StreamKey>, Option<u32>)) {
         // One copy into the frame is cheaper than a second piece for the socket, up to about a page.
         let body = if payload.len() <= COPIED_BYTES_MAX {
             header.put_slice(payload);
@@ -607,7 +610,7 @@ impl<T> Session<T> {
         } else {
             payload.clone()
         };
-        self.lanes.sized(Outgoing { kind, channel, head: header.freeze(), body, opens });
+        self.lanes.sized(Outgoing { kind, channel, head: header.freeze(), body, opens: of.0, call: of.1 });
     }
 }
 

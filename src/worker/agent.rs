@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::backoff::{Backoff, Trust};
+use super::backoff::{Backoff, Trust, after_loss};
 use super::handler;
 use super::shared::{Held, Shared};
 use crate::cluster::BoxFuture;
@@ -54,6 +54,7 @@ pub(super) async fn run(shared: Arc<Shared>, connector: Arc<dyn Connector>) {
 async fn look(shared: &Arc<Shared>, connector: &dyn Connector) {
     let mut backoff = Backoff::new(PAUSE_FIRST, PAUSE_MAX);
     let mut told = false;
+    let mut was_held = false;
     loop {
         lost(shared).await;
         let (preferred, wait) = {
@@ -64,6 +65,12 @@ async fn look(shared: &Arc<Shared>, connector: &dyn Connector) {
             backoff.reconnect_after(wait, Trust::Trusted);
             let pause = backoff.next_delay(rand::random());
             tokio::time::sleep(pause).await;
+        } else if std::mem::take(&mut was_held) {
+            tokio::select! {
+                () = tokio::time::sleep(after_loss(shared.config.ping_time, rand::random())) => {}
+                // Somebody else dialled us meanwhile.
+                () = held(shared) => continue,
+            }
         }
         match connector.connect(preferred).await {
             Ok(dialled) => {
@@ -73,7 +80,7 @@ async fn look(shared: &Arc<Shared>, connector: &dyn Connector) {
                 shared.introduce(&link);
                 if adopted(shared, &link).await {
                     backoff.reset();
-                    told = false;
+                    (told, was_held) = (false, true);
                     continue;
                 }
                 tracing::warn!(node = %shared.id, control = %link.peer().id, "the control node did not adopt us");

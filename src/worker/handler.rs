@@ -75,6 +75,7 @@ impl Handler {
         if let Err(error) = state.journal.ack(&ack.class, ack.seq) {
             tracing::warn!(node = %self.shared.id, %error, "the holder acknowledged what it was never sent");
         }
+        state.journal.followed(&ack.class, ack.followed);
         state.pump();
         drop(state);
         self.shared.has_moved();
@@ -105,6 +106,10 @@ impl LinkHandler for Handler {
         match message {
             Message::Adopt(adopt) => self.adopt(channel, adopt),
             Message::EventAck(ack) => self.acknowledged(channel, &ack),
+            // On an older channel it changes nothing; it is said again.
+            Message::OutcomeAck(ack) if self.standing(channel.id()) == Standing::Current => {
+                self.shared.lock().calls.settle(ack.edge, ack.below, &ack.ranges);
+            }
             // Obeyed only on the holder's channel: nobody else may lead a worker away.
             Message::Preferred(preferred) if self.standing(channel.id()) == Standing::Current => {
                 self.shared.lock().preferred = preferred.addresses;

@@ -375,7 +375,7 @@ async fn a_bound_channel_is_good_for_calls_alone() {
     let mut side = held.side_link().await;
     let channel = side.link.open_channel().expect("open");
     channel.message(&Message::ExclusiveBind(ExclusiveBind { term, ticket }));
-    channel.message(&Message::EventAck(EventAck { class: "core".parse().expect("a name"), seq: 1 }));
+    channel.message(&Message::EventAck(EventAck { class: "core".parse().expect("a name"), seq: 1, followed: 0 }));
     let fenced = side
         .message(|_, message| match message {
             Message::Fenced(fenced) => Some(fenced),

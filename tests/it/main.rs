@@ -7,6 +7,7 @@ mod coverage;
 mod datagrams;
 mod discovery;
 mod dns;
+mod events;
 mod exclusive;
 mod failure;
 mod files;

@@ -105,7 +105,7 @@ async fn whoever_plays_another_role_is_cut_off() {
     };
     let of_control = [
         Message::Adopt(adopt),
-        Message::EventAck(EventAck { class: core(), seq: 1 }),
+        Message::EventAck(EventAck { class: core(), seq: 1, followed: 0 }),
         Message::Preferred(Preferred { addresses: vec![uri("nkcluster://evil;transport=memory")] }),
     ];
     let of_workers = [
@@ -123,7 +123,7 @@ async fn whoever_plays_another_role_is_cut_off() {
     admin.introduce(Vec::new());
     assert_eq!(admin.closed().await.code(), &ErrorCode::ProtocolError, "an admin introduces itself as a worker");
     let mut admin = dial(&c.net, &party(Role::Admin, "evil").await, C1, Role::Control).await.expect("proved");
-    let event = EventHead { seq: 1, time_ms: 0, kind: EventKind::Class, class: core() };
+    let event = EventHead { seq: 1, time_ms: 0, kind: EventKind::Class, class: core(), task: None, audience: Default::default() };
     admin.link.channel_zero().event(&event, b"\xc0");
     assert_eq!(admin.closed().await.code(), &ErrorCode::ProtocolError, "an admin sends an event");
     is_unharmed(&c, &["c1"]).await;

@@ -41,27 +41,6 @@ impl Budget {
     }
 }
 
-/// Every row, in the order in which they are measured, with its budget (design §7). The rates are ten times those of the original on a machine of its time; everything
-/// else is relative to a baseline of the same run, or what a user would notice.
-pub(crate) const ROWS: &[(&str, Budget)] = &[
-    ("rtt_p50", Budget::RatioAtMost(2.0)),
-    ("rps_1", Budget::None),
-    ("rps_16", Budget::None),
-    ("rps_64", Budget::AtLeast(127_000.0)),
-    ("rps_256", Budget::AtLeast(140_000.0)),
-    ("stream_tcp", Budget::RatioAtLeast(0.9)),
-    ("ping_p99_busy", Budget::AtMost(10_000.0)),
-    ("events", Budget::None),
-    ("task_starts", Budget::None),
-    ("commands_1", Budget::None),
-    ("commands_100", Budget::None),
-    ("stream_tls", Budget::RatioAtLeast(0.9)),
-    ("accepts", Budget::AtLeast(2_000.0)),
-    ("stream_ws", Budget::None),
-    ("memory_idle_tcp", Budget::AtMost(24.0)),
-    ("memory_idle_tls", Budget::AtMost(48.0)),
-];
-
 /// One measurement.
 pub(crate) struct Row {
     pub(crate) name: &'static str,
@@ -73,6 +52,7 @@ pub(crate) struct Row {
 /// Collects rows; says at the end which are missing and which missed their budget.
 pub(crate) struct Report {
     json: PathBuf,
+    rows: &'static [(&'static str, Budget)],
     /// The one row that is wanted.
     only: Option<String>,
     measured: Vec<&'static str>,
@@ -80,11 +60,12 @@ pub(crate) struct Report {
 }
 
 impl Report {
-    pub(crate) fn new(only: Option<String>) -> Self {
+    /// A run that measures these rows, or only one of them.
+    pub(crate) fn new(rows: &'static [(&'static str, Budget)], only: Option<String>) -> Self {
         println!("{:<16} {:>12} {:<6} {:>12} {:>7}  budget", "row", "value", "unit", "baseline", "ratio");
         let root = Path::new(env!("CARGO_MANIFEST_DIR"));
         let json = std::env::var_os("NKCLUSTER_BENCH_JSON").map_or_else(|| root.join("target/bench.ndjson"), |path| root.join(path));
-        Self { json, only, measured: Vec::new(), missed: Vec::new() }
+        Self { json, rows, only, measured: Vec::new(), missed: Vec::new() }
     }
 
     /// Whether a row is to be measured in this run.
@@ -100,7 +81,8 @@ impl Report {
     /// One row; the ratio is value to baseline.
     pub(crate) fn row(&mut self, Row { name, value, unit, baseline }: Row) {
         let ratio = value / baseline;
-        let (_, budget) = ROWS.iter().find(|(row, _)| *row == name).unwrap_or_else(|| panic!("the row {name} has no budget in ROWS"));
+        let (_, budget) =
+            self.rows.iter().find(|(row, _)| *row == name).unwrap_or_else(|| panic!("the row {name} is not one of this bench"));
         let is_met = budget.is_met(value, ratio);
         let mark = if is_met { "" } else { "  MISSED" };
         println!("{name:<16} {value:>12.1} {unit:<6} {baseline:>12.1} {ratio:>7.2}  {}{mark}", budget.text());
@@ -119,7 +101,7 @@ impl Report {
     /// Whether the run is good: every wanted row was measured and, if `strict`, met its budget.
     pub(crate) fn finish(self, strict: bool) -> bool {
         let missing: Vec<&str> =
-            ROWS.iter().map(|(name, _)| *name).filter(|name| self.wants(name) && !self.measured.contains(name)).collect();
+            self.rows.iter().map(|(name, _)| *name).filter(|name| self.wants(name) && !self.measured.contains(name)).collect();
         for missed in &self.missed {
             println!("MISSED: {missed}");
         }

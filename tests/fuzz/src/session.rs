@@ -534,7 +534,8 @@ impl End {
         match input.below(3) {
             0 => self.session.ping(channel, &Ping { seq: number, time_ms: 1, rank: Rank { view: 1, hash: number } }),
             1 => {
-                let head = EventHead { seq: number, time_ms: 1, kind: EventKind::Class, class: class() };
+                let head =
+                    EventHead { seq: number, time_ms: 1, kind: EventKind::Class, class: class(), task: None, audience: Default::default() };
                 self.session.event(channel, &head, input.bytes());
             }
             _ => {

@@ -182,7 +182,7 @@ fn a_peer_that_opens_streams_and_never_reads_is_cut_off() {
 #[test]
 fn a_peer_that_asks_by_messages_and_never_reads_is_cut_off() {
     let fenced = Message::Fenced(message::Fenced { term: 1, holder: None });
-    let ack = frame(Kind::EventAck, LINK_CHANNEL, Message::EventAck(message::EventAck { class: class(), seq: 1 }).encode());
+    let ack = frame(Kind::EventAck, LINK_CHANNEL, Message::EventAck(message::EventAck { class: class(), seq: 1, followed: 0 }).encode());
     let fault = never_reads(
         session(Side::Listener),
         |_| ack.clone(),

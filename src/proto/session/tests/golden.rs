@@ -6,7 +6,7 @@ use super::*;
 use crate::proto::head::EventKind;
 use crate::proto::identity::{Rank, Ticket};
 use crate::proto::message::{
-    Adopt, Adopted, Describe, EventAck, ExclusiveBind, ExclusiveDial, ExclusiveHere, Fenced, GoAway, Preferred, Resync, Update,
+    Adopt, Adopted, Describe, EventAck, ExclusiveBind, ExclusiveDial, ExclusiveHere, Fenced, GoAway, OutcomeAck, Preferred, Resync, Update,
 };
 use crate::types::{Meta, NodeId, NodeStatus, TaskId};
 
@@ -42,13 +42,21 @@ fn messages() -> Vec<Message> {
         Message::Adopted(Adopted::Granted { term: 5, ticket: Ticket::from_bytes([7; 16]) }),
         Message::Adopted(Adopted::Refused { term: 5, holder: Some(node()), reason: "held".to_owned() }),
         Message::Fenced(Fenced { term: 6, holder: None }),
-        Message::EventAck(EventAck { class: class(), seq: 9 }),
+        Message::EventAck(EventAck { class: class(), seq: 9, followed: 0 }),
+        Message::EventAck(EventAck { class: class(), seq: 9, followed: 12 }),
         Message::Resync(Resync { class: class(), next_seq: 10, tasks: vec![TaskId::new("t1").expect("a valid name")], more: false }),
         Message::GoAway(GoAway { reason: error("bye"), reconnect_after_ms: Some(50) }),
         Message::Preferred(Preferred { addresses: listen }),
         Message::ExclusiveDial(ExclusiveDial { request: 8 }),
         Message::ExclusiveHere(ExclusiveHere { request: 8, refused: None }),
         Message::ExclusiveBind(ExclusiveBind { term: 5, ticket: Ticket::from_bytes([7; 16]) }),
+        Message::OutcomeAck(OutcomeAck {
+            edge: Incarnation::from_bytes([4; 16]),
+            node: Some(node()),
+            below: 300,
+            ranges: vec![(302, 302), (310, 320)],
+        }),
+        Message::OutcomeAck(OutcomeAck { edge: Incarnation::from_bytes([4; 16]), node: None, below: 7, ranges: Vec::new() }),
     ]
 }
 
@@ -104,7 +112,11 @@ fn every_kind() -> Vec<(Kind, String)> {
         session.reply(channel, call, &outcome);
         one(&mut session);
     }
-    session.event(channel, &EventHead { seq: 7, time_ms: 8, kind: EventKind::Builtin, class: class() }, b"event");
+    session.event(
+        channel,
+        &EventHead { seq: 7, time_ms: 8, kind: EventKind::Builtin, class: class(), task: None, audience: Default::default() },
+        b"event",
+    );
     one(&mut session);
     for message in messages() {
         session.message(channel, &message);
@@ -165,6 +177,7 @@ fn bytes_of_version_1() {
         (Kind::Adopted, "0000002925000181a77265667573656483a47465726d05a6686f6c646572a26331a6726561736f6ea468656c64"),
         (Kind::Fenced, "0000001226000182a47465726d06a6686f6c646572c0"),
         (Kind::EventAck, "0000001427000182a5636c617373a4636f7265a373657109"),
+        (Kind::EventAck, "0000001e27000183a5636c617373a4636f7265a373657109a8666f6c6c6f7765640c"),
         (Kind::Resync, "0000002928000184a5636c617373a4636f7265a86e6578745f7365710aa57461736b7391a27431a46d6f7265c2"),
         (
             Kind::GoAway,
@@ -174,6 +187,11 @@ fn bytes_of_version_1() {
         (Kind::ExclusiveDial, "0000000d2c000181a77265717565737408"),
         (Kind::ExclusiveHere, "000000162d000182a77265717565737408a772656675736564c0"),
         (Kind::ExclusiveBind, "000000232e000182a47465726d05a67469636b6574c41007070707070707070707070707070707"),
+        (
+            Kind::OutcomeAck,
+            "000000422f000184a465646765c41004040404040404040404040404040404a46e6f6465a26331a562656c6f77cd012ca672616e6765739292cd012ecd012e92cd0136cd0140",
+        ),
+        (Kind::OutcomeAck, "000000222f000182a465646765c41004040404040404040404040404040404a562656c6f7707"),
         (
             Kind::ChannelClose,
             "0000003c23000181a6726561736f6e83a4636f6465b1636f6e6e656374696f6e5f6661696c6564a76d657373616765a46f766572a6656666656374a46e6f6e65",

@@ -139,7 +139,7 @@ fn the_property_notices_a_repeated_frame() {
 fn data_never_arrives_before_its_call() {
     // The hot lane is long enough for the bulk lane to get turns before the call leaves.
     let mut pair = Pair::new(1);
-    let event = EventHead { seq: 1, time_ms: 0, kind: head::EventKind::Class, class: class() };
+    let event = EventHead { seq: 1, time_ms: 0, kind: head::EventKind::Class, class: class(), task: None, audience: Default::default() };
     for _ in 0..100 {
         pair.session(DIALLER).event(LINK_CHANNEL, &event, &[0; 50_000]);
     }

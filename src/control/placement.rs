@@ -20,12 +20,13 @@ const SAVE_PAUSE: Duration = Duration::from_secs(5);
 
 /// Runs until the control node has gone.
 pub(super) async fn run(shared: Weak<Shared>) {
+    let Some(mut views) = shared.upgrade().map(|shared| shared.view.subscribe()) else { return };
+    // Also what was published before.
+    views.mark_changed();
     if let Some(shared) = shared.upgrade() {
         records::load(&shared).await;
-        take_over(&shared);
     }
     let mut saved = Instant::now();
-    let Some(mut views) = shared.upgrade().map(|shared| shared.view.subscribe()) else { return };
     let mut tick = tokio::time::interval(TICK);
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {

@@ -2,6 +2,7 @@
 
 mod development;
 mod failures;
+mod members;
 mod reload;
 mod security;
 mod start;

@@ -352,6 +352,12 @@ impl Machine {
         own.into_iter().chain(others.into_iter().flatten()).fold(own[0], Instant::min)
     }
 
+    /// One life of this node.
+    #[cfg(test)]
+    pub(super) fn incarnation(&self) -> Incarnation {
+        self.me.1
+    }
+
     /// The state of this node itself.
     pub(crate) fn own_state(&self) -> RowState {
         self.table.own().state
@@ -466,6 +472,8 @@ impl Machine {
             let state = match row.state {
                 RowState::Left if live.is_none() => continue,
                 RowState::Stopped => "stopped",
+                // Its last word may have been lost with its session.
+                RowState::Leaving if live.is_none() => "stopped",
                 _ if live.is_none() => "unreachable",
                 RowState::Joined if suspected => "suspected",
                 RowState::Joined => "joined",
@@ -724,7 +732,8 @@ impl Machine {
         let mut gone: Vec<Life> = Vec::new();
         let mut refused: Vec<Life> = Vec::new();
         for (life, hearing) in &self.hearing {
-            let stopped = self.table.row(life).is_some_and(|row| row.state == RowState::Stopped);
+            let stopped =
+                self.table.row(life).is_some_and(|row| matches!(row.state, RowState::Stopped | RowState::Leaving | RowState::Left));
             let ended = hearing.ended.is_some_and(|ended| stopped || now >= ended + REDIAL);
             let is_gone = ended || now >= hearing.last + OUT;
             // Another life of the id that came later.

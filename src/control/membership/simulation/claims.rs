@@ -20,6 +20,7 @@ fn nodes_that_start_together_agree_at_once_and_then_nothing_changes() {
     let mut simulation = Simulation::with_nodes(5, 3);
     let took = simulation.until("they find each other", Duration::from_secs(10), |simulation| simulation.agree(&[1, 2, 3, 4, 5]));
     assert!(took < Duration::from_secs(2), "{took:?}");
+    simulation.seconds(2);
     simulation.changes();
     simulation.seconds(120);
     assert!(simulation.changes().values().all(|changes| *changes == 0));
@@ -46,7 +47,8 @@ fn a_silent_node_is_suspected_and_then_out_within_the_bounds() {
     assert!(SUSPECT + SLACK / 4 + took <= OUT + HEARTBEAT, "{took:?}");
     assert_eq!(simulation.states(1)["n003"], "unreachable");
     let changes = simulation.changes();
-    assert!(changes.values().all(|changes| *changes == 1), "one change for one loss: {changes:?}");
+    // The first who loses it may still reach it by way of the other.
+    assert!(changes.values().all(|changes| *changes <= 2), "{changes:?}");
 }
 
 #[test]
@@ -127,7 +129,7 @@ fn the_minority_of_a_split_freezes_if_it_was_told_to() {
     simulation.until("they find each other", Duration::from_secs(10), |simulation| simulation.agree(&[1, 2, 3, 4, 5]));
     simulation.split(&[1, 2], &[3, 4, 5], true);
     simulation.until("the majority goes on", OUT + SLACK, |simulation| simulation.agree(&[3, 4, 5]));
-    assert!(simulation.view(1).frozen && simulation.view(2).frozen);
+    simulation.until("the minority freezes", SLACK, |simulation| simulation.view(1).frozen && simulation.view(2).frozen);
     // Also after a restart: whom it belongs to is written down.
     simulation.kill(1, false);
     simulation.start_node(1);
@@ -168,15 +170,21 @@ fn a_partial_mesh_has_one_ring_and_shortest_ways() {
 #[test]
 fn a_node_that_slept_freezes_before_it_acts_and_is_taken_back() {
     let mut simulation = joined(3);
-    for seconds in [3, 20] {
-        simulation.sleep(3, true);
-        simulation.seconds(seconds);
-        simulation.sleep(3, false);
-        simulation.run(Duration::from_millis(50));
-        assert!(simulation.view(3).frozen, "after {seconds} s");
-        simulation.until("it is back", Duration::from_secs(20), |simulation| simulation.agree(&[1, 2, 3]));
-        simulation.seconds(10);
-    }
+    // So short that nobody has lost it: it asks, and goes on.
+    simulation.sleep(3, true);
+    simulation.seconds(3);
+    simulation.sleep(3, false);
+    simulation.seconds(1);
+    assert!(simulation.agree(&[1, 2, 3]));
+    assert_eq!(simulation.changes()[&3], 2, "frozen, and not any more");
+    // Out for everybody: it waits until it is taken back.
+    simulation.sleep(3, true);
+    simulation.seconds(20);
+    assert!(simulation.agree(&[1, 2]));
+    simulation.sleep(3, false);
+    simulation.run(REENTER - SLACK);
+    assert!(simulation.view(3).frozen && simulation.agree(&[1, 2]));
+    simulation.until("it is back", REENTER * 2, |simulation| simulation.agree(&[1, 2, 3]));
 }
 
 #[test]

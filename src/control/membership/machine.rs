@@ -143,6 +143,8 @@ struct Hearing {
     named: bool,
     /// Heard since we were asleep.
     fresh: bool,
+    /// It knows what we know, since then.
+    synced: bool,
 }
 
 /// The machine.
@@ -593,7 +595,7 @@ impl Machine {
         if !std::mem::replace(&mut known.confirmed, true) {
             (self.listen_at, self.redial) = (now, true);
         }
-        let first = Hearing { last: now, since: now, generation: known.generation, ended: None, named: false, fresh: true };
+        let first = Hearing { last: now, since: now, generation: known.generation, ended: None, named: false, fresh: true, synced: false };
         let hearing = self.hearing.entry(peer.clone()).or_insert(first);
         if now >= hearing.last + SUSPECT {
             hearing.since = now;
@@ -640,6 +642,9 @@ impl Machine {
     /// Two tables that differ for longer than news take are compared.
     fn compare(&mut self, session: SessionKey, digest: u64, now: Instant) {
         let differs = digest != self.table.digest();
+        if let Some(hearing) = self.sessions.get(&session).and_then(|session| self.hearing.get_mut(&session.peer)) {
+            hearing.synced |= !differs;
+        }
         let Some(known) = self.sessions.get_mut(&session) else { return };
         let again = std::mem::replace(&mut known.differed, differs) && differs;
         if again && self.news.is_empty() {
@@ -668,7 +673,8 @@ impl Machine {
         self.asleep_until = Some(now + AWAKE);
         for hearing in self.hearing.values_mut() {
             // What they said meanwhile may lie unread: they get the time to say it again.
-            (hearing.last, hearing.since, hearing.fresh, hearing.ended) = (now, now, false, hearing.ended.map(|_| now));
+            (hearing.last, hearing.since, hearing.ended) = (now, now, hearing.ended.map(|_| now));
+            (hearing.fresh, hearing.synced) = (false, false);
         }
         let keys: Vec<SessionKey> = self.sessions.keys().copied().collect();
         for key in keys {
@@ -685,7 +691,7 @@ impl Machine {
         // Whoever has lost everybody may be the one who was lost: it waits for them a while.
         let is_alone = self.saved.members.is_empty();
         (is_alone || !self.hearing.is_empty())
-            && self.hearing.iter().all(|(life, hearing)| hearing.fresh && component.reached.contains_key(life))
+            && self.hearing.iter().all(|(life, hearing)| hearing.synced && component.reached.contains_key(life))
     }
 
     fn change_state(&mut self, state: RowState, now: Instant) {

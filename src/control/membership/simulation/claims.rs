@@ -174,13 +174,27 @@ fn a_node_that_slept_freezes_before_it_acts_and_is_taken_back() {
     simulation.sleep(3, true);
     simulation.seconds(3);
     simulation.sleep(3, false);
-    simulation.seconds(1);
+    simulation.seconds(4);
     assert!(simulation.agree(&[1, 2, 3]));
     assert_eq!(simulation.changes()[&3], 2, "frozen, and not any more");
     // Out for everybody: it waits until it is taken back.
     simulation.sleep(3, true);
     simulation.seconds(20);
     assert!(simulation.agree(&[1, 2]));
+    simulation.sleep(3, false);
+    simulation.run(REENTER - SLACK);
+    assert!(simulation.view(3).frozen && simulation.agree(&[1, 2]));
+    simulation.until("it is back", REENTER * 2, |simulation| simulation.agree(&[1, 2, 3]));
+}
+
+#[test]
+fn a_node_whose_links_were_closed_while_it_slept_is_heard_steadily_first() {
+    let mut simulation = joined(3);
+    simulation.sleep(3, true);
+    simulation.seconds(3);
+    simulation.cut(1, 3);
+    simulation.cut(2, 3);
+    simulation.until("it is out", OUT, |simulation| simulation.agree(&[1, 2]));
     simulation.sleep(3, false);
     simulation.run(REENTER - SLACK);
     assert!(simulation.view(3).frozen && simulation.agree(&[1, 2]));

@@ -6,22 +6,26 @@
 //! Every call gets exactly one answer. Its identity is given here, once, and kept over every retry, so that a worker which has seen it answers again
 //! instead of doing it again.
 
+mod attempts;
 mod call;
 mod core_api;
 mod events;
+mod ledger;
 mod operation;
 mod remote;
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use rand::RngExt as _;
 use tokio::time::Instant;
 
+pub(crate) use self::attempts::{Attempts, Failed, address};
 pub use self::call::{Backend, BoxFuture, CallOptions, NodeCall, Retry, StreamedCall, TIMEOUT_DEFAULT};
 pub use self::core_api::{CORE_CLASS, CoreReply, CoreRequest, FileRequest, TaskEntry, TaskState, core_class};
-pub use self::events::{EVENTS_QUEUED_MAX, EventSink, EventStream, event_queue, read_events, write_events};
+pub use self::events::{EVENT_BYTES_QUEUED_MAX, EVENTS_QUEUED_MAX, EventSink, EventStream, event_queue, read_events, write_events};
+pub(crate) use self::ledger::{Ledger, Settled};
 pub use self::operation::{
     EventBody, EventFilter, EventRecord, FullUri, LatencyInfo, MemberInfo, NodeInfo, NodesReply, Operation, OperationReply, PlanInfo,
     ProxyInfo, RingInfo, TransferInfo,
@@ -31,10 +35,14 @@ use crate::connection::ByteStream;
 use crate::error::{Error, ErrorCode, Result};
 use crate::proto::head::{CallHead, Verb};
 use crate::proto::identity::CallIdentity;
+use crate::proto::message::OutcomeAck;
 use crate::types::{ClassName, Incarnation, Meta, NodeId, NodeStatus, NodeUri, Payload, Selector, TaskId, WantedStatus};
 
 /// Pause before a retry, at least and at most.
 const RETRY_PAUSE_MS: std::ops::Range<u64> = 20..200;
+
+/// How long a worker waits at most to be told that outcomes are needed no more, while there are few.
+const ACK_AFTER: Duration = Duration::from_secs(10);
 
 /// Pause between two looks at the status of a node.
 const STATUS_PAUSE: Duration = Duration::from_millis(10);
@@ -42,14 +50,87 @@ const STATUS_PAUSE: Duration = Duration::from_millis(10);
 /// The cluster, as seen from anywhere.
 #[derive(Clone)]
 pub struct Cluster {
+    book: Arc<Book>,
+    /// Whether its calls ask for connections of their own.
+    exclusive: bool,
+}
+
+/// What the clones of a handle share.
+struct Book {
     backend: Arc<dyn Backend>,
     edge: Incarnation,
-    numbers: Arc<AtomicU64>,
+    ledger: Mutex<Ledger>,
+    /// Whether a task will tell what is owed.
+    will_tell: AtomicBool,
+}
+
+impl Book {
+    fn ledger(&self) -> MutexGuard<'_, Ledger> {
+        self.ledger.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn tell(&self, node: NodeId, settled: Settled) {
+        let Settled { below, ranges } = settled;
+        self.backend.acknowledge(OutcomeAck { edge: self.edge, node: Some(node), below, ranges });
+    }
+
+    fn tell_all(&self) {
+        let (settled, nodes) = self.ledger().take_all();
+        for node in nodes {
+            self.tell(node, settled.clone());
+        }
+    }
+
+    /// A call has ended, however it did.
+    fn ended(self: &Arc<Self>, number: u64, node: &NodeId, bytes: usize) {
+        let mut ledger = self.ledger();
+        if ledger.end(number, node, bytes) {
+            let settled = ledger.take(node);
+            drop(ledger);
+            self.tell(node.clone(), settled);
+            return;
+        }
+        drop(ledger);
+        if !self.will_tell.load(Ordering::Relaxed)
+            && !self.will_tell.swap(true, Ordering::Relaxed)
+            && let Ok(runtime) = tokio::runtime::Handle::try_current()
+        {
+            let book = Arc::downgrade(self);
+            runtime.spawn(async move {
+                tokio::time::sleep(ACK_AFTER).await;
+                if let Some(book) = book.upgrade() {
+                    book.will_tell.store(false, Ordering::Relaxed);
+                    book.tell_all();
+                }
+            });
+        }
+    }
+}
+
+impl Drop for Book {
+    /// Short-lived clients leave nothing behind.
+    fn drop(&mut self) {
+        self.tell_all();
+    }
+}
+
+/// A call that has begun: its outcome may be asked for until this is dropped.
+struct OpenCall {
+    book: Arc<Book>,
+    number: u64,
+    node: NodeId,
+    bytes: usize,
+}
+
+impl Drop for OpenCall {
+    fn drop(&mut self) {
+        self.book.ended(self.number, &self.node, self.bytes);
+    }
 }
 
 impl std::fmt::Debug for Cluster {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Cluster").field("edge", &self.edge).finish_non_exhaustive()
+        f.debug_struct("Cluster").field("edge", &self.book.edge).finish_non_exhaustive()
     }
 }
 
@@ -65,16 +146,43 @@ pub struct TaskStarted {
 impl Cluster {
     /// A handle over a backend; applications use [`Cluster::connect`] or a node's handle.
     pub fn new(backend: Arc<dyn Backend>) -> Self {
-        Self { backend, edge: random_incarnation(), numbers: Arc::new(AtomicU64::new(1)) }
+        Self::with_edge(backend, random_incarnation())
+    }
+
+    fn with_edge(backend: Arc<dyn Backend>, edge: Incarnation) -> Self {
+        let book = Book { backend, edge, ledger: Mutex::new(Ledger::new()), will_tell: AtomicBool::new(false) };
+        Self { book: Arc::new(book), exclusive: false }
     }
 
     /// Connects to the first of the control nodes that lets us in, as `admin`. The link is kept, and made anew when it ends.
     ///
+    /// If a URL has the option `exclusive`, the handle is one of [`Cluster::exclusive`].
+    ///
     /// # Errors
     /// `no_connections` with every address and its reason, or `invalid_password`.
     pub async fn connect(options: ConnectOptions) -> Result<Self> {
+        let exclusive = options.uris.iter().any(|uri| uri.options().exclusive == Some(true));
         let (backend, edge) = remote::connect(options).await?;
-        Ok(Self { edge, ..Self::new(backend) })
+        Ok(Self { exclusive, ..Self::with_edge(backend, edge) })
+    }
+
+    /// The same cluster, where each request, command and start of a task has a connection between control node and worker for itself, with its stream.
+    ///
+    /// For what moves much and long, or must outlive the worker's main connection: when that is lost, calls on their own go on, and when theirs is lost, only
+    /// they fail. The first call waits until the connection is made; it is kept for a few seconds for the next one. A worker has a bounded number of them: without
+    /// one, or when it fails before the call has left, the call goes over the main connection.
+    ///
+    /// Ordinary calls and streams share a connection without delaying each other; they need none of this.
+    #[must_use]
+    pub fn exclusive(&self) -> Self {
+        Self { exclusive: true, ..self.clone() }
+    }
+
+    /// Says goodbye: workers may forget the calls of this handle and its clones, and a connection of its own ends when that has left. A program that ends right
+    /// afterwards should call it; everything else is as if the handle were dropped.
+    pub async fn close(self) {
+        self.book.tell_all();
+        self.book.backend.close().await;
     }
 
     /// Every node that matches, control nodes included, and who did not answer.
@@ -191,13 +299,13 @@ impl Cluster {
     }
 
     async fn operate(&self, operation: Operation, timeout: Duration) -> Result<OperationReply> {
-        self.backend.operate(operation, call::bounded(timeout)).await
+        self.book.backend.operate(operation, call::bounded(timeout)).await
     }
 
     /// One request to a class of a worker.
     pub async fn request(&self, node: &NodeId, class: &ClassName, payload: Payload, options: CallOptions) -> Result<Payload> {
-        let head = self.head(Verb::Request, node, class, None, &options);
-        self.call(head, payload, options).await
+        let (head, open) = self.head(Verb::Request, node, class, None, &options);
+        self.call(head, open, payload, options).await
     }
 
     /// Starts a task, with the id of `options` or one of its own.
@@ -206,8 +314,8 @@ impl Cluster {
             Some(id) => id.clone(),
             None => TaskId::new(uuid::Uuid::now_v7().to_string())?,
         };
-        let head = self.head(Verb::Task, node, class, Some(id.clone()), &options);
-        let reply = self.call(head, spec, options).await?;
+        let (head, open) = self.head(Verb::Task, node, class, Some(id.clone()), &options);
+        let reply = self.call(head, open, spec, options).await?;
         Ok(TaskStarted { id, reply })
     }
 
@@ -220,8 +328,8 @@ impl Cluster {
         command: Payload,
         options: CallOptions,
     ) -> Result<Payload> {
-        let head = self.head(Verb::Command, node, class, Some(task.clone()), &options);
-        self.call(head, command, options).await
+        let (head, open) = self.head(Verb::Command, node, class, Some(task.clone()), &options);
+        self.call(head, open, command, options).await
     }
 
     /// A call that carries a stream of bytes beside its payload.
@@ -232,14 +340,15 @@ impl Cluster {
         payload: Payload,
         options: CallOptions,
     ) -> Result<(PendingCall, ByteStream)> {
-        let head = self.head(Verb::Request, node, class, None, &options);
-        let streamed = self.backend.call_with_stream(NodeCall { head, payload, timeout: call::bounded(options.timeout) }).await?;
-        Ok((PendingCall { answer: streamed.answer }, streamed.stream))
+        let (head, open) = self.head(Verb::Request, node, class, None, &options);
+        let call = NodeCall { head, payload, timeout: call::bounded(options.timeout) };
+        let streamed = self.book.backend.call_with_stream(call).await?;
+        Ok((PendingCall { answer: streamed.answer, open }, streamed.stream))
     }
 
     /// Live events of the cluster; never blocks a worker: what a slow reader misses is told as a gap.
     pub async fn events(&self, filter: EventFilter) -> Result<EventStream> {
-        self.backend.subscribe(filter).await
+        self.book.backend.subscribe(filter).await
     }
 
     /// A request of the built-in class `core`.
@@ -332,55 +441,72 @@ impl Cluster {
         self.core(node, &request, CallOptions::timeout(timeout)).await.map(|_| ())
     }
 
-    fn head(&self, verb: Verb, node: &NodeId, class: &ClassName, task: Option<TaskId>, options: &CallOptions) -> CallHead {
-        let number = self.numbers.fetch_add(1, Ordering::Relaxed);
-        CallHead {
+    /// The header of a call; also what keeps its identity open, if it is ours to close.
+    fn head(
+        &self,
+        verb: Verb,
+        node: &NodeId,
+        class: &ClassName,
+        task: Option<TaskId>,
+        options: &CallOptions,
+    ) -> (CallHead, Option<OpenCall>) {
+        // Of an identity that the application has given only the application knows when it is needed no more.
+        let (identity, open) = match options.identity {
+            Some(identity) => (identity, None),
+            None => {
+                let number = self.book.ledger().begin();
+                let open = OpenCall { book: Arc::clone(&self.book), number, node: node.clone(), bytes: 0 };
+                (CallIdentity { edge: self.book.edge, number }, Some(open))
+            }
+        };
+        let head = CallHead {
             verb,
             timeout_ms: call::millis(options.timeout),
-            identity: options.identity.unwrap_or(CallIdentity { edge: self.edge, number }),
+            identity,
             retry: options.identity.is_some(),
             hops: 0,
+            exclusive: self.exclusive,
             incarnation: options.incarnation.unwrap_or_default(),
             node: Some(node.clone()),
             class: Some(class.clone()),
             task,
-        }
+        };
+        (head, open)
     }
 
-    async fn call(&self, mut head: CallHead, payload: Payload, options: CallOptions) -> Result<Payload> {
-        let deadline = Instant::now() + call::bounded(options.timeout);
+    async fn call(&self, head: CallHead, mut open: Option<OpenCall>, payload: Payload, options: CallOptions) -> Result<Payload> {
+        let mut timeout = call::bounded(options.timeout);
+        let deadline = Instant::now() + timeout;
         let left = || deadline.saturating_duration_since(Instant::now());
+        let mut attempts = Attempts::new(head);
         loop {
             if options.retry == Retry::UntilDeadline
-                && !head.retry
-                && let Some(node) = &head.node
+                && !attempts.head.retry
+                && let Some(node) = &attempts.head.node
             {
-                head.incarnation = self.backend.incarnation(node, left()).await.unwrap_or_default();
+                attempts.head.incarnation = self.book.backend.incarnation(node, left()).await.unwrap_or_default();
+                timeout = left();
             }
-            let timeout = left();
-            head.timeout_ms = call::millis(timeout);
-            let error = match self.backend.call(NodeCall { head: head.clone(), payload: payload.clone(), timeout }).await {
-                Ok(reply) => return Ok(Payload::from_bytes(reply)),
+            attempts.head.timeout_ms = call::millis(timeout);
+            let call = NodeCall { head: attempts.head.clone(), payload: payload.clone(), timeout };
+            let error = match self.book.backend.call(call).await {
+                Ok(reply) => {
+                    if let Some(open) = &mut open {
+                        open.bytes = reply.len();
+                    }
+                    return Ok(Payload::from_bytes(reply));
+                }
                 Err(error) => error,
             };
             let pause = Duration::from_millis(rand::rng().random_range(RETRY_PAUSE_MS));
-            // What was refused without effect may be done by any incarnation; what may have been done, only by the one that has it.
-            head.retry |= error.may_have_run();
-            let first = match error.addressed() {
-                Some(addressed) if head.incarnation.is_none() => addressed,
-                _ => head.incarnation,
-            };
-            // Another incarnation answers, which will never know what the first one did; or nobody can say which one that was.
-            let elsewhere = head.retry && error.addressed().is_some_and(|addressed| addressed != first);
-            let lost = elsewhere || (error.may_have_run() && first.is_none());
-            if options.retry == Retry::Never || lost || !call::worth_a_retry(&error) || Instant::now() + pause >= deadline {
-                return Err(error);
+            match attempts.failed(error) {
+                Failed::MayTryAgain(error) if options.retry == Retry::UntilDeadline && Instant::now() + pause < deadline => {
+                    tracing::debug!(node = ?attempts.head.node, %error, "the call is tried again");
+                }
+                Failed::MayTryAgain(error) | Failed::Final(error) => return Err(error),
             }
-            if head.retry {
-                head.incarnation = first;
-            }
-            tracing::debug!(node = ?head.node, %error, "the call is tried again");
             tokio::time::sleep(pause).await;
+            timeout = left();
         }
     }
 }
@@ -388,6 +514,8 @@ impl Cluster {
 /// The answer of a call whose stream is in use.
 pub struct PendingCall {
     answer: BoxFuture<'static, Result<bytes::Bytes>>,
+    /// Until its answer was taken, or it is dropped.
+    open: Option<OpenCall>,
 }
 
 impl std::fmt::Debug for PendingCall {
@@ -399,7 +527,9 @@ impl std::fmt::Debug for PendingCall {
 impl PendingCall {
     /// Waits for the answer.
     pub async fn wait(self) -> Result<Payload> {
-        self.answer.await.map(Payload::from_bytes)
+        let reply = self.answer.await;
+        drop(self.open);
+        reply.map(Payload::from_bytes)
     }
 }
 

@@ -82,7 +82,7 @@ pub struct Config {
     pub tls_verify: TlsVerify,
     /// Most intermediate certificates, 0 to 16. Default 0.
     pub tls_depth: u8,
-    /// Versions of TLS, oldest first. Default `1.3`.
+    /// Versions of TLS, oldest first; within quic it is always 1.3. Default `1.3`.
     pub tls_versions: Vec<TlsVersion>,
 
     /// Time between two pings of a link, 1 to 60 s. Default 5 s.
@@ -109,6 +109,8 @@ pub struct Config {
     pub http_timeout: Duration,
     /// How long answers of DNS are kept; 0 asks afresh every time. Default 30 s.
     pub dns_cache_ttl: Duration,
+    /// Servers of DNS to ask, instead of those of the system: `ip:port`, or `ip` for port 53; at most 8. Default none.
+    pub dns_servers: Vec<SocketAddr>,
 
     /// Most connections. Default 1024.
     pub max_connections: usize,
@@ -222,6 +224,7 @@ impl Config {
             udp_timeout: Duration::from_secs(30),
             http_timeout: IDLE,
             dns_cache_ttl: Duration::from_secs(30),
+            dns_servers: Vec::new(),
             max_connections: 1024,
             max_unauthenticated: 256,
             accept_rate: 2000,

@@ -5,14 +5,16 @@
 //!            │                   │ publishes the current channel
 //!            └► admin link ─► serve ─► Backend ──► channel ──► worker        hot path: not through the actor's mailbox
 //!                                └───► operations: nodes, info, connect, forget, events
+//!                                └───► exclusive ─► links beside the main one, for calls that ask for them
 //!   events of workers ─► dispatcher per worker and class ─► class `event`, live subscribers ─► acknowledgement
 //! ```
 //!
-//! Pure: [`latency`], `proxy::state`. The rest are shells. Workers and their side of the protocol are unknown here but for the wire.
+//! Pure: [`latency`], `proxy::state`, `exclusive::pool`. The rest are shells. Workers and their side of the protocol are unknown here but for the wire.
 
 mod backend;
 mod directory;
-mod events;
+pub(crate) mod events;
+mod exclusive;
 pub mod latency;
 mod membership;
 mod messages;

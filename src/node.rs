@@ -26,8 +26,8 @@ use crate::worker::{Connector, DialFailure, Dialled, Worker};
 /// Name of a control node's own listener in its private memory network.
 const OWN: &str = "own";
 
-/// Links of a control node's own worker: one, and a new one while the old ends.
-const OWN_LINKS: usize = 4;
+/// Links of a control node's own worker: one, a new one while the old ends, and exclusive ones.
+const OWN_LINKS: usize = 24;
 
 /// How long a control node waits for its own worker before it says that it runs.
 const OWN_WORKER: Duration = Duration::from_secs(5);
@@ -125,7 +125,7 @@ impl Node {
             gate: Gate::new(Limits::from(&*config)),
             links: Arc::new(Semaphore::new(config.max_connections)),
             party: party.clone(),
-            options: LinkOptions { keepalive: Some(config.ping_time) },
+            options: LinkOptions::of_ping_time(config.ping_time),
         };
         let mut tasks = JoinSet::new();
         let (control, worker) = match config.role {
@@ -390,7 +390,18 @@ impl Connector for ToCluster {
             Ok(Dialled { parts: LinkParts { established, side: Side::Dialler }, options: self.options })
         })
     }
+
+    fn connect_again(&self, at: NodeUri, control: NodeId) -> BoxFuture<'_, Result<Dialled, Error>> {
+        Box::pin(async move {
+            let expect = Expect { role: auth::Role::Control, id: Some(control) };
+            let established = dial_and_establish(&[at], &self.party, &expect, Order::AsGiven, &self.dial).await?;
+            Ok(Dialled { parts: LinkParts { established, side: Side::Dialler }, options: self.options })
+        })
+    }
 }
+
+#[cfg(test)]
+mod model;
 
 #[cfg(test)]
 mod tests {

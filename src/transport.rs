@@ -1,7 +1,7 @@
 //! Byte streams between nodes, whatever carries them.
 //!
 //! A [`Wire`] is an open stream with the facts that the handshake and the log need: which transport, who is at the other end, the exporter of its TLS
-//! connection. [`resolve`] turns a URL into the addresses behind it, [`connect`] opens one of them, [`Listener`] hands out what arrives. No part of this
+//! connection. [`resolve`] turns a URL into the addresses behind it, through DNS where it names a host (`discovery`), [`connect`] opens one of them, [`Listener`] hands out what arrives. No part of this
 //! layer looks into messages or decides about trust.
 //!
 //! | module | carries links over |
@@ -9,19 +9,22 @@
 //! | `tcp` | plain TCP |
 //! | `tls` | TLS 1.3 (or 1.2 with extended master secret) over TCP; [`certificate`] has the files |
 //! | `ws` | WebSocket over either of them |
+//! | `quic` | QUIC over UDP, with streams beside the link for bulk data |
 //! | [`memory`] | a simulated network within the process, whose links can be cut, frozen and delayed |
 //!
-//! Each may lead through the tunnel of an HTTP proxy (`proxy`), and arrive from a balancer that tells who the peer is (`proxy_protocol`).
+//! Those over TCP may lead through the tunnel of an HTTP proxy (`proxy`), and arrive from a balancer that tells who the peer is (`proxy_protocol`).
 //!
-//! A listener never waits for a peer: [`Listener::accept`] returns as soon as TCP has a connection, and the TLS handshake and the WebSocket upgrade happen
+//! A listener never waits for a peer: [`Listener::accept`] returns as soon as there is a connection, and the TLS handshake and the WebSocket upgrade happen
 //! in [`Incoming::into_wire`], in the task of that connection and under its limit of time.
 
 pub mod certificate;
+mod discovery;
 mod head;
 mod listener;
 pub mod memory;
 mod proxy;
 mod proxy_protocol;
+mod quic;
 mod target;
 mod tcp;
 #[cfg(test)]
@@ -39,9 +42,11 @@ use crate::config::Config;
 use crate::error::{Error, ErrorCode};
 use crate::types::{IpRange, Secret, TlsVerify, TlsVersion, Transport, UriOptions};
 
+pub use discovery::{Resolver, Source, Step};
 pub use listener::{Incoming, Listener};
 pub use memory::{MemoryNet, MemoryNode};
 pub use proxy::ProxyEnvironment;
+pub use quic::{QuicSockets, SideStreams};
 pub use target::{Target, connect, dial, resolve};
 pub use wire::{CertificateCheck, ReadHalf, Stream, Wire, WireFacts, WriteHalf};
 
@@ -57,13 +62,24 @@ pub struct DialOptions {
     pub tls: TlsOptions,
     /// The HTTP proxies of the environment, for ws and wss; option `proxy` of the URL has precedence.
     pub proxies: ProxyEnvironment,
+    /// Where QUIC is dialled from.
+    pub quic: QuicSockets,
+    /// Finds the addresses of names.
+    pub resolver: Resolver,
     /// The simulated network and the own name in it, if there is one.
     pub memory: Option<MemoryNode>,
 }
 
 impl Default for DialOptions {
     fn default() -> Self {
-        Self { connect_timeout: CONNECT_TIMEOUT, tls: TlsOptions::default(), proxies: ProxyEnvironment::default(), memory: None }
+        Self {
+            connect_timeout: CONNECT_TIMEOUT,
+            tls: TlsOptions::default(),
+            proxies: ProxyEnvironment::default(),
+            quic: QuicSockets::default(),
+            resolver: Resolver::default(),
+            memory: None,
+        }
     }
 }
 
@@ -85,7 +101,14 @@ pub struct ListenOptions {
 impl From<&Config> for DialOptions {
     /// With the proxies of the environment of this process.
     fn from(config: &Config) -> Self {
-        Self { connect_timeout: config.connect_timeout, tls: config.into(), proxies: ProxyEnvironment::of_process(), memory: None }
+        Self {
+            connect_timeout: config.connect_timeout,
+            tls: config.into(),
+            proxies: ProxyEnvironment::of_process(),
+            quic: QuicSockets::default(),
+            resolver: Resolver::new(config.dns_servers.clone(), config.dns_cache_ttl),
+            memory: None,
+        }
     }
 }
 
@@ -116,7 +139,7 @@ pub struct TlsOptions {
     pub verify: TlsVerify,
     /// `tls_depth`: most intermediate certificates; no limit of ours if `None`.
     pub depth: Option<u8>,
-    /// `tls_versions`: empty means both 1.3 and 1.2.
+    /// `tls_versions`: empty means both 1.3 and 1.2. Within QUIC it is always 1.3.
     pub versions: Vec<TlsVersion>,
 }
 
@@ -158,5 +181,8 @@ impl TlsOptions {
 }
 
 fn unsupported(transport: Transport) -> Error {
-    Error::new(ErrorCode::UnsupportedTransport, format!("transport {transport} is not available in this version; use tcp, tls, ws or wss"))
+    Error::new(
+        ErrorCode::UnsupportedTransport,
+        format!("transport {transport} is not available in this version; use tcp, tls, ws, wss or quic"),
+    )
 }

@@ -3,15 +3,18 @@
 //! ```text
 //!   agent ── dials, watches ──► Link ──► handler ─┬─ calls ──► executor ──► classes, tasks
 //!   listener (if any) ────────►                   ├─ adopt, ack, ping ──► adoption (term), journal
+//!   exclusive ── dials once more for the holder ► │
 //!                                                 └─ news ◄── status, labels, statistics
 //! ```
 //!
 //! The worker arbitrates who controls it ([`adoption`]): exactly one channel is current. Tasks, their events and the outcomes of calls belong to the worker and
-//! outlive every link. Pure machines: [`adoption`], [`backoff`], [`journal`], [`outcomes`], [`tasks`]; the other files are shells around them.
+//! outlive every link. Pure machines: [`adoption`], [`backoff`], [`calls`], [`journal`], [`outcomes`], [`tasks`]; the other files are shells around them.
 
 pub mod adoption;
 mod agent;
 pub mod backoff;
+pub mod calls;
+mod exclusive;
 mod executor;
 mod handler;
 pub mod journal;
@@ -32,6 +35,8 @@ use tokio::time::Instant;
 
 pub(crate) use self::agent::{Connector, DialFailure, Dialled};
 use self::shared::Shared;
+#[cfg(test)]
+pub(crate) use self::shared::event_frame;
 use crate::config::Config;
 use crate::connection::{Link, LinkHandler};
 use crate::error::{Error, ErrorCode};
@@ -60,7 +65,7 @@ impl Worker {
         listen: Vec<NodeUri>,
         connector: Option<Arc<dyn Connector>>,
     ) -> Self {
-        let shared = Shared::new(config, id, incarnation, classes, listen);
+        let shared = Shared::new(config, id, incarnation, classes, listen, connector.clone());
         let mut tasks = JoinSet::new();
         tasks.spawn(stats::run(Arc::clone(&shared)));
         tasks.spawn(shared::expire_outcomes(Arc::clone(&shared)));
@@ -138,7 +143,7 @@ pub(crate) struct Door {
 impl Door {
     /// What handles a link of this worker, whoever dialled it.
     pub(crate) fn handler(&self, link: &Link) -> Arc<dyn LinkHandler> {
-        handler::new(Arc::clone(&self.shared), link)
+        handler::new(Arc::clone(&self.shared), link, None)
     }
 
     /// Describes the worker to the peer of a link that runs.

@@ -1,5 +1,6 @@
 //! The arguments of `nkcluster`, which are a contract: names and meanings stay.
 
+use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -55,6 +56,9 @@ pub(crate) struct Global {
     #[arg(long, global = true, env = "NKCLUSTER_PBKDF2_ITERS", value_name = "ROUNDS", hide_short_help = true, default_value_t = 600_000,
         value_parser = clap::value_parser!(u32).range(1..=100_000_000))]
     pub(crate) pbkdf2_iters: u32,
+    /// Servers of DNS to ask instead of those of the system: `ip:port`, or `ip` for port 53, separated by commas.
+    #[arg(long, global = true, env = "NKCLUSTER_DNS_SERVERS", value_name = "IP:PORT", hide_short_help = true, value_parser = dns_server, value_delimiter = ',')]
+    pub(crate) dns: Vec<SocketAddr>,
     /// Public key by which control nodes must sign (see `nkcluster keygen --control-key`).
     #[arg(long, global = true, env = "NKCLUSTER_CONTROL_KEY", value_name = "HEX", hide_short_help = true, value_parser = control_key)]
     pub(crate) trusted_control_key: Option<ControlKey>,
@@ -180,7 +184,8 @@ Examples:
     #[command(after_help = "\
 Examples:
   nkcluster request dev4 core '\"status\"'
-  nkcluster request dev4 core - < request.json")]
+  nkcluster request dev4 core - < request.json
+  nkcluster request --exclusive dev4 backup '\"all\"'    over a connection of its own")]
     Request {
         /// The worker.
         node: NodeId,
@@ -189,6 +194,9 @@ Examples:
         /// The request; `-` reads it from standard input.
         #[arg(value_name = "JSON", allow_negative_numbers = true)]
         payload: String,
+        /// Over a connection to the worker that nothing else uses, if one can be had.
+        #[arg(long)]
+        exclusive: bool,
     },
     /// Start, list, command and stop tasks.
     #[command(
@@ -216,8 +224,9 @@ Examples:
 Examples:
   nkcluster events --node dev4
   nkcluster --json events --class files | jq -c .event
+  nkcluster --json events | jq -c 'select(.task == \"t1\")'     what belongs to one task
 
-A reader that is too slow is told what it missed as a gap. Exits with 3 if the link to the control node ends.")]
+What was lost is told as a gap: the journal of the worker was full, or this reader was too slow. Exits with 3 if the link to the control node ends.")]
     Events {
         /// Only of this class.
         #[arg(long)]
@@ -232,6 +241,7 @@ Examples:
   nkcluster send dev4 ./model.bin models/model.bin
   nkcluster send dev4 ./model.bin models/             keeps the name
   nkcluster send -r dev4 ./site public/site
+  nkcluster send --exclusive dev4 ./disk.img images/  over a connection of its own, also if the worker's main one is lost
 
 A cut transfer goes on where it stopped, until there is no progress for --timeout; run again later, it goes on too.")]
     Send {
@@ -244,12 +254,16 @@ A cut transfer goes on where it stopped, until there is no progress for --timeou
         /// Send a directory with everything in it.
         #[arg(long, short)]
         recursive: bool,
+        /// Over a connection to the worker that nothing else uses, if one can be had.
+        #[arg(long)]
+        exclusive: bool,
     },
     /// Fetch a file from the file root of a worker.
     #[command(after_help = "\
 Examples:
   nkcluster fetch dev4 models/model.bin ./model.bin
-  nkcluster fetch dev4 models/model.bin .             keeps the name")]
+  nkcluster fetch dev4 models/model.bin .             keeps the name
+  nkcluster fetch --exclusive dev4 images/disk.img .  over a connection of its own")]
     Fetch {
         /// The worker.
         node: NodeId,
@@ -257,6 +271,9 @@ Examples:
         remote: String,
         /// Where to put it here.
         local: PathBuf,
+        /// Over a connection to the worker that nothing else uses, if one can be had.
+        #[arg(long)]
+        exclusive: bool,
     },
     /// Measure round trips to a worker and back.
     #[command(after_help = "Example:\n  nkcluster ping dev4 -c 20")]
@@ -269,6 +286,19 @@ Examples:
         /// Pause between two.
         #[arg(long, short, value_name = "TIME", value_parser = duration, default_value = "200ms")]
         interval: Duration,
+    },
+    /// Show which addresses would be tried for a URL, in order, and how DNS led to each; connects to none.
+    #[command(after_help = "\
+Examples:
+  nkcluster resolve nkcluster://example.org                               transports by NAPTR, hosts by SRV, addresses by A and AAAA
+  nkcluster resolve 'nkcluster://example.org;transport=tls' --dns 192.0.2.53
+  nkcluster --json resolve nkcluster://example.org | jq -r '.[].address'
+
+Addresses of one host and hosts of one priority come in another order each time, as for a worker.")]
+    Resolve {
+        /// What to resolve, as in `cluster_addr` or `--connect`.
+        #[arg(value_parser = uri)]
+        uri: Box<NodeUri>,
     },
     /// Make secrets and keys; needs no cluster.
     #[command(after_help = "\
@@ -401,6 +431,15 @@ fn uri(text: &str) -> nkcluster::Result<Box<NodeUri>> {
     text.parse().map(Box::new)
 }
 
+fn dns_server(text: &str) -> Result<SocketAddr, String> {
+    const PORT: u16 = 53;
+    let read = text.trim().parse().or_else(|_| text.trim().parse::<IpAddr>().map(|ip| SocketAddr::new(ip, PORT)));
+    match read {
+        Ok(addr) if addr.port() != 0 && !addr.ip().is_unspecified() => Ok(addr),
+        _ => Err("expected an address such as 192.0.2.53, 192.0.2.53:5353 or [2001:db8::53]:53".to_owned()),
+    }
+}
+
 fn control_key(text: &str) -> Result<ControlKey, String> {
     let wrong = || "expected 64 hexadecimal digits".to_owned();
     let text = text.trim();
@@ -459,7 +498,10 @@ mod tests {
             "connect nkcluster://h:1;transport=tls",
             "status w1 stopped",
             "events --class c --node n",
+            "request --exclusive w1 core {}",
             "send w1 a b",
+            "send --exclusive w1 a b",
+            "fetch --exclusive w1 a b",
             "fetch w1 a b",
             "ping w1 -c 3",
             "dev --controls 3 --workers 2 --base-port 15001 --dir d --once",

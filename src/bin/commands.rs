@@ -6,6 +6,7 @@ mod keygen;
 mod members;
 mod nodes;
 mod ping;
+mod resolve;
 mod tasks;
 mod values;
 
@@ -17,6 +18,7 @@ use clap::Parser;
 use nkcluster::Error;
 use nkcluster::cluster::{CallOptions, Cluster, ConnectOptions};
 use nkcluster::config::Config;
+use nkcluster::transport::Resolver;
 use nkcluster::types::Secret;
 use tokio::io::AsyncReadExt;
 
@@ -29,6 +31,9 @@ use crate::output::Form;
 
 /// Longest JSON that is read from standard input; a payload has the same bound.
 const INPUT_BYTES_MAX: u64 = 16 * 1024 * 1024;
+
+/// How long the end of a connection may take.
+const GOODBYE: Duration = Duration::from_millis(500);
 
 /// A connection to the cluster, and how to answer.
 pub(crate) struct Session {
@@ -62,9 +67,13 @@ async fn run(cli: Cli, form: Form) -> Outcome {
     match cli.command {
         Command::Dev(args) => dev::run(args, form).await,
         Command::Keygen(args) => keygen::run(args, &global, form).await,
+        Command::Resolve { uri } => resolve::run(&uri, &global, form).await,
         command => {
             let session = Session::open(&global, form).await?;
-            session.run(command).await
+            let outcome = session.run(command).await;
+            // So that workers need not remember the calls of a command that has ended. Nobody should wait long for it.
+            let _ = tokio::time::timeout(GOODBYE, session.cluster.close()).await;
+            outcome
         }
     }
 }
@@ -74,6 +83,7 @@ impl Session {
         let password = password(global)?.unwrap_or_else(|| Secret::new(Config::DEFAULT_PASSWORD));
         let mut options = ConnectOptions::new(global.connect.0.clone(), global.cluster_name.clone(), password);
         options.pbkdf2_iters = global.pbkdf2_iters;
+        options.resolver = resolver(global);
         options.control_key = global.trusted_control_key.map(|key| key.0);
         // One that hangs must not use up the time of the others.
         options.connect_timeout = global.timeout / u32::try_from(global.connect.0.len()).unwrap_or(u32::MAX);
@@ -84,7 +94,9 @@ impl Session {
 
     async fn run(&self, command: Command) -> Outcome {
         match command {
-            Command::Dev(_) | Command::Keygen(_) => Err(Failure::new("internal", "this command needs no connection")),
+            Command::Dev(_) | Command::Keygen(_) | Command::Resolve { .. } => {
+                Err(Failure::new("internal", "this command needs no connection"))
+            }
             Command::Nodes { select } => nodes::list(self, select).await,
             Command::Info { node } => nodes::info(self, &node).await,
             Command::Members => members::list(self).await,
@@ -98,20 +110,33 @@ impl Session {
             Command::Status { node, status } => nodes::status(self, &node, status).await,
             Command::Meta { node, change } => values::meta(self, &node, change).await,
             Command::Data { node, operation } => values::data(self, &node, operation).await,
-            Command::Request { node, class, payload } => tasks::request(self, &node, &class, &payload).await,
+            Command::Request { node, class, payload, exclusive } => tasks::request(&self.over(exclusive), &node, &class, &payload).await,
             Command::Task(command) => tasks::task(self, command).await,
             Command::Call { node, function, args } => tasks::call(self, &node, &function, &args).await,
             Command::Events { class, node } => events::follow(self, class, node).await,
-            Command::Send { node, local, remote, recursive } => files::send(self, &node, &local, &remote, recursive).await,
-            Command::Fetch { node, remote, local } => files::fetch(self, &node, &remote, &local).await,
+            Command::Send { node, local, remote, recursive, exclusive } => {
+                files::send(&self.over(exclusive), &node, &local, &remote, recursive).await
+            }
+            Command::Fetch { node, remote, local, exclusive } => files::fetch(&self.over(exclusive), &node, &remote, &local).await,
             Command::Ping { node, count, interval } => ping::run(self, &node, count, interval).await,
         }
+    }
+
+    /// The same, over connections of its own if so.
+    fn over(&self, exclusive: bool) -> Self {
+        let cluster = if exclusive { self.cluster.exclusive() } else { self.cluster.clone() };
+        Self { cluster, timeout: self.timeout, form: self.form }
     }
 
     /// One call within `--timeout`.
     fn options(&self) -> CallOptions {
         CallOptions::timeout(self.timeout)
     }
+}
+
+/// One that asks whom the command line says.
+fn resolver(global: &Global) -> Resolver {
+    Resolver::new(global.dns.clone(), Config::control().dns_cache_ttl)
 }
 
 fn no_answer(global: &Global) -> Failure {

@@ -7,14 +7,15 @@
 //!
 //! SIGHUP reads the certificates again.
 //!
-//! Standard output carries one line, for whoever started us; logs go to standard error. A panic anywhere is logged; one that ends the node itself ends the
-//! process with 70.
+//! Standard output carries one line, for whoever started us; logs go to standard error. A panic anywhere is logged; one that ends the node itself, or a
+//! machine without files and threads for it, ends the process with 70.
 
 mod arguments;
 mod check;
 mod logs;
 
 use std::io::{self, Write};
+use std::panic;
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -57,18 +58,25 @@ pub(crate) fn main() -> ExitCode {
     if let Some(address) = config.http {
         tracing::warn!(%address, "http is ignored: there is no HTTP server yet");
     }
-    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
-        Ok(runtime) => runtime,
-        Err(error) => return bug(format!("no threads: {error}")).tell(Form::People),
-    };
-    // In a task of its own, so that a panic of the node becomes an exit code.
-    let run = runtime.spawn(run(config, arguments.exit_with_stdin));
-    let outcome = runtime.block_on(run).unwrap_or_else(|error| Err(bug(format!("the node panicked: {error}"))));
-    runtime.shutdown_timeout(RUNTIME_GRACE);
-    match outcome {
+    match serve(config, arguments.exit_with_stdin) {
         Ok(()) => ExitCode::from(exit::DONE),
         Err(failure) => failure.tell(Form::People),
     }
+}
+
+fn serve(config: Config, exit_with_stdin: bool) -> Result<(), Failure> {
+    let no_runtime = |reason: &str| bug(format!("no runtime: {reason}; are there files (`ulimit -n`) and threads (`ulimit -u`) for it?"));
+    // It panics where some of what it needs is missing, instead of returning the error.
+    let built = panic::catch_unwind(|| tokio::runtime::Builder::new_multi_thread().enable_all().build());
+    let runtime = match built {
+        Ok(built) => built.map_err(|error| no_runtime(&error.to_string()))?,
+        Err(_) => return Err(no_runtime("the reason is in the log above")),
+    };
+    // In a task of its own, so that a panic of the node becomes an exit code.
+    let run = runtime.spawn(run(config, exit_with_stdin));
+    let outcome = runtime.block_on(run).unwrap_or_else(|error| Err(bug(format!("the node panicked: {error}"))));
+    runtime.shutdown_timeout(RUNTIME_GRACE);
+    outcome
 }
 
 fn configure(arguments: &Arguments) -> Result<(Config, tracing_subscriber::EnvFilter), Failure> {

@@ -19,7 +19,7 @@ pub(crate) const TIMEOUT: u8 = 5;
 pub(crate) const CONFIG: u8 = 64;
 /// The daemon cannot bind an address (`EX_UNAVAILABLE`).
 pub(crate) const UNAVAILABLE: u8 = 69;
-/// The daemon has a bug (`EX_SOFTWARE`).
+/// The daemon has a bug, or the machine has no files and threads for it (`EX_SOFTWARE`).
 pub(crate) const INTERNAL: u8 = 70;
 
 /// How the command ends after an error of the cluster.

@@ -11,6 +11,7 @@ use crate::connection::ByteStream;
 use crate::error::{Error, ErrorCode, Result};
 use crate::proto::head::CallHead;
 use crate::proto::identity::CallIdentity;
+use crate::proto::message::OutcomeAck;
 use crate::types::{Incarnation, NodeId, NodeUri, Payload, TaskId};
 
 /// How long a call waits if nothing else is said.
@@ -111,6 +112,12 @@ pub trait Backend: Send + Sync + 'static {
     /// the same one.
     fn incarnation<'a>(&'a self, _node: &'a NodeId, _timeout: Duration) -> BoxFuture<'a, Option<Incarnation>> {
         Box::pin(std::future::ready(None))
+    }
+    /// Passes on that the outcomes of calls are needed no more. Never waits, and may be lost.
+    fn acknowledge(&self, _ack: OutcomeAck) {}
+    /// Sends what is still to be sent, and ends the connection, if there is one.
+    fn close(&self) -> BoxFuture<'_, ()> {
+        Box::pin(std::future::ready(()))
     }
     /// Live events.
     fn subscribe(&self, filter: EventFilter) -> BoxFuture<'_, Result<EventStream>>;

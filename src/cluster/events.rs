@@ -1,6 +1,6 @@
 //! Live events: a bounded queue between whoever produces them and whoever reads.
 //!
-//! A producer never waits. When the queue is full, what comes is counted per worker and class and told as a gap as soon as the reader has caught up, whether
+//! A producer never waits. When the queue is full, by number or by bytes, what comes is counted per worker and class and told as a gap as soon as the reader has caught up, whether
 //! anything else happens or not. Between processes the records travel on the stream of a call, each as `u32` length and named MessagePack;
 //! the stream's credit is their back-pressure.
 
@@ -19,6 +19,10 @@ use crate::types::{ClassName, Incarnation, NodeId};
 
 /// Events that wait for one subscriber.
 pub const EVENTS_QUEUED_MAX: usize = 4096;
+/// Bytes of the events that wait for one subscriber.
+pub const EVENT_BYTES_QUEUED_MAX: usize = 4 * 1024 * 1024;
+/// What an event takes beside its payload and texts.
+const RECORD_BYTES: usize = 256;
 /// Workers and classes whose losses are counted for one subscriber; beyond it a loss is told without its numbers.
 const GAPS_MAX: usize = 4096;
 /// One record on a stream.
@@ -41,13 +45,18 @@ impl EventStream {
             // Under the lock nothing is queued: a gap is told when all that came before it has been read.
             let mut gaps = lock(gaps);
             if let Ok(record) = self.receiver.try_recv() {
+                gaps.taken(&record);
                 return Some(record);
             }
             if let Some(gap) = gaps.first() {
                 return Some(Ok(gap));
             }
         }
-        self.receiver.recv().await
+        let record = self.receiver.recv().await?;
+        if let Some(gaps) = &self.gaps {
+            lock(gaps).taken(&record);
+        }
+        Some(record)
     }
 }
 
@@ -59,9 +68,10 @@ pub struct EventSink {
     gaps: Arc<Mutex<Gaps>>,
 }
 
-/// What one subscriber has missed.
+/// What waits for one subscriber, and what it has missed.
 #[derive(Debug, Default)]
 struct Gaps {
+    queued_bytes: usize,
     lost: BTreeMap<(NodeId, Incarnation, ClassName), Lost>,
 }
 
@@ -86,11 +96,21 @@ impl Gaps {
         }
     }
 
+    /// Whether there is room for these bytes. One event always finds room in an empty queue.
+    fn has_room(&self, bytes: usize) -> bool {
+        self.queued_bytes == 0 || self.queued_bytes + bytes <= EVENT_BYTES_QUEUED_MAX
+    }
+
+    /// A record has left the queue.
+    fn taken(&mut self, record: &Result<EventRecord>) {
+        self.queued_bytes -= record.as_ref().map_or(0, record_bytes);
+    }
+
     /// Takes one of them out.
     fn first(&mut self) -> Option<EventRecord> {
         let ((node, incarnation, class), Lost { from, to, time_ms }) = self.lost.pop_first()?;
         let event = EventBody::Nkcluster(BuiltinEvent::Gap { from, to });
-        Some(EventRecord { node, incarnation, class, seq: to, time_ms, event })
+        Some(EventRecord { node, incarnation, class, seq: to, time_ms, task: None, event })
     }
 }
 
@@ -121,13 +141,19 @@ impl EventSink {
         }
         // Held until the record is queued or counted, see `EventStream::next`.
         let mut gaps = lock(&self.gaps);
+        let bytes = record_bytes(record);
+        // Only if the event fits behind them: otherwise one loss would be told in pieces.
         while !gaps.lost.is_empty()
+            && gaps.has_room(RECORD_BYTES + bytes)
             && let Ok(room) = self.sender.try_reserve()
             && let Some(gap) = gaps.first()
         {
+            gaps.queued_bytes += record_bytes(&gap);
             room.send(Ok(gap));
         }
-        if !gaps.lost.is_empty() || self.sender.try_send(Ok(record.clone())).is_err() {
+        if gaps.lost.is_empty() && gaps.has_room(bytes) && self.sender.try_send(Ok(record.clone())).is_ok() {
+            gaps.queued_bytes += bytes;
+        } else {
             gaps.count(record);
         }
         true
@@ -138,6 +164,16 @@ impl EventSink {
         // A full queue is read to its end first; its reader then finds it closed.
         let _ = self.sender.try_send(Err(error));
     }
+}
+
+/// Bytes that a record counts for.
+fn record_bytes(record: &EventRecord) -> usize {
+    RECORD_BYTES
+        + match &record.event {
+            EventBody::Class(payload) => payload.len(),
+            EventBody::Nkcluster(BuiltinEvent::TaskStopped { reason, .. }) => reason.len(),
+            EventBody::Nkcluster(_) => 0,
+        }
 }
 
 /// Writes the events of a queue to a stream until either ends.
@@ -203,6 +239,7 @@ mod tests {
             class: ClassName::new("core").expect("valid"),
             seq,
             time_ms: 0,
+            task: None,
             event: EventBody::Class(Payload::nil()),
         }
     }
@@ -235,6 +272,25 @@ mod tests {
         }
         let gap = stream.next().await.expect("open").expect("no error");
         assert_eq!(gap.event, EventBody::Nkcluster(BuiltinEvent::Gap { from: full + 1, to: full + 2 }));
+    }
+
+    #[tokio::test]
+    async fn large_events_fill_the_queue_by_their_bytes() {
+        let (mut sink, mut stream) = event_queue(EventFilter::default());
+        let large = |seq| EventRecord { event: EventBody::Class(Payload::from_bytes(vec![0; 60_000])), ..record(seq) };
+        let room = (EVENT_BYTES_QUEUED_MAX / (60_000 + RECORD_BYTES)) as u64;
+        for round in 0..3 {
+            let first = round * 1000 + 1;
+            for seq in first..first + room + 5 {
+                assert!(sink.offer(&large(seq)));
+            }
+            for seq in first..first + room {
+                assert_eq!(stream.next().await, Some(Ok(large(seq))));
+            }
+            let gap = stream.next().await.expect("open").expect("no error");
+            assert_eq!(gap.event, EventBody::Nkcluster(BuiltinEvent::Gap { from: first + room, to: first + room + 4 }));
+            assert_eq!(lock(stream.gaps.as_ref().expect("in process")).queued_bytes, 0);
+        }
     }
 
     #[tokio::test]

@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::proto::head::Rank;
 use crate::proto::message::BuiltinEvent;
-use crate::types::{ClassName, Incarnation, Meta, NodeId, NodeStats, NodeStatus, NodeUri, Payload};
+use crate::types::{ClassName, Incarnation, Meta, NodeId, NodeStats, NodeStatus, NodeUri, Payload, TaskId};
 
 /// An operation of the cluster itself; travels as the payload of a call with the verb `cluster`.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -285,6 +285,9 @@ pub struct EventRecord {
     pub seq: u64,
     /// Wall clock of the worker, milliseconds since 1970.
     pub time_ms: u64,
+    /// The task that sent it, or that it is about.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub task: Option<TaskId>,
     /// What happened.
     pub event: EventBody,
 }
@@ -309,6 +312,11 @@ impl EventRecord {
             EventBody::Class(payload) => payload.to_json()?,
             EventBody::Nkcluster(event) => serde_json::json!({ "nkcluster": event }),
         };
-        Ok(serde_json::json!({ "node": self.node, "class": self.class, "seq": self.seq, "time": self.time_ms, "event": event }))
+        let mut document =
+            serde_json::json!({ "node": self.node, "class": self.class, "seq": self.seq, "time": self.time_ms, "event": event });
+        if let Some(task) = &self.task {
+            document["task"] = serde_json::json!(task);
+        }
+        Ok(document)
     }
 }

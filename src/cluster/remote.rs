@@ -21,9 +21,9 @@ use crate::error::{Error, ErrorCode, Result};
 use crate::proto::auth::{Identity, KeyringInput, Role, VERSIONS};
 use crate::proto::head::{CallHead, EventHead, Rank, Verb};
 use crate::proto::identity::CallIdentity;
-use crate::proto::message::Message;
+use crate::proto::message::{Message, OutcomeAck};
 use crate::proto::session::Side;
-use crate::transport::{CONNECT_TIMEOUT, DialOptions, MemoryNode, ProxyEnvironment, TlsOptions};
+use crate::transport::{CONNECT_TIMEOUT, DialOptions, MemoryNode, ProxyEnvironment, QuicSockets, Resolver, TlsOptions};
 use crate::types::{Incarnation, NodeId, NodeUri, Payload, Secret};
 
 /// A control node that says nothing for this long is pinged, and given up after three times it.
@@ -48,6 +48,8 @@ pub struct ConnectOptions {
     pub connect_timeout: Duration,
     /// TLS options; those of a URL have precedence.
     pub tls: TlsOptions,
+    /// Finds the addresses of names; by default through the DNS servers of the system.
+    pub resolver: Resolver,
     /// The simulated network, in tests.
     pub memory: Option<MemoryNode>,
 }
@@ -64,6 +66,7 @@ impl ConnectOptions {
             control_key: None,
             connect_timeout: CONNECT_TIMEOUT,
             tls: TlsOptions::default(),
+            resolver: Resolver::default(),
             memory: None,
         }
     }
@@ -100,6 +103,8 @@ pub(super) async fn connect(options: ConnectOptions) -> Result<(Arc<dyn Backend>
         connect_timeout: options.connect_timeout,
         tls: options.tls,
         proxies: ProxyEnvironment::of_process(),
+        quic: QuicSockets::default(),
+        resolver: options.resolver,
         memory: options.memory,
     };
     let remote = Remote { uris: options.uris, party, dial, link: Mutex::new(None), edge };
@@ -144,6 +149,7 @@ impl Remote {
             identity: CallIdentity { edge: self.edge, number: 0 },
             retry: false,
             hops: 0,
+            exclusive: false,
             incarnation: Default::default(),
             node: None,
             class: None,
@@ -194,6 +200,24 @@ impl Backend for Remote {
             match self.operate(Operation::Info { node: node.clone() }, timeout).await {
                 Ok(OperationReply::Info(info)) => info.incarnation,
                 _ => None,
+            }
+        })
+    }
+
+    fn acknowledge(&self, ack: OutcomeAck) {
+        // Nobody dials for it, and nobody waits while somebody else does.
+        if let Ok(link) = self.link.try_lock()
+            && let Some((channel, _)) = &*link
+        {
+            channel.message(&Message::OutcomeAck(ack));
+        }
+    }
+
+    fn close(&self) -> BoxFuture<'_, ()> {
+        Box::pin(async move {
+            if let Some((channel, _)) = self.link.lock().await.take() {
+                channel.link().close(Error::new(ErrorCode::ShuttingDown, "the client has gone"));
+                channel.link().flushed().await;
             }
         })
     }

@@ -92,8 +92,8 @@ impl Config {
     }
 
     fn check_numbers(&self) -> Result<(), ConfigError> {
-        if !self.ring_size.is_power_of_two() {
-            return Err(wrong("ring_size", "expected a power of two"));
+        if !self.ring_size.is_power_of_two() || !(8..=4096).contains(&self.ring_size) {
+            return Err(wrong("ring_size", "expected a power of two from 8 to 4096"));
         }
         let positive = [
             ("ping_time", self.ping_time.is_zero()),

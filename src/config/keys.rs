@@ -1,5 +1,7 @@
 //! Every key: how it is read, what its bounds are, whether it may be shown.
 
+use std::net::{IpAddr, SocketAddr};
+
 use super::Config;
 use super::error::Problem;
 use super::raw::{Raw, Read};
@@ -142,6 +144,7 @@ pub(super) const KEYS: &[Key] = &[
     field!(udp_timeout, raw => raw.millis(1, DAY_MS)),
     field!(http_timeout, raw => raw.millis(1, DAY_MS)),
     field!(dns_cache_ttl, raw => raw.millis(0, DAY_MS)),
+    field!(dns_servers, raw => dns_servers(raw)),
     field!(max_connections, raw => raw.number(1, 1_000_000)),
     field!(max_unauthenticated, raw => raw.number(1, 100_000)),
     field!(accept_rate, raw => raw.number(1, 1_000_000)),
@@ -249,4 +252,19 @@ fn ring_size(raw: &Raw) -> Read<usize> {
         Ok(size) if usize::is_power_of_two(size) => Ok(size),
         _ => Err(Problem::new("expected a power of two from 8 to 4096")),
     }
+}
+
+fn dns_servers(raw: &Raw) -> Read<Vec<SocketAddr>> {
+    const PORT: u16 = 53;
+    const SERVERS_MAX: usize = 8;
+    let words = raw.words()?;
+    if words.len() > SERVERS_MAX {
+        return Err(Problem::new(format!("expected at most {SERVERS_MAX} servers")));
+    }
+    let read = |word: &str| word.parse().or_else(|_| word.parse::<IpAddr>().map(|ip| SocketAddr::new(ip, PORT)));
+    let servers = words.into_iter().map(|word| match read(word) {
+        Ok(addr) if addr.port() != 0 && !addr.ip().is_unspecified() => Ok(addr),
+        _ => Err(Problem::new("expected addresses such as `192.0.2.53`, `192.0.2.53:5353` or `[2001:db8::53]:53`")),
+    });
+    servers.collect()
 }

@@ -1,20 +1,26 @@
-//! The handle of a link. Its two tasks are in `drive`, calls under way in `calls`.
+//! The handle of a link. Its reader is in `drive`, its writer in `output`, calls under way in `calls`.
 
+mod bulk;
 mod calls;
 mod drive;
+mod output;
 
 use std::collections::HashMap;
 use std::fmt;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::Waker;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
-use tokio::sync::{Notify, oneshot, watch};
+use futures_util::task::AtomicWaker;
+use tokio::sync::{Semaphore, oneshot, watch};
 use tokio::time::Instant;
 
+use self::bulk::Bulk;
 pub use self::calls::{Cancellation, IncomingCall, PendingAnswer};
-use self::drive::{ReadLoop, write_loop};
+use self::drive::ReadLoop;
+use self::output::{Company, Output, write_loop};
 use super::establish::Established;
 use super::stream::ByteStream;
 use crate::error::{Error, ErrorCode};
@@ -59,6 +65,16 @@ pub struct LinkOptions {
     pub keepalive: Option<Duration>,
 }
 
+/// Proxies and firewalls forget connections that are silent for a minute, some for half of it.
+const KEEPALIVE_MAX: Duration = Duration::from_secs(20);
+
+impl LinkOptions {
+    /// For nodes that ping their workers so often: as patient as they are, and never silent for so long that something on the way takes the link for dead.
+    pub fn of_ping_time(ping_time: Duration) -> Self {
+        Self { keepalive: Some(ping_time.min(KEEPALIVE_MAX)) }
+    }
+}
+
 /// How a call of ours ended, with whether a late answer may still come to nobody.
 pub type CallAnswer = Outcome;
 
@@ -72,6 +88,8 @@ struct State {
     /// Dropped when nobody waits for the call any more, which ends the other half.
     cancels: HashMap<(u16, u32), Vec<oneshot::Sender<()>>>,
     next_ping: u64,
+    /// Why it is to end.
+    closing: Option<Error>,
     ended: Option<Error>,
 }
 
@@ -82,15 +100,27 @@ struct PongReceived {
 
 struct Inner {
     peer: Peer,
+    side: Side,
     transport: Transport,
     remote: String,
     state: Mutex<State>,
-    output: Notify,
-    closing: watch::Sender<Option<Error>>,
+    output: Mutex<Output>,
+    /// The task that reads, for when the link is to end.
+    reader: AtomicWaker,
+    /// The task that writes.
+    writer: AtomicWaker,
+    /// Whether much is being queued in this moment.
+    is_crowded: AtomicBool,
+    /// Whether `closing` of the state is set.
+    is_closing: AtomicBool,
+    /// There if streams have ways of their own beside the socket.
+    bulk: Option<Bulk>,
     ended: watch::Sender<Option<Error>>,
-    /// Bytes of the reader's buffer and of the writer's, while they wait.
+    /// Has no permits; it is closed when the writer has ended.
+    flushed: Semaphore,
+    /// Bytes of the reader's buffer while it waits.
     #[cfg(test)]
-    kept: (std::sync::atomic::AtomicUsize, std::sync::atomic::AtomicUsize),
+    kept: std::sync::atomic::AtomicUsize,
 }
 
 /// One authenticated link; cheap to clone. It lives until the socket ends, [`Link::close`] is called, or the peer breaks the protocol.
@@ -116,38 +146,54 @@ impl Link {
     pub fn start(parts: LinkParts, options: LinkOptions, handler: impl FnOnce(&Link) -> Arc<dyn LinkHandler>) -> Link {
         let Established { wire, peer, .. } = parts.established;
         let (transport, remote) = (wire.facts().transport, wire.facts().remote.clone());
+        let bulk = wire.side_streams().map(Bulk::new);
         let (reader, writer) = wire.into_split();
+        let mut session = Session::new(parts.side, peer.role);
+        if bulk.is_some() {
+            session.set_streams_apart();
+        }
         let state = State {
-            session: Session::new(parts.side, peer.role),
+            session,
             readers: HashMap::new(),
             writers: HashMap::new(),
             pings: HashMap::new(),
             cancels: HashMap::new(),
             next_ping: 1,
+            closing: None,
             ended: None,
         };
         let inner = Inner {
             peer,
+            side: parts.side,
             transport,
             remote,
             state: Mutex::new(state),
-            output: Notify::new(),
-            closing: watch::Sender::new(None),
+            output: Mutex::new(Output::new(writer)),
+            reader: AtomicWaker::new(),
+            writer: AtomicWaker::new(),
+            is_crowded: AtomicBool::new(false),
+            is_closing: AtomicBool::new(false),
+            bulk,
             ended: watch::Sender::new(None),
+            flushed: Semaphore::new(0),
             #[cfg(test)]
             kept: Default::default(),
         };
         let link = Link { inner: Arc::new(inner) };
         let handler = handler(&link);
-        let writer = tokio::spawn(write_loop(link.clone(), writer));
+        let writer = tokio::spawn(write_loop(link.clone()));
         let reader = ReadLoop::new(link.clone(), reader, Arc::clone(&handler), options);
         let driven = link.clone();
+        let beside = bulk::start(&link);
         tokio::spawn(async move {
             let reason = reader.run().await;
+            bulk::read_rest(&driven).await;
             driven.end(&reason);
             handler.closed(&reason);
             // The writer ends by itself: `end` closes it, with a bound on what it may still flush.
             let _ = writer.await;
+            driven.inner.flushed.close();
+            drop(beside);
             driven.lock().session.discard_output();
         });
         link
@@ -156,6 +202,11 @@ impl Link {
     /// Who is at the other end.
     pub fn peer(&self) -> &Peer {
         &self.inner.peer
+    }
+
+    /// Which end this is.
+    pub fn side(&self) -> Side {
+        self.inner.side
     }
 
     /// Kind of transport.
@@ -201,12 +252,21 @@ impl Link {
     /// Whether the peer waits for an answer, or for bytes that have not left yet.
     pub(crate) fn is_awaited(&self) -> bool {
         let state = self.lock();
-        state.ended.is_none() && (state.session.answers_awaited() || state.session.has_output())
+        state.ended.is_none() && (state.session.answers_awaited() || state.session.has_output() || state.session.has_stream_output())
     }
 
     /// Ends the link after what is queued has left, within a second.
     pub fn close(&self, reason: Error) {
-        self.inner.closing.send_if_modified(|closing| closing.is_none().then(|| *closing = Some(reason)).is_some());
+        self.lock().closing.get_or_insert(reason);
+        if !self.inner.is_closing.swap(true, Ordering::AcqRel) {
+            self.inner.reader.wake();
+            self.inner.writer.wake();
+            self.inner.bulk.iter().for_each(Bulk::close);
+        }
+    }
+
+    fn is_closing(&self) -> bool {
+        self.inner.is_closing.load(Ordering::Acquire)
     }
 
     /// Waits until the link has ended; returns why.
@@ -219,6 +279,12 @@ impl Link {
         reason.unwrap_or_else(|| Error::new(ErrorCode::ConnectionFailed, "the link has ended"))
     }
 
+    /// Waits until the link has ended and its last words have left, or could not.
+    pub async fn flushed(&self) {
+        // It never has a permit, so this ends with the error that says that it was closed.
+        let _ = self.inner.flushed.acquire().await;
+    }
+
     /// Whether the link has ended.
     pub fn has_ended(&self) -> bool {
         self.lock().ended.is_some()
@@ -227,10 +293,6 @@ impl Link {
     fn lock(&self) -> MutexGuard<'_, State> {
         // A panic while the lock is held would be a bug of the session; its state is still a value that can be closed.
         self.inner.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn wake_writer(&self) {
-        self.inner.output.notify_one();
     }
 
     pub(super) fn with_session<R>(&self, act: impl FnOnce(&mut Session<Token>) -> R) -> R {
@@ -345,8 +407,9 @@ impl Channel {
             return Err(Error::new(ErrorCode::ConnectionFailed, what));
         }
         let (call, stream) = state.session.call(self.id, head, payload, with_stream, token).map_err(|unsent| unsent.error)?;
+        let company = Company::of(state.session.calls_in_flight(self.id));
         drop(state);
-        self.link.wake_writer();
+        self.link.push(company);
         Ok((PendingAnswer::new(self.clone(), call, answer), stream))
     }
 
@@ -419,8 +482,7 @@ impl Link {
 
     #[cfg(test)]
     pub(super) fn kept_bytes(&self) -> usize {
-        let load = |of: &std::sync::atomic::AtomicUsize| of.load(std::sync::atomic::Ordering::Relaxed);
-        load(&self.inner.kept.0) + load(&self.inner.kept.1)
+        self.inner.kept.load(Ordering::Relaxed) + self.output().kept_bytes()
     }
 
     fn wake_streams(&self, keys: &[StreamKey]) {

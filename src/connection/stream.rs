@@ -1,7 +1,10 @@
 //! A stream of a link as `AsyncRead` and `AsyncWrite`.
 
+use std::any::Any;
+use std::fmt;
 use std::io;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
@@ -15,15 +18,28 @@ use crate::proto::session::{StreamKey, StreamRead};
 ///
 /// Reading ends when the other side has shut its direction down; writing waits for the other side's credit. Dropping the stream before both directions
 /// have ended ends it for the other side by an error. Errors of the cluster come as `io::Error` with an [`Error`] inside.
-#[derive(Debug)]
 pub struct ByteStream {
     link: Link,
     key: StreamKey,
+    /// What must live as long as the stream.
+    kept: Option<Arc<dyn Any + Send + Sync>>,
+}
+
+impl fmt::Debug for ByteStream {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ByteStream").field("link", &self.link).field("key", &self.key).finish_non_exhaustive()
+    }
 }
 
 impl ByteStream {
     pub(super) fn new(link: Link, key: StreamKey) -> Self {
-        Self { link, key }
+        Self { link, key, kept: None }
+    }
+
+    /// Keeps something until the stream is dropped.
+    pub(crate) fn keeping(mut self, kept: Arc<dyn Any + Send + Sync>) -> Self {
+        self.kept = Some(kept);
+        self
     }
 
     /// Polls for the next bytes without copying them; empty at the end.

@@ -2,6 +2,8 @@
 
 mod calls;
 mod ends;
+mod output;
+mod quic;
 mod streams;
 
 use std::sync::Arc;
@@ -161,6 +163,7 @@ fn head() -> CallHead {
         identity: CallIdentity { edge: Incarnation::from_bytes([1; 16]), number: 7 },
         retry: false,
         hops: 0,
+        exclusive: false,
         incarnation: Incarnation::default(),
         node: None,
         class: Some(ClassName::new("core").expect("a valid name")),

@@ -4,16 +4,19 @@ use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use bytes::Bytes;
+use tokio::time::Instant;
 
-use super::proxy::Current;
+use super::exclusive::Lease;
+use super::proxy::{Current, Proxy};
 use super::shared::Shared;
 use crate::cluster::{
-    Backend, BoxFuture, EventFilter, EventStream, NodeCall, NodeInfo, NodesReply, Operation, OperationReply, StreamedCall,
+    Backend, BoxFuture, EventFilter, EventStream, NodeCall, NodeInfo, NodesReply, Operation, OperationReply, StreamedCall, address,
 };
 use crate::connection::LinkParts;
 use crate::connection::establish::{Expect, Order, dial_and_establish};
 use crate::error::{Error, ErrorCode, Result};
 use crate::proto::auth::Role;
+use crate::proto::message::{Message, OutcomeAck};
 use crate::proto::session::Side;
 use crate::types::{NodeId, NodeStatus, Selector, SelectorInput};
 
@@ -34,26 +37,49 @@ impl Local {
         self.shared.upgrade().ok_or_else(|| Error::new(ErrorCode::ShuttingDown, "the control node has stopped"))
     }
 
-    /// Where a call goes, with its header made ready.
-    fn route(&self, call: &mut NodeCall) -> Result<Arc<Current>> {
+    /// Where a call goes, with its header made ready: the main channel of its worker, and one of its own if it asks for that and there is one.
+    async fn way(&self, call: &mut NodeCall) -> Result<Way> {
+        let began = Instant::now();
+        let (proxy, current) = self.route(call)?;
+        let lease = match std::mem::take(&mut call.head.exclusive) {
+            false => None,
+            true => {
+                let lease = proxy.exclusives.acquire(&self.shared()?, &current, call.timeout).await;
+                call.timeout = call.timeout.saturating_sub(began.elapsed());
+                call.head.timeout_ms = u32::try_from(call.timeout.as_millis()).unwrap_or(u32::MAX);
+                lease
+            }
+        };
+        Ok(Way { current, lease })
+    }
+
+    fn route(&self, call: &mut NodeCall) -> Result<(Arc<Proxy>, Arc<Current>)> {
         let shared = self.shared()?;
-        let node = call.head.node.take().ok_or_else(|| Error::new(ErrorCode::NotFound, "the call names no node"))?;
+        let node = call.head.node.clone().ok_or_else(|| Error::new(ErrorCode::NotFound, "the call names no node"))?;
         let proxy = shared.directory.find(&node).ok_or_else(|| unknown(&node))?;
         let current = proxy.current().ok_or_else(|| {
             let what = format!("{node} is not connected now; nothing was done. Try again when it is back (see `nodes`)");
             Error::new(ErrorCode::NotConnected, what)
         })?;
-        if call.head.incarnation.is_none() {
-            call.head.incarnation = current.incarnation;
-        } else if call.head.incarnation != current.incarnation && !call.head.retry {
-            let what = format!("{node} was restarted just now; nothing was done. Try again");
-            return Err(Error::new(ErrorCode::NotConnected, what));
-        } else if call.head.incarnation != current.incarnation {
-            let what = format!("{node} was restarted since the call was first sent; nobody knows whether it was done");
-            return Err(Error::new(ErrorCode::ConnectionFailed, what).after_sending().addressed_to(current.incarnation));
-        }
-        Ok(current)
+        address(&mut call.head, current.incarnation)?;
+        // The channel says it.
+        call.head.node = None;
+        Ok((proxy, current))
     }
+}
+
+struct Way {
+    current: Arc<Current>,
+    lease: Option<Lease>,
+}
+
+/// Whether a call has not left on its own connection, or was not taken in there: then the main one is left to it.
+fn goes_over_main(error: &Error) -> bool {
+    let unsent = !error.may_have_run() && matches!(error.code(), ErrorCode::ConnectionFailed | ErrorCode::Fenced);
+    if unsent {
+        tracing::debug!(%error, "a call that asked for a connection of its own goes over the main one");
+    }
+    unsent
 }
 
 fn unknown(node: &NodeId) -> Error {
@@ -71,19 +97,51 @@ fn told(error: Error, current: &Current) -> Error {
 impl Backend for Local {
     fn call(&self, mut call: NodeCall) -> BoxFuture<'_, Result<Bytes>> {
         Box::pin(async move {
-            let current = self.route(&mut call)?;
+            let Way { current, lease } = self.way(&mut call).await?;
             let payload = call.payload.into_bytes();
+            if let Some(lease) = lease {
+                match lease.channel().call(&call.head, &payload, call.timeout).await {
+                    Err(error) if goes_over_main(&error) => {}
+                    outcome => return outcome.map_err(|error| told(error, &current)),
+                }
+            }
             current.channel.call(&call.head, &payload, call.timeout).await.map_err(|error| told(error, &current))
         })
     }
 
     fn call_with_stream(&self, mut call: NodeCall) -> BoxFuture<'_, Result<StreamedCall>> {
         Box::pin(async move {
-            let current = self.route(&mut call)?;
-            let (answer, stream) = current.channel.call_with_stream(&call.head, &call.payload.into_bytes())?;
-            let answer = async move { answer.wait(call.timeout).await.map_err(|error| told(error, &current)) };
+            let Way { current, lease } = self.way(&mut call).await?;
+            let payload = call.payload.into_bytes();
+            let own = match lease.map(Arc::new) {
+                None => None,
+                Some(lease) => match lease.channel().call_with_stream(&call.head, &payload) {
+                    Ok((answer, stream)) => Some((answer, stream.keeping(Arc::clone(&lease) as _), Some(lease))),
+                    Err(error) if goes_over_main(&error) => None,
+                    Err(error) => return Err(error),
+                },
+            };
+            let (answer, stream, lease) = match own {
+                Some(own) => own,
+                None => {
+                    let (answer, stream) = current.channel.call_with_stream(&call.head, &payload)?;
+                    (answer, stream, None)
+                }
+            };
+            let answer = async move {
+                let outcome = answer.wait(call.timeout).await.map_err(|error| told(error, &current));
+                drop(lease);
+                outcome
+            };
             Ok(StreamedCall { answer: Box::pin(answer), stream })
         })
+    }
+
+    fn acknowledge(&self, ack: OutcomeAck) {
+        let current = ack.node.as_ref().and_then(|node| self.shared().ok()?.directory.find(node)?.current());
+        if let Some(current) = current {
+            current.channel.message(&Message::OutcomeAck(OutcomeAck { node: None, ..ack }));
+        }
     }
 
     fn operate(&self, operation: Operation, timeout: Duration) -> BoxFuture<'_, Result<OperationReply>> {

@@ -1,16 +1,20 @@
 //! Events of workers, on their way to the classes and to live subscribers.
 //!
 //! ```text
-//!   link ─► Dispatcher: intake of the class (what is new?) ─► queue ─► Deliverer ─► class, live subscribers
-//!                                                                          └─► acknowledgement, on the channel of now
+//!   link ─► Dispatcher ─┬─ intake of the class (what is new?) ─► queue ─► Deliverer ─► class
+//!                       │                                                    └─► acknowledgement, on the channel of now
+//!                       └─ intake of the followers ─► live subscribers, at once
 //! ```
+//!
+//! Live subscribers wait for nobody: while the handler of a class hangs, its worker sends them ahead what the class will get later, and is told how far they are.
 //!
 //! Each worker has one queue per class, so that a slow class delays nobody but itself. An event is acknowledged when the class has taken it in, or its failure was
 //! logged: at least once. What a worker sends again after a reconnect is not queued again, so a class that hangs holds no more than one window; a full queue means
 //! a worker that breaks the rules. Only the incarnation that the proxy has taken is listened to.
 
 mod deliverer;
-mod intake;
+pub(crate) mod intake;
+pub(crate) mod story;
 #[cfg(test)]
 mod tests;
 
@@ -20,12 +24,13 @@ use std::sync::{Arc, Mutex, PoisonError, Weak};
 use bytes::Bytes;
 use tokio::sync::mpsc;
 
-use self::deliverer::{Deliverer, Item, Progress};
+use self::deliverer::{Deliverer, Progress};
 use self::intake::{Arrival, Intake, Resynced};
+use self::story::{Item, Story, Told, What};
 use super::shared::Shared;
 use crate::cluster::{EventBody, EventFilter, EventRecord, EventSink, EventStream, core_class, event_queue};
 use crate::connection::{Channel, unix_time_ms};
-use crate::proto::head::EventHead;
+use crate::proto::head::{Audience, EventHead};
 use crate::proto::message::{BuiltinEvent, EventAck, Message, Resync};
 use crate::types::{ClassName, Incarnation, NodeId, NodeStatus};
 
@@ -33,6 +38,8 @@ use crate::types::{ClassName, Incarnation, NodeId, NodeStatus};
 const QUEUE_MAX: usize = 2048;
 /// Entries that stay free for the worker: what we say ourselves, such as its coming and going, is dropped first.
 const RESERVED: usize = QUEUE_MAX / 2;
+/// Events sent ahead after which the worker is told how far those who follow are: well before its window is used up.
+const FOLLOWED_EVERY: u64 = 64;
 /// Classes of one worker.
 const CLASSES_MAX: usize = 1024;
 
@@ -50,6 +57,10 @@ impl Hub {
         sinks.retain(EventSink::is_open);
         sinks.push(sink);
         stream
+    }
+
+    fn has_followers(&self) -> bool {
+        !self.sinks.lock().unwrap_or_else(PoisonError::into_inner).is_empty()
     }
 
     fn publish(&self, record: &EventRecord) {
@@ -85,6 +96,7 @@ struct Queues {
 struct Queue {
     sender: mpsc::Sender<Item>,
     intake: Intake<Channel>,
+    live: Live,
     progress: Arc<Mutex<Progress>>,
 }
 
@@ -101,11 +113,19 @@ impl Dispatcher {
             Err(took) => return took,
         };
         let delivered = queue.on(channel, incarnation);
+        let followed = queue.live.event(incarnation, &head, &payload, |told| self.publish(&head.class, told));
+        if head.audience == Audience::Followers {
+            // Also of what is sent again after a reconnect: it takes up the window all the same.
+            if queue.live.is_due(head.seq) {
+                channel.message(&Message::EventAck(EventAck { class: head.class, seq: delivered, followed: head.seq }));
+            }
+            return if followed { Took::Queued } else { Took::Ignored };
+        }
         if !queue.intake.is_new(incarnation, head.seq) {
             drop(queues);
             if head.seq <= delivered {
                 // Its acknowledgement was lost with the channel that it was given on. If it is still queued, it will be acknowledged here.
-                channel.message(&Message::EventAck(EventAck { class: head.class, seq: delivered }));
+                channel.message(&Message::EventAck(EventAck { class: head.class, seq: delivered, followed: 0 }));
             }
             return Took::Ignored;
         }
@@ -123,6 +143,7 @@ impl Dispatcher {
             Err(took) => return took,
         };
         queue.on(channel, incarnation);
+        queue.live.resync(channel, incarnation, &resync, |told| self.publish(&resync.class, told));
         if !queue.intake.resync_is_news(incarnation, resync.next_seq) {
             return Took::Ignored;
         }
@@ -139,27 +160,46 @@ impl Dispatcher {
 
     /// Tells every class that was ever heard of, and always live subscribers, how the worker is.
     pub(super) fn tell(&self, incarnation: Incarnation, status: NodeStatus) {
-        let queues = self.queues.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut queues = self.queues.lock().unwrap_or_else(PoisonError::into_inner);
         let own_class = core_class();
         if !queues.classes.contains_key(&own_class)
             && let Some(shared) = self.shared.upgrade()
         {
             let event = EventBody::Nkcluster(BuiltinEvent::NodeStatus(status));
-            let record = EventRecord { node: self.node.clone(), incarnation, class: own_class, seq: 0, time_ms: unix_time_ms(), event };
+            let record =
+                EventRecord { node: self.node.clone(), incarnation, class: own_class, seq: 0, time_ms: unix_time_ms(), task: None, event };
             shared.hub.publish(&record);
         }
-        for queue in queues.classes.values() {
-            queue.say(Item::Status { incarnation, status });
-        }
+        self.say(&mut queues, Item::Status { incarnation, status });
     }
 
     /// The proxy has taken this incarnation: tasks of other ones have ended, and nothing more is heard of them.
     pub(super) fn new_incarnation(&self, incarnation: Incarnation) {
         let mut queues = self.queues.lock().unwrap_or_else(PoisonError::into_inner);
         queues.incarnation = Some(incarnation);
-        for queue in queues.classes.values() {
-            queue.say(Item::NewIncarnation(incarnation));
+        self.say(&mut queues, Item::NewIncarnation(incarnation));
+    }
+
+    fn say(&self, queues: &mut Queues, item: Item) {
+        for (class, queue) in &mut queues.classes {
+            queue.live.tell(item.clone(), |told| self.publish(class, told));
+            queue.say(item.clone());
         }
+    }
+
+    /// Tells live subscribers.
+    fn publish(&self, class: &ClassName, told: Told) {
+        let Some(shared) = self.shared.upgrade().filter(|shared| shared.hub.has_followers()) else { return };
+        let Told { incarnation, seq, time_ms, task, what } = told;
+        let (seq, event) = match what {
+            What::Class(payload) => (seq, EventBody::Class(payload)),
+            What::Builtin(event) => (seq, EventBody::Nkcluster(event)),
+            // Those who only follow are told what they miss of what they have followed.
+            What::Resync { gap: Some((from, to)), .. } if from > 1 => (to, EventBody::Nkcluster(BuiltinEvent::Gap { from, to })),
+            What::Resync { .. } => return,
+        };
+        let record = EventRecord { node: self.node.clone(), incarnation, class: class.clone(), seq, time_ms, task, event };
+        shared.hub.publish(&record);
     }
 
     /// The queue for what an incarnation has sent; else what became of it.
@@ -176,9 +216,51 @@ impl Dispatcher {
             let deliverer = Deliverer::new(Weak::clone(&self.shared), self.node.clone(), class.clone(), Arc::clone(&progress));
             // Ends with the dispatcher, that is with its proxy.
             tokio::spawn(deliverer.run(receiver));
-            queues.classes.insert(class.clone(), Queue { sender, intake: Intake::new(incarnation), progress });
+            let live = Live { intake: Intake::new(incarnation), story: Story::default(), told_followed: 0 };
+            queues.classes.insert(class.clone(), Queue { sender, intake: Intake::new(incarnation), live, progress });
         }
         queues.classes.get_mut(class).ok_or(Took::Refused)
+    }
+}
+
+/// How far live subscribers are.
+struct Live {
+    intake: Intake<Channel>,
+    story: Story,
+    /// What the worker was told last of what was sent ahead.
+    told_followed: u64,
+}
+
+impl Live {
+    /// An event has come; whether it is new to those who follow, who are told then.
+    fn event(&mut self, incarnation: Incarnation, head: &EventHead, payload: &Bytes, publish: impl FnMut(Told)) -> bool {
+        if !self.intake.is_new(incarnation, head.seq) {
+            return false;
+        }
+        let Arrival { first, before } = self.intake.event(incarnation, head.seq, head.kind);
+        self.tell(Item::Event { incarnation, head: head.clone(), payload: payload.clone(), first, before }, publish);
+        true
+    }
+
+    fn resync(&mut self, channel: &Channel, incarnation: Incarnation, resync: &Resync, publish: impl FnMut(Told)) {
+        if self.intake.resync_is_news(incarnation, resync.next_seq)
+            && let Resynced::Done { gap, mark, tasks } = self.intake.resync(channel.clone(), incarnation, resync.clone())
+        {
+            self.tell(Item::Resync { incarnation, gap, mark, tasks }, publish);
+        }
+    }
+
+    fn tell(&mut self, item: Item, publish: impl FnMut(Told)) {
+        self.story.tell(item, unix_time_ms()).into_iter().for_each(publish);
+    }
+
+    /// Whether the worker should be told that those who follow are this far.
+    fn is_due(&mut self, seq: u64) -> bool {
+        let is_due = seq < self.told_followed || seq - self.told_followed >= FOLLOWED_EVERY;
+        if is_due {
+            self.told_followed = seq;
+        }
+        is_due
     }
 }
 

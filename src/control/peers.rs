@@ -87,6 +87,7 @@ fn head(timeout: Duration) -> CallHead {
         // Answered by a control node, which remembers no calls: the identity means nothing.
         identity: CallIdentity { edge: random_incarnation(), number: 0 },
         retry: false,
+        exclusive: false,
         hops: 0,
         incarnation: Incarnation::NONE,
         node: None,

@@ -16,6 +16,7 @@ use tokio::time::Instant;
 
 use self::state::{Action, LinkKey, PingFor, Setup, State};
 use super::events::{Dispatcher, Took};
+use super::exclusive::Exclusives;
 use super::latency::Latency;
 use super::shared::Shared;
 use crate::cluster::{LatencyInfo, NodeInfo, ProxyInfo};
@@ -24,6 +25,7 @@ use crate::connection::{Channel, Link, LinkParts, unix_time_ms};
 use crate::error::{Error, ErrorCode};
 use crate::proto::auth::Role;
 use crate::proto::head::EventHead;
+use crate::proto::identity::Ticket;
 use crate::proto::message::{Adopted, Describe, Fenced, Message, Preferred, Resync, Update};
 use crate::proto::session::Side;
 use crate::types::{Incarnation, NodeId, NodeStats, NodeStatus, NodeUri};
@@ -84,6 +86,11 @@ pub(super) struct Current {
     pub(super) channel: Channel,
     pub(super) key: LinkKey,
     pub(super) incarnation: Incarnation,
+    /// Under which term, and what shows that it is ours.
+    pub(super) term: u64,
+    pub(super) ticket: Ticket,
+    /// Where the worker may be dialled.
+    pub(super) addresses: Vec<NodeUri>,
 }
 
 /// The handle of a proxy.
@@ -96,6 +103,8 @@ pub(super) struct Proxy {
     actor: Mutex<Option<ActorRef<Msg>>>,
     ended: AtomicBool,
     pub(super) dispatcher: Dispatcher,
+    /// Its connections beside the one that is adopted.
+    pub(super) exclusives: Arc<Exclusives>,
 }
 
 impl Proxy {
@@ -109,6 +118,7 @@ impl Proxy {
             actor: Mutex::new(None),
             ended: AtomicBool::new(false),
             dispatcher: Dispatcher::new(shared, id.clone()),
+            exclusives: Exclusives::new(id.clone()),
         });
         let (actor, starting): (_, ActorJoin<_>) =
             ractor::ActorRuntime::spawn_instant(None, ProxyActor { shared: Arc::clone(shared), proxy: Arc::clone(&proxy) }, ())
@@ -323,9 +333,19 @@ impl Drop for Own {
         self.proxy.info.lock().unwrap_or_else(PoisonError::into_inner).status = NodeStatus::NotConnected;
         self.timer.take().inspect(JoinHandle::abort);
         self.dialling.take().inspect(JoinHandle::abort);
+        let reason = Error::new(ErrorCode::ProcessFailed, "the proxy of the worker has ended");
         for (link, _) in self.links.values() {
-            link.close(Error::new(ErrorCode::ProcessFailed, "the proxy of the worker has ended"));
+            link.close(reason.clone());
         }
+        self.proxy.exclusives.close(&reason);
+    }
+}
+
+impl Own {
+    /// Where to dial, if the worker says that it listens there.
+    fn addresses(&self, told: impl IntoIterator<Item = NodeUri>) -> Vec<NodeUri> {
+        let others = told.into_iter().filter(|address| self.found_at.as_ref() != Some(address));
+        self.found_at.iter().cloned().chain(others).collect()
     }
 }
 
@@ -347,8 +367,15 @@ impl ProxyActor {
                 }
             }
             Action::Publish { link: key } => {
-                let Some((link, Some(channel))) = own.links.get(&key) else { return };
-                let current = Current { channel: channel.clone(), key, incarnation: link.peer().incarnation };
+                let (Some((link, Some(channel))), Some(ticket)) = (own.links.get(&key), own.state.ticket()) else { return };
+                let current = Current {
+                    channel: channel.clone(),
+                    key,
+                    incarnation: link.peer().incarnation,
+                    term: own.state.term,
+                    ticket,
+                    addresses: own.addresses(own.state.describe.iter().flat_map(|describe| &describe.listen).cloned()),
+                };
                 let listen = self.shared.listen.get().cloned().unwrap_or_default();
                 channel.message(&Message::Preferred(Preferred { addresses: listen }));
                 self.proxy.current.store(Some(Arc::new(current)));
@@ -379,8 +406,7 @@ impl ProxyActor {
             }
             Action::Dial(addresses) => {
                 own.dials += 1;
-                let others = addresses.into_iter().filter(|address| own.found_at.as_ref() != Some(address));
-                let addresses = own.found_at.iter().cloned().chain(others).collect();
+                let addresses = own.addresses(addresses);
                 let dial = Dial { number: own.dials, id: id.clone(), addresses, proxy: myself.clone() };
                 if let Some(old) = own.dialling.replace(tokio::spawn(dial.run(Arc::clone(&self.shared)))) {
                     old.abort();
@@ -410,6 +436,7 @@ impl ProxyActor {
         for (link, _) in std::mem::take(&mut own.links).into_values() {
             link.close(reason.clone());
         }
+        self.proxy.exclusives.close(&reason);
     }
 
     fn publish_info(&self, own: &Own) {

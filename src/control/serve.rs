@@ -43,7 +43,14 @@ impl LinkHandler for Handler {
 
     fn event(&self, _: &Channel, _: EventHead, _: Bytes) {}
 
-    fn message(&self, _: &Channel, _: Message) {}
+    fn message(&self, channel: &Channel, message: Message) {
+        // Only of its own calls: what others need is not for it to say.
+        if let Message::OutcomeAck(ack) = message
+            && ack.edge == channel.link().peer().incarnation
+        {
+            self.backend.acknowledge(ack);
+        }
+    }
 
     fn channel_opened(&self, _: &Channel) {}
 

@@ -119,7 +119,7 @@ impl Shared {
     }
 
     pub(super) fn link_options(&self) -> LinkOptions {
-        LinkOptions { keepalive: Some(self.config.ping_time) }
+        LinkOptions::of_ping_time(self.config.ping_time)
     }
 
     /// Remembers a link until [`Shared::remove_link`], so that it ends with this node at the latest. One that is made while the node stops ends at once.

@@ -1,6 +1,6 @@
 //! What a control node does with the frames of one worker's link.
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
@@ -14,7 +14,7 @@ use super::shared::Shared;
 use crate::connection::{Channel, IncomingCall, Link, LinkHandler, LinkParts};
 use crate::error::{Error, ErrorCode};
 use crate::proto::head::{EventHead, Rank};
-use crate::proto::message::{Describe, Message, Update};
+use crate::proto::message::{Describe, ExclusiveHere, Message, Update};
 use crate::types::NodeUri;
 
 /// Messages of one link that may wait for the proxy. An honest worker answers what it is asked: one or two.
@@ -34,6 +34,7 @@ pub(super) fn start(shared: &Arc<Shared>, parts: LinkParts, dialled: Option<Node
             dialled,
             proxy: OnceLock::new(),
             news: Arc::default(),
+            exclusive: AtomicBool::new(false),
             fenced: AtomicU64::new(0),
             turns: Arc::new(Semaphore::new(TURNS_MAX)),
         });
@@ -51,7 +52,7 @@ async fn expect_introduction(handler: Arc<Handler>) {
     tokio::select! {
         _ = handler.link.ended() => {}
         () = tokio::time::sleep(INTRODUCTION) => {
-            if handler.proxy.get().is_none() {
+            if handler.proxy.get().is_none() && !handler.exclusive.load(Ordering::Acquire) {
                 let what = format!("{} did not introduce itself within {INTRODUCTION:?}", handler.link.peer().id);
                 handler.link.close(Error::new(ErrorCode::Timeout, what));
             }
@@ -67,6 +68,8 @@ struct Handler {
     /// Known from the worker's first frame on.
     proxy: OnceLock<Arc<Proxy>>,
     news: Arc<Latest>,
+    /// Whether the worker was asked for it, for calls alone: then its proxy never knows of it.
+    exclusive: AtomicBool,
     /// Highest term that was told to have fenced us. Each call that is refused for it tells it again.
     fenced: AtomicU64,
     turns: Arc<Semaphore>,
@@ -83,7 +86,27 @@ impl Handler {
         turn
     }
 
+    /// The worker has dialled once more as it was asked to, or cannot. What nobody has asked for is not kept.
+    fn exclusive(&self, channel: &Channel, here: ExclusiveHere) {
+        let peer = self.link.peer();
+        if let Some(error) = here.refused {
+            if let Some(proxy) = self.heard(channel) {
+                proxy.exclusives.answered(here.request, Err(error));
+            }
+            return;
+        }
+        let proxy = self.shared.directory.find(&peer.id).filter(|_| self.proxy.get().is_none());
+        // First, so that nobody has the link who could take it for one that must introduce itself.
+        self.exclusive.store(true, Ordering::Release);
+        if !proxy.is_some_and(|proxy| proxy.exclusives.answered(here.request, Ok(self.link.clone()))) {
+            self.link.close(Error::new(ErrorCode::NotFound, "nobody has asked for this connection, or nobody waits for it any more"));
+        }
+    }
+
     fn introduced(&self, describe: Describe) {
+        if self.exclusive.load(Ordering::Acquire) {
+            return;
+        }
         let Some(turn) = self.turn() else { return };
         let id = &self.link.peer().id;
         let found = || self.shared.directory.find_or_insert(id, || Proxy::start(&self.shared, id.clone()));
@@ -137,6 +160,7 @@ impl LinkHandler for Handler {
     fn message(&self, channel: &Channel, message: Message) {
         match message {
             Message::Describe(describe) => self.introduced(describe),
+            Message::ExclusiveHere(here) => self.exclusive(channel, here),
             Message::Resync(resync) => {
                 if let Some(proxy) = self.heard(channel) {
                     let took = proxy.resync(channel, self.link.peer().incarnation, resync);

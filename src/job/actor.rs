@@ -198,7 +198,7 @@ mod tests {
 
     #[tokio::test]
     async fn an_actor_that_all_nodes_would_know_is_refused() {
-        let error = TaskRun::actor(Exported, ()).await.err().expect("refused");
+        let error = TaskRun::actor(Exported, ()).await.expect_err("refused");
         assert_eq!(error.code(), &ErrorCode::ClassError);
     }
 

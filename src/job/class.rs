@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 use super::actor::TaskRun;
 use super::context::{CommandContext, EventContext, RequestContext, TaskContext};
 use crate::error::{Error, ErrorCode, Result};
-use crate::types::{ClassName, Incarnation, NodeId, NodeStatus, TaskId};
+use crate::types::{ClassName, Incarnation, NodeId, NodeStatus, Payload, TaskId};
 
 /// A kind of job with its requests. Tasks come with [`TaskClass`].
 pub trait JobClass: Send + Sync + Sized + 'static {
@@ -22,6 +22,14 @@ pub trait JobClass: Send + Sync + Sized + 'static {
     /// # Errors
     /// Whatever the class wants its caller to see; `Error::class` gives it a name of its own.
     fn request(&self, ctx: RequestContext, request: Self::Request) -> impl Future<Output = Result<Self::Reply>> + Send;
+
+    /// Takes in an event of a class **without tasks**, on the control node that holds the worker: in order, at least once. The worker keeps it until this
+    /// returns. Requests may [emit](RequestContext::emit) values of any type, so the class reads the payload itself. A class with tasks is told by
+    /// [`TaskClass::event`] instead.
+    fn event(&self, ctx: EventContext, event: JobEvent<Payload>) -> impl Future<Output = ()> + Send {
+        let _ = (ctx, event);
+        async {}
+    }
 }
 
 /// A class whose jobs live longer than a call.
@@ -109,6 +117,8 @@ pub struct JobEvent<E> {
     pub seq: u64,
     /// Wall clock of the worker, milliseconds since 1970.
     pub time_ms: u64,
+    /// The task that sent it, or that it is about.
+    pub task: Option<TaskId>,
     /// What happened.
     pub kind: JobEventKind<E>,
 }
@@ -133,7 +143,7 @@ pub enum JobEventKind<E> {
     Resync {
         /// Events that were lost between what was seen last and what comes next.
         gap: Option<(u64, u64)>,
-        /// Tasks of the class that run on it.
+        /// Tasks of the class that run on it; what has started since follows as [`JobEventKind::TaskStarted`].
         tasks: Vec<TaskId>,
     },
     /// Events that were dropped because the journal was full.

@@ -32,7 +32,7 @@ pub(crate) trait LocalNode: Send + Sync + 'static {
     fn function(&self, name: &str) -> Option<Function>;
     fn functions(&self) -> Vec<String>;
     fn file_root(&self) -> &Path;
-    fn emit(&self, class: &ClassName, payload: Payload) -> Result<u64>;
+    fn emit(&self, class: &ClassName, task: Option<&TaskId>, payload: Payload) -> Result<u64>;
     /// Ends when fewer than this many events of the class wait for their acknowledgement.
     fn until_fewer_events(&self, class: &ClassName, than: u64) -> BoxFuture<'_, ()>;
 }
@@ -92,7 +92,7 @@ impl RequestContext {
     /// # Errors
     /// `payload_too_large`, or `invalid_payload` if it cannot be encoded.
     pub fn emit<E: serde::Serialize>(&self, event: &E) -> Result<u64> {
-        self.node.emit(&self.class, Payload::encode(event)?)
+        self.node.emit(&self.class, None, Payload::encode(event)?)
     }
 
     /// The directory that files of this worker stay in.
@@ -156,7 +156,7 @@ impl<C: TaskClass> TaskContext<C> {
     /// # Errors
     /// `payload_too_large`, or `invalid_payload` if it cannot be encoded.
     pub fn emit(&self, event: &C::Event) -> Result<u64> {
-        self.raw.node.emit(&self.raw.class, Payload::encode(event)?)
+        self.raw.node.emit(&self.raw.class, Some(&self.raw.id), Payload::encode(event)?)
     }
 
     /// Sends an event as soon as fewer than [`EVENTS_AHEAD_MAX`] of the class wait to be taken in.
@@ -175,7 +175,7 @@ impl<C: TaskClass> TaskContext<C> {
     {
         let payload = Payload::encode(event)?;
         self.raw.node.until_fewer_events(&self.raw.class, EVENTS_AHEAD_MAX).await;
-        self.raw.node.emit(&self.raw.class, payload)
+        self.raw.node.emit(&self.raw.class, Some(&self.raw.id), payload)
     }
 
     /// The directory that files of this worker stay in.

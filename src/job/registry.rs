@@ -35,6 +35,7 @@ pub(crate) struct RawEvent {
     pub(crate) incarnation: Incarnation,
     pub(crate) seq: u64,
     pub(crate) time_ms: u64,
+    pub(crate) task: Option<TaskId>,
     pub(crate) kind: RawEventKind,
 }
 
@@ -47,6 +48,22 @@ pub(crate) enum RawEventKind {
     NodeStatus(NodeStatus),
     Resync { gap: Option<(u64, u64)>, tasks: Vec<TaskId> },
     Gap { from: u64, to: u64 },
+}
+
+impl RawEvent {
+    /// The event with the content that `read` finds in its payload.
+    fn read<E>(self, read: impl FnOnce(Payload) -> Result<E>) -> Result<JobEvent<E>> {
+        let kind = match self.kind {
+            RawEventKind::Class(payload) => JobEventKind::Class(read(payload)?),
+            RawEventKind::TaskStarted(id) => JobEventKind::TaskStarted(id),
+            RawEventKind::TaskStopped { id, reason } => JobEventKind::TaskStopped { id, reason },
+            RawEventKind::NodeStatus(status) => JobEventKind::NodeStatus(status),
+            RawEventKind::Resync { gap, tasks } => JobEventKind::Resync { gap, tasks },
+            RawEventKind::Gap { from, to } => JobEventKind::Gap { from, to },
+        };
+        let Self { node, incarnation, seq, time_ms, task, .. } = self;
+        Ok(JobEvent { node, incarnation, seq, time_ms, task, kind })
+    }
 }
 
 /// A class without its types.
@@ -92,8 +109,11 @@ impl<C: JobClass> ErasedClass for RequestsOnly<C> {
         Box::pin(async {})
     }
 
-    fn event(self: Arc<Self>, _: EventContext, _: RawEvent) -> BoxFuture<'static, Result<()>> {
-        Box::pin(async { Ok(()) })
+    fn event(self: Arc<Self>, ctx: EventContext, event: RawEvent) -> BoxFuture<'static, Result<()>> {
+        Box::pin(async move {
+            JobClass::event(&self.0, ctx, event.read(Ok)?).await;
+            Ok(())
+        })
     }
 }
 
@@ -140,16 +160,7 @@ impl<C: TaskClass> ErasedClass for WithTasks<C> {
 
     fn event(self: Arc<Self>, ctx: EventContext, event: RawEvent) -> BoxFuture<'static, Result<()>> {
         Box::pin(async move {
-            let kind = match event.kind {
-                RawEventKind::Class(payload) => JobEventKind::Class(payload.decode::<C::Event>()?),
-                RawEventKind::TaskStarted(id) => JobEventKind::TaskStarted(id),
-                RawEventKind::TaskStopped { id, reason } => JobEventKind::TaskStopped { id, reason },
-                RawEventKind::NodeStatus(status) => JobEventKind::NodeStatus(status),
-                RawEventKind::Resync { gap, tasks } => JobEventKind::Resync { gap, tasks },
-                RawEventKind::Gap { from, to } => JobEventKind::Gap { from, to },
-            };
-            let event = JobEvent { node: event.node, incarnation: event.incarnation, seq: event.seq, time_ms: event.time_ms, kind };
-            self.0.event(ctx, event).await;
+            TaskClass::event(&self.0, ctx, event.read(|payload| payload.decode::<C::Event>())?).await;
             Ok(())
         })
     }

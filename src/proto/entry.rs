@@ -82,6 +82,8 @@ impl fmt::Display for EndReason {
 pub enum EntryKind {
     /// An event of the class; the payload is its own.
     Class,
+    /// The same, sent by one of its tasks.
+    OfTask(TaskId),
     /// A task has started.
     TaskStarted(TaskId),
     /// A task has ended, however it came.
@@ -106,7 +108,7 @@ pub struct Entry {
     pub time_ms: u64,
     /// What it is about.
     pub kind: EntryKind,
-    /// Opaque to everybody but the class; empty unless `kind` is [`EntryKind::Class`].
+    /// Opaque to everybody but the class; empty unless `kind` is [`EntryKind::Class`] or [`EntryKind::OfTask`].
     pub payload: Payload,
 }
 

@@ -105,8 +105,16 @@ kinds! {
     Preferred = 42,
     /// The link ends because of a fault.
     Fault = 43,
+    /// Asks a worker for one more connection to where it is connected.
+    ExclusiveDial = 44,
+    /// That connection, in its first frame; or why there is none.
+    ExclusiveHere = 45,
+    /// Calls on this channel belong to an adoption on another link.
+    ExclusiveBind = 46,
+    /// Calls of an edge whose outcomes nobody needs any more.
+    OutcomeAck = 47,
     /// Membership of the control nodes; read by them only.
-    Envelope = 44,
+    Envelope = 48,
 }
 
 /// One frame.

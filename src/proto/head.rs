@@ -40,6 +40,8 @@ pub struct CallHead {
     pub retry: bool,
     /// Control nodes that have passed it on, at most [`HOPS_MAX`].
     pub hops: u8,
+    /// Whether it asks for a connection to its worker that no other call uses.
+    pub exclusive: bool,
     /// The worker incarnation first addressed; zero if any.
     pub incarnation: Incarnation,
     /// The worker that is meant; none where the channel says it.
@@ -51,9 +53,10 @@ pub struct CallHead {
 }
 
 const FLAG_RETRY: u8 = 1;
+const FLAG_EXCLUSIVE: u8 = 2;
 /// Two bits with the number of hops.
-const HOPS_SHIFT: u8 = 1;
-const HOPS_MASK: u8 = 0b110;
+const HOPS_SHIFT: u8 = 2;
+const HOPS_MASK: u8 = 0b1100;
 
 /// Control nodes that a call may cross behind the one where it came in.
 pub const HOPS_MAX: u8 = 3;
@@ -116,7 +119,8 @@ pub fn put_call(out: &mut BytesMut, call: u32, stream: u32, head: &CallHead) {
     out.put_u32(stream);
     out.put_u8(head.verb as u8);
     let retry = if head.retry { FLAG_RETRY } else { 0 };
-    out.put_u8(retry | head.hops.min(HOPS_MAX) << HOPS_SHIFT);
+    let exclusive = if head.exclusive { FLAG_EXCLUSIVE } else { 0 };
+    out.put_u8(retry | exclusive | head.hops.min(HOPS_MAX) << HOPS_SHIFT);
     out.put_u32(head.timeout_ms);
     out.put_slice(head.identity.edge.as_bytes());
     out.put_u64(head.identity.number);
@@ -141,7 +145,7 @@ pub fn take_call(body: &mut Bytes) -> Result<(u32, u32, CallHead), Fault> {
         _ => return Err(Fault::malformed(kind, "its verb is unknown")),
     };
     let flags = reader.u8()?;
-    if flags & !(FLAG_RETRY | HOPS_MASK) != 0 {
+    if flags & !(FLAG_RETRY | FLAG_EXCLUSIVE | HOPS_MASK) != 0 {
         return Err(Fault::malformed(kind, "it has unknown flags"));
     }
     let timeout_ms = reader.u32()?;
@@ -152,8 +156,8 @@ pub fn take_call(body: &mut Bytes) -> Result<(u32, u32, CallHead), Fault> {
     let class = reader.name(|name| ClassName::new(name))?;
     let task = reader.name(|name| TaskId::new(name))?;
     let identity = CallIdentity { edge, number };
-    let (retry, hops) = (flags & FLAG_RETRY != 0, (flags & HOPS_MASK) >> HOPS_SHIFT);
-    Ok((call, stream, CallHead { verb, timeout_ms, identity, retry, hops, incarnation, node, class, task }))
+    let (retry, exclusive, hops) = (flags & FLAG_RETRY != 0, flags & FLAG_EXCLUSIVE != 0, (flags & HOPS_MASK) >> HOPS_SHIFT);
+    Ok((call, stream, CallHead { verb, timeout_ms, identity, retry, exclusive, hops, incarnation, node, class, task }))
 }
 
 /// How a call ended, as bytes of its class or an error.
@@ -200,6 +204,16 @@ pub enum EventKind {
     Gap = 2,
 }
 
+/// Whom an event is for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum Audience {
+    /// The class, and those who follow live.
+    #[default]
+    Everybody,
+    /// Those who follow live: the class is behind, and gets it again when it has caught up.
+    Followers,
+}
+
 /// Header of an event.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct EventHead {
@@ -211,14 +225,28 @@ pub struct EventHead {
     pub kind: EventKind,
     /// The class.
     pub class: ClassName,
+    /// The task that sent it; only of the kind `class`.
+    pub task: Option<TaskId>,
+    /// Whom it is for.
+    pub audience: Audience,
 }
+
+/// On the wire: an event of a class with the name of its task behind that of the class.
+const KIND_OF_TASK: u8 = 3;
+/// Added to the kind if it is for [`Audience::Followers`].
+const FOR_FOLLOWERS: u8 = 0x80;
 
 /// Appends the header of an event; the payload follows.
 pub fn put_event(out: &mut BytesMut, head: &EventHead) {
     out.put_u64(head.seq);
     out.put_u64(head.time_ms);
-    out.put_u8(head.kind as u8);
+    let task = head.task.as_ref().filter(|_| head.kind == EventKind::Class);
+    let kind = if task.is_some() { KIND_OF_TASK } else { head.kind as u8 };
+    out.put_u8(if head.audience == Audience::Followers { kind | FOR_FOLLOWERS } else { kind });
     put_name(out, Some(head.class.as_str()));
+    if let Some(task) = task {
+        put_name(out, Some(task.as_str()));
+    }
 }
 
 /// Takes the header of an event from `body`; the payload remains.
@@ -227,14 +255,21 @@ pub fn take_event(body: &mut Bytes) -> Result<EventHead, Fault> {
     let mut reader = Reader { kind, body };
     let seq = reader.u64()?;
     let time_ms = reader.u64()?;
-    let event_kind = match reader.u8()? {
-        0 => EventKind::Class,
+    let byte = reader.u8()?;
+    let audience = if byte & FOR_FOLLOWERS == 0 { Audience::Everybody } else { Audience::Followers };
+    let byte = byte & !FOR_FOLLOWERS;
+    let event_kind = match byte {
+        0 | KIND_OF_TASK => EventKind::Class,
         1 => EventKind::Builtin,
         2 => EventKind::Gap,
         _ => return Err(Fault::malformed(kind, "its kind is unknown")),
     };
     let class = reader.name(|name| ClassName::new(name))?.ok_or(Fault::malformed(kind, "it has no class"))?;
-    Ok(EventHead { seq, time_ms, kind: event_kind, class })
+    let task = match byte {
+        KIND_OF_TASK => Some(reader.name(|name| TaskId::new(name))?.ok_or(Fault::malformed(kind, "it has no task"))?),
+        _ => None,
+    };
+    Ok(EventHead { seq, time_ms, kind: event_kind, class, task, audience })
 }
 
 /// Body of a ping.
@@ -303,6 +338,7 @@ mod tests {
             identity: CallIdentity { edge: Incarnation::from_bytes([1; 16]), number: 7 },
             retry: true,
             hops: 2,
+            exclusive: false,
             incarnation: Incarnation::from_bytes([2; 16]),
             node: None,
             class: Some(ClassName::new("core").expect("valid")),
@@ -314,7 +350,7 @@ mod tests {
     fn golden_bytes_of_a_call() {
         let mut out = BytesMut::new();
         put_call(&mut out, 5, 0, &head());
-        let mut expected = vec![0, 0, 0, 5, 0, 0, 0, 0, 2, 0b101, 0, 0, 0x75, 0x30];
+        let mut expected = vec![0, 0, 0, 5, 0, 0, 0, 0, 2, 0b1001, 0, 0, 0x75, 0x30];
         expected.extend([1; 16]);
         expected.extend([0, 0, 0, 0, 0, 0, 0, 7]);
         expected.extend([2; 16]);
@@ -324,12 +360,34 @@ mod tests {
 
     #[test]
     fn call_returns_with_its_payload() {
-        let mut out = BytesMut::new();
-        put_call(&mut out, 5, 9, &head());
-        out.extend_from_slice(b"payload");
-        let mut body = out.freeze();
-        assert_eq!(take_call(&mut body), Ok((5, 9, head())));
-        assert_eq!(&body[..], b"payload");
+        for (exclusive, flags) in [(false, 1), (true, 3)] {
+            let head = CallHead { exclusive, ..head() };
+            let mut out = BytesMut::new();
+            put_call(&mut out, 5, 9, &head);
+            out.extend_from_slice(b"payload");
+            assert_eq!(out[9], flags);
+            let mut body = out.freeze();
+            assert_eq!(take_call(&mut body), Ok((5, 9, head)));
+            assert_eq!(&body[..], b"payload");
+        }
+    }
+
+    #[test]
+    fn golden_bytes_of_an_event_of_a_task() {
+        let class = ClassName::new("core").expect("valid");
+        let task = Some(TaskId::new("t1").expect("valid"));
+        let head = EventHead { seq: 7, time_ms: 8, kind: EventKind::Class, class, task, audience: Audience::Everybody };
+        for (head, kind) in [(head.clone(), 3), (EventHead { audience: Audience::Followers, ..head }, 0x83)] {
+            let mut out = BytesMut::new();
+            put_event(&mut out, &head);
+            let mut expected = vec![0, 0, 0, 0, 0, 0, 0, 7, 0, 0, 0, 0, 0, 0, 0, 8, kind];
+            expected.extend(b"\x04core\x02t1");
+            assert_eq!(&out[..], expected);
+            out.extend_from_slice(b"payload");
+            let mut body = out.freeze();
+            assert_eq!(take_event(&mut body), Ok(head));
+            assert_eq!(&body[..], b"payload");
+        }
     }
 
     #[test]

@@ -117,6 +117,28 @@ pub struct EventAck {
     pub class: ClassName,
     /// The last one that was taken.
     pub seq: u64,
+    /// The last one that has arrived for those who follow live while the class is behind; 0 if none.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub followed: u64,
+}
+
+fn is_zero(number: &u64) -> bool {
+    *number == 0
+}
+
+/// An edge needs the outcomes of these calls no more: it has them, or its callers have given up. It may be lost: the next one says the same again.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct OutcomeAck {
+    /// Who gave the calls their identities.
+    pub edge: Incarnation,
+    /// The worker that is meant; none where the channel says it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub node: Option<NodeId>,
+    /// Every number below it.
+    pub below: u64,
+    /// Further ones, first and last, in ascending order.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub ranges: Vec<(u64, u64)>,
 }
 
 /// A worker starts to send its journal again.
@@ -126,7 +148,7 @@ pub struct Resync {
     pub class: ClassName,
     /// Number of the first event that will follow.
     pub next_seq: u64,
-    /// Tasks of the class that run now.
+    /// Tasks of the class that run now, but for those whose start will follow as an event.
     #[serde(default)]
     pub tasks: Vec<TaskId>,
     /// Whether further tasks follow in another one.
@@ -149,6 +171,32 @@ pub struct GoAway {
 pub struct Preferred {
     /// In this order.
     pub addresses: Vec<NodeUri>,
+}
+
+/// Asks a worker, on the holder's channel, for one more connection to where it is connected.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ExclusiveDial {
+    /// Random, so that nobody else can bring what was asked for.
+    pub request: u64,
+}
+
+/// The first frame of a connection that was asked for; on the holder's channel: there will be none.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ExclusiveHere {
+    /// Of the [`ExclusiveDial`].
+    pub request: u64,
+    /// Why there is none.
+    #[serde(default)]
+    pub refused: Option<Error>,
+}
+
+/// Calls on this channel are those of the holder under this term. Events and pings stay on its own channel; the link is no adoption.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ExclusiveBind {
+    /// The term of the holder: another one fences this channel too.
+    pub term: u64,
+    /// Shows that whoever binds is the holder.
+    pub ticket: Ticket,
 }
 
 /// Why a channel or link was closed by the other side.
@@ -202,6 +250,10 @@ pub enum Message {
     Resync(Resync),
     GoAway(GoAway),
     Preferred(Preferred),
+    ExclusiveDial(ExclusiveDial),
+    ExclusiveHere(ExclusiveHere),
+    ExclusiveBind(ExclusiveBind),
+    OutcomeAck(OutcomeAck),
     /// Between control nodes, about who is one; its bytes are read by membership.
     Envelope(Bytes),
 }
@@ -219,6 +271,10 @@ impl Message {
             Message::Resync(_) => Kind::Resync,
             Message::GoAway(_) => Kind::GoAway,
             Message::Preferred(_) => Kind::Preferred,
+            Message::ExclusiveDial(_) => Kind::ExclusiveDial,
+            Message::ExclusiveHere(_) => Kind::ExclusiveHere,
+            Message::ExclusiveBind(_) => Kind::ExclusiveBind,
+            Message::OutcomeAck(_) => Kind::OutcomeAck,
             Message::Envelope(_) => Kind::Envelope,
         }
     }
@@ -235,6 +291,10 @@ impl Message {
             Message::Resync(body) => encode(body),
             Message::GoAway(body) => encode(body),
             Message::Preferred(body) => encode(body),
+            Message::ExclusiveDial(body) => encode(body),
+            Message::ExclusiveHere(body) => encode(body),
+            Message::ExclusiveBind(body) => encode(body),
+            Message::OutcomeAck(body) => encode(body),
             Message::Envelope(bytes) => bytes.clone(),
         }
     }
@@ -251,6 +311,10 @@ impl Message {
             Kind::Resync => Message::Resync(decode(kind, body)?),
             Kind::GoAway => Message::GoAway(decode(kind, body)?),
             Kind::Preferred => Message::Preferred(decode(kind, body)?),
+            Kind::ExclusiveDial => Message::ExclusiveDial(decode(kind, body)?),
+            Kind::ExclusiveHere => Message::ExclusiveHere(decode(kind, body)?),
+            Kind::ExclusiveBind => Message::ExclusiveBind(decode(kind, body)?),
+            Kind::OutcomeAck => Message::OutcomeAck(decode(kind, body)?),
             Kind::Envelope => Message::Envelope(Bytes::copy_from_slice(body)),
             _ => return Ok(None),
         }))
@@ -296,7 +360,7 @@ mod tests {
             Message::Adopt(adopt()),
             Message::Adopted(Adopted::Granted { term: 5, ticket: Ticket::from_bytes([7; 16]) }),
             Message::GoAway(GoAway { reason: Error::new(ErrorCode::ShuttingDown, "bye"), reconnect_after_ms: Some(50) }),
-            Message::EventAck(EventAck { class: ClassName::new("core").expect("valid"), seq: 9 }),
+            Message::EventAck(EventAck { class: ClassName::new("core").expect("valid"), seq: 9, followed: 0 }),
         ];
         for message in messages {
             assert_eq!(Message::decode(message.kind(), &message.encode()), Ok(Some(message.clone())));

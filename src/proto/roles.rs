@@ -11,21 +11,23 @@ use super::frame::Kind;
 /// | kinds | worker | admin | control |
 /// |---|---|---|---|
 /// | ping, pong, fault, goaway, channel open and close | yes | yes | yes |
-/// | call, cancel | – | yes | yes |
+/// | call, cancel, outcome ack | – | yes | yes |
 /// | reply | yes | – | yes |
 /// | stream data, credit, reset; fragment | yes | yes | yes |
-/// | describe, update, adopted, fenced, event, resync | yes | – | yes (a control node is also a worker) |
-/// | adopt, event ack, preferred, envelope | – | – | yes |
+/// | describe, update, adopted, fenced, event, resync, exclusive here | yes | – | yes (a control node is also a worker) |
+/// | adopt, event ack, preferred, exclusive dial, exclusive bind, envelope | – | – | yes |
 /// | the handshake | – | – | – |
 pub fn may_send(role: Role, kind: Kind) -> bool {
     match kind {
         Kind::Ping | Kind::Pong | Kind::Fault | Kind::GoAway | Kind::ChannelOpen | Kind::ChannelClose => true,
         Kind::StreamData | Kind::StreamCredit | Kind::StreamReset | Kind::Fragment => true,
-        Kind::Call | Kind::Cancel => matches!(role, Role::Admin | Role::Control),
-        Kind::Reply | Kind::Describe | Kind::Update | Kind::Adopted | Kind::Fenced | Kind::Event | Kind::Resync => {
+        Kind::Call | Kind::Cancel | Kind::OutcomeAck => matches!(role, Role::Admin | Role::Control),
+        Kind::Reply | Kind::Describe | Kind::Update | Kind::Adopted | Kind::Fenced | Kind::Event | Kind::Resync | Kind::ExclusiveHere => {
             matches!(role, Role::Worker | Role::Control)
         }
-        Kind::Adopt | Kind::EventAck | Kind::Preferred | Kind::Envelope => role == Role::Control,
+        Kind::Adopt | Kind::EventAck | Kind::Preferred | Kind::ExclusiveDial | Kind::ExclusiveBind | Kind::Envelope => {
+            role == Role::Control
+        }
         Kind::ClientFirst | Kind::ServerFirst | Kind::ClientProof | Kind::ServerProof | Kind::Refusal => false,
     }
 }
@@ -40,6 +42,7 @@ mod tests {
         assert!(!may_send(Role::Worker, Kind::Adopt));
         assert!(!may_send(Role::Worker, Kind::EventAck));
         assert!(!may_send(Role::Worker, Kind::Envelope));
+        assert!(!may_send(Role::Worker, Kind::OutcomeAck));
     }
 
     #[test]

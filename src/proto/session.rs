@@ -9,9 +9,11 @@
 //!
 //! - A **channel** is opened by either side and has its own call ids, stream ids and term; channel 0 is the link itself.
 //! - A **call** gets exactly one answer: a reply, or the reason why its channel or link ended. `T` is whatever the shell wants back with that answer.
-//! - A **stream** belongs to a call and carries bytes both ways; each side sends only what the other has granted ([`STREAM_WINDOW_BYTES`] at first).
+//! - A **stream** belongs to a call and carries bytes both ways; each side sends only what the other has granted ([`STREAM_WINDOW_BYTES`]
+//!   at first, up to [`STREAM_WINDOW_BYTES_MAX`] for a reader that keeps up with a sender far away).
 //! - **Lanes**: urgent, hot, bulk (`session/lanes.rs`). **Fragments**: what is larger than a frame (`session/assembly.rs`).
 
+mod apart;
 mod assembly;
 mod lanes;
 mod streams;
@@ -22,11 +24,13 @@ use std::collections::{BTreeMap, HashMap};
 
 use bytes::{BufMut, Bytes, BytesMut};
 
+use self::apart::Announced;
+pub use self::apart::stream_of;
 use self::assembly::{Assembly, Piece};
 pub use self::lanes::Outbox;
 use self::lanes::{Lanes, Outgoing};
 use self::streams::Streams;
-pub use self::streams::{STREAM_WINDOW_BYTES, StreamKey, StreamRead};
+pub use self::streams::{STREAM_WINDOW_BYTES, STREAM_WINDOW_BYTES_MAX, StreamKey, StreamRead, WINDOW_BUDGET_BYTES};
 use super::auth::Role;
 use super::frame::{self, Fault, Frame, Kind, LINK_CHANNEL};
 use super::head::{self, CallHead, EventHead, Outcome, Ping, Pong};
@@ -175,6 +179,8 @@ pub struct Session<T> {
     streams: Streams,
     lanes: Lanes,
     assembly: Assembly,
+    /// There if each stream has a way of its own.
+    announced: Option<Announced>,
 }
 
 impl<T> Session<T> {
@@ -193,6 +199,7 @@ impl<T> Session<T> {
             streams: Streams::new(side),
             lanes: Lanes::new(),
             assembly: Assembly::new(peer_role),
+            announced: None,
         }
     }
 
@@ -236,6 +243,11 @@ impl<T> Session<T> {
     /// Unanswered calls of ours on a channel.
     pub fn calls_in_flight(&self, channel: u16) -> usize {
         self.channels.get(&channel).map_or(0, |state| state.calls_out.len())
+    }
+
+    /// Unanswered calls of the peer on a channel.
+    pub fn calls_unanswered(&self, channel: u16) -> usize {
+        self.channels.get(&channel).map_or(0, |state| state.calls_in.len())
     }
 
     /// Unanswered calls of the peer on all channels.
@@ -282,14 +294,14 @@ impl<T> Session<T> {
         state.calls_out.insert(call, token);
         let mut header = BytesMut::with_capacity(160);
         head::put_call(&mut header, call, stream.map_or(0, |key| key.stream), head);
-        self.enqueue_sized(Kind::Call, channel, header, payload, stream);
+        self.enqueue_sized(Kind::Call, channel, header, payload, (stream, Some(call)));
         Ok((call, stream))
     }
 
     /// Gives up a call; a late reply is ignored. Returns the token if the call was still unanswered.
     pub fn forget_call(&mut self, channel: u16, call: u32) -> Option<T> {
         let token = self.channels.get_mut(&channel)?.take_call_out(call)?;
-        self.lanes.hot(Kind::Cancel, channel, Bytes::copy_from_slice(&call.to_be_bytes()));
+        self.lanes.cancel(channel, call);
         Some(token)
     }
 
@@ -316,7 +328,7 @@ impl<T> Session<T> {
         let mut header = BytesMut::with_capacity(8);
         head::put_reply(&mut header, call, outcome);
         let empty = Bytes::new();
-        self.enqueue_sized(Kind::Reply, channel, header, outcome.as_ref().unwrap_or(&empty), None);
+        self.enqueue_sized(Kind::Reply, channel, header, outcome.as_ref().unwrap_or(&empty), (None, None));
         true
     }
 
@@ -365,6 +377,8 @@ impl<T> Session<T> {
             Message::EventAck(_) => self.lanes.urgent(message.kind(), channel, &message.encode()),
             // Signs of life pass what waits; news, which is larger, takes its turn.
             Message::Envelope(bytes) if bytes.len() <= ENVELOPE_URGENT_BYTES_MAX => self.lanes.urgent(message.kind(), channel, bytes),
+            // The next one says the same again, so it never waits behind much else.
+            Message::OutcomeAck(_) if self.lanes.queued_bytes() > BACKLOG_BYTES_MAX => {}
             Message::GoAway(away) => {
                 let away = Message::GoAway(message::GoAway { reason: away.reason.bounded(), ..away.clone() });
                 self.lanes.hot(away.kind(), channel, away.encode());
@@ -504,7 +518,9 @@ impl<T> Session<T> {
             }
             Kind::Ping => out.push(Incoming::Ping { channel, ping: head::take_ping(&mut body)? }),
             Kind::Pong => out.push(Incoming::Pong { channel, pong: head::take_pong(&mut body)? }),
-            Kind::StreamData | Kind::StreamCredit | Kind::StreamReset => self.streams.handle(kind, channel, body, out)?,
+            Kind::StreamData | Kind::StreamCredit | Kind::StreamReset => {
+                self.streams.handle(kind, channel, body, &mut self.lanes, out)?;
+            }
             Kind::Fault => {
                 let FaultNotice { number } = message::decode(kind, &body)?;
                 out.push(Incoming::PeerFault(number));
@@ -545,6 +561,7 @@ impl<T> Session<T> {
             },
         };
         state.calls_in.insert(call, Waiting::Yes);
+        self.announce(channel, stream);
         out.push(Incoming::Call { channel, call, head, payload: body, stream: key });
         Ok(())
     }
@@ -556,6 +573,7 @@ impl<T> Session<T> {
         let mut body = BytesMut::new();
         head::put_reply(&mut body, call, &Err(error));
         self.lanes.urgent(Kind::Reply, channel, &body);
+        self.announce(channel, stream);
         if stream != 0 {
             self.lanes.urgent(Kind::StreamReset, channel, &stream.to_be_bytes());
         }
@@ -582,7 +600,8 @@ impl<T> Session<T> {
         self.lanes = Lanes::new();
     }
 
-    fn enqueue_sized(&mut self, kind: Kind, channel: u16, mut header: BytesMut, payload: &Bytes, opens: Option<StreamKey>) {
+    /// `of`: the stream that comes with it, and the number if it is a call.
+    fn enqueue_sized(&mut self, kind: Kind, channel: u16, mut header: BytesMut, payload: &Bytes, of: (Option<StreamKey>, Option<u32>)) {
         // One copy into the frame is cheaper than a second piece for the socket, up to about a page.
         let body = if payload.len() <= COPIED_BYTES_MAX {
             header.put_slice(payload);
@@ -590,7 +609,7 @@ impl<T> Session<T> {
         } else {
             payload.clone()
         };
-        self.lanes.sized(Outgoing { kind, channel, head: header.freeze(), body, opens });
+        self.lanes.sized(Outgoing { kind, channel, head: header.freeze(), body, opens: of.0, call: of.1 });
     }
 }
 

@@ -11,7 +11,7 @@ use crate::error::{Error, ErrorCode, Result};
 use crate::transport::memory::{MemoryListener, memory_name};
 use crate::transport::proxy_protocol::Behind;
 use crate::transport::target::{lookup, machine_name};
-use crate::transport::{CONNECT_TIMEOUT, ListenOptions, Wire, tcp, tls, unsupported, ws};
+use crate::transport::{CONNECT_TIMEOUT, ListenOptions, Wire, quic, tcp, tls, unsupported, ws};
 use crate::types::{Binding, Host, NodeUri, Secret, Transport, UriOptions};
 
 /// Pause of the accept loop when the system has no more sockets.
@@ -31,6 +31,7 @@ pub struct Listener {
 enum Socket {
     Tcp { listener: TcpListener, behind: Option<Behind>, upper: Upper },
     Memory(MemoryListener),
+    Quic(Box<quic::Acceptor>),
 }
 
 /// What lies over TCP.
@@ -65,8 +66,17 @@ impl Listener {
                     socket: Socket::Memory(listener),
                 })
             }
-            Transport::Sctp | Transport::Quic => Err(unsupported(transport)),
+            Transport::Quic => Self::bind_quic(uri, options).await,
+            Transport::Sctp => Err(unsupported(transport)),
         }
+    }
+
+    async fn bind_quic(uri: &NodeUri, options: &ListenOptions) -> Result<Self> {
+        let prepared = quic::Acceptor::prepare(options.tls.for_uri(uri.options()), options.state_dir.clone()).await?;
+        let acceptor = first_own(uri, |addr| quic::Acceptor::bind(addr, &prepared)).await?;
+        let real = NodeUri::socket_uri(Transport::Quic, tcp::reachable(acceptor.local()));
+        let (binding, password) = (uri.options().binding.unwrap_or_default(), uri.options().password.clone());
+        Ok(Self { transport: Transport::Quic, uri: real, binding, password, socket: Socket::Quic(Box::new(acceptor)) })
     }
 
     async fn bind_tcp(uri: &NodeUri, transport: Transport, options: &ListenOptions) -> Result<Self> {
@@ -78,31 +88,17 @@ impl Listener {
         if let Transport::Ws | Transport::Wss = transport {
             upper.ws = Some(Arc::new(ws::Rules::new(uri, &options.allowed_origins)?));
         }
-        let port = uri.effective_port();
-        let addrs = match (uri.host().bind_ip(), uri.host()) {
-            (Some(ip), _) => vec![SocketAddr::new(ip, port)],
-            (None, Host::Name(name)) => lookup(name, port, CONNECT_TIMEOUT).await.map_err(|error| cannot_bind(uri, error))?,
-            (None, _) => lookup(&machine_name(), port, CONNECT_TIMEOUT).await.map_err(|error| cannot_bind(uri, error))?,
-        };
-        // A name stands for one listener: the first of its addresses that is ours.
-        let mut reason = io::Error::from(io::ErrorKind::AddrNotAvailable);
-        for addr in addrs {
-            match tcp::listen(addr).and_then(|listener| Ok((listener.local_addr()?, listener))) {
-                Ok((local, listener)) => {
-                    let mut real = NodeUri::socket_uri(transport, tcp::reachable(local));
-                    if upper.ws.is_some() {
-                        let ws_proto = uri.options().ws_proto.clone();
-                        real = real.with_path_of(uri).with_options(UriOptions { ws_proto, ..UriOptions::default() });
-                    }
-                    let behind = Some(options.trusted_proxies.clone()).filter(|trusted| !trusted.is_empty()).map(Behind::new);
-                    let binding = uri.options().binding.unwrap_or_default();
-                    let password = uri.options().password.clone();
-                    return Ok(Self { transport, uri: real, binding, password, socket: Socket::Tcp { listener, behind, upper } });
-                }
-                Err(error) => reason = error,
-            }
+        let (local, listener) =
+            first_own(uri, |addr| tcp::listen(addr).and_then(|listener| Ok((listener.local_addr()?, listener)))).await?;
+        let mut real = NodeUri::socket_uri(transport, tcp::reachable(local));
+        if upper.ws.is_some() {
+            let ws_proto = uri.options().ws_proto.clone();
+            real = real.with_path_of(uri).with_options(UriOptions { ws_proto, ..UriOptions::default() });
         }
-        Err(cannot_bind(uri, reason))
+        let behind = Some(options.trusted_proxies.clone()).filter(|trusted| !trusted.is_empty()).map(Behind::new);
+        let binding = uri.options().binding.unwrap_or_default();
+        let password = uri.options().password.clone();
+        Ok(Self { transport, uri: real, binding, password, socket: Socket::Tcp { listener, behind, upper } })
     }
 
     /// How connections arrive.
@@ -124,6 +120,10 @@ impl Listener {
         loop {
             let (accepted, upper) = match &self.socket {
                 Socket::Memory(listener) => return arrived(None, Kind::Memory(listener.accept().await)),
+                Socket::Quic(acceptor) => {
+                    let connection = acceptor.accept().await;
+                    return arrived(Some(connection.remote()), Kind::Quic(Box::new(connection)));
+                }
                 Socket::Tcp { listener, behind: None, upper } => (listener.accept().await, upper),
                 Socket::Tcp { listener, behind: Some(behind), upper } => (behind.accept(listener).await, upper),
             };
@@ -141,6 +141,7 @@ impl Listener {
     pub async fn reload(&self) -> Result<()> {
         match &self.socket {
             Socket::Tcp { upper: Upper { tls: Some(tls), .. }, .. } => tls.reload().await,
+            Socket::Quic(acceptor) => acceptor.reload().await,
             Socket::Tcp { .. } | Socket::Memory(_) => Ok(()),
         }
     }
@@ -169,6 +170,7 @@ pub struct Incoming {
 enum Kind {
     Tcp { stream: TcpStream, addr: SocketAddr, upper: Upper },
     Memory(Wire),
+    Quic(Box<quic::Arrived>),
 }
 
 impl Incoming {
@@ -181,6 +183,7 @@ impl Incoming {
     pub fn remote(&self) -> String {
         match &self.kind {
             Kind::Tcp { addr, .. } => tcp::shown(self.transport, *addr),
+            Kind::Quic(connection) => tcp::shown(self.transport, connection.remote()),
             Kind::Memory(wire) => wire.facts().remote.clone(),
         }
     }
@@ -202,6 +205,7 @@ impl Incoming {
     pub async fn into_wire(self) -> Result<Wire> {
         let (stream, addr, Upper { tls, ws }) = match self.kind {
             Kind::Memory(wire) => return Ok(wire),
+            Kind::Quic(connection) => return connection.into_wire().await,
             Kind::Tcp { stream, addr, upper } => (stream, addr, upper),
         };
         tcp::prepare(&stream).map_err(|error| Error::new(ErrorCode::ConnectionFailed, error.to_string()))?;
@@ -219,6 +223,24 @@ impl Incoming {
             }
         }
     }
+}
+
+/// A name stands for one listener: the first of its addresses that is ours.
+async fn first_own<T>(uri: &NodeUri, open: impl Fn(SocketAddr) -> io::Result<T>) -> Result<T> {
+    let port = uri.effective_port();
+    let addrs = match (uri.host().bind_ip(), uri.host()) {
+        (Some(ip), _) => vec![SocketAddr::new(ip, port)],
+        (None, Host::Name(name)) => lookup(name, port, CONNECT_TIMEOUT).await.map_err(|error| cannot_bind(uri, error))?,
+        (None, _) => lookup(&machine_name(), port, CONNECT_TIMEOUT).await.map_err(|error| cannot_bind(uri, error))?,
+    };
+    let mut reason = io::Error::from(io::ErrorKind::AddrNotAvailable);
+    for addr in addrs {
+        match open(addr) {
+            Ok(socket) => return Ok(socket),
+            Err(error) => reason = error,
+        }
+    }
+    Err(cannot_bind(uri, reason))
 }
 
 fn cannot_bind(uri: &NodeUri, reason: impl std::fmt::Display) -> Error {

@@ -55,6 +55,8 @@ struct Rule {
     flow: Flow,
     delay: Duration,
     refused: bool,
+    /// Bytes on their way, if not as many as everywhere.
+    buffer: Option<usize>,
 }
 
 /// A link that was dialled by `from`.
@@ -119,8 +121,8 @@ impl MemoryNet {
         if forth_rule.refused {
             return Err(refused("the way is blocked"));
         }
-        let forth = Pipe::new(BUFFER_BYTES, forth_rule.flow, forth_rule.delay);
-        let back = Pipe::new(BUFFER_BYTES, back_rule.flow, back_rule.delay);
+        let pipe = |rule: Rule| Pipe::new(rule.buffer.unwrap_or(BUFFER_BYTES), rule.flow, rule.delay);
+        let (forth, back) = (pipe(forth_rule), pipe(back_rule));
         let ours = Wire::memory(MemoryStream::new(back.clone(), forth.clone()), facts(from, to));
         let theirs = Wire::memory(MemoryStream::new(forth.clone(), back.clone()), facts(to, from));
         let listener = state.listeners.get(to).ok_or_else(|| refused("nobody listens there"))?;
@@ -144,6 +146,22 @@ impl MemoryNet {
             false
         });
         cut
+    }
+
+    /// Cuts one link between two nodes, counted from 0 in the order in which they were dialled. False if there are not so many.
+    pub fn cut_one(&self, a: &str, b: &str, index: usize) -> bool {
+        let mut state = lock(&self.state);
+        state.links.retain(Link::is_open);
+        let found = state.links.iter().enumerate().filter(|(_, link)| link.is_between(a, b)).nth(index).map(|(at, _)| at);
+        let Some(at) = found else { return false };
+        let link = state.links.remove(at);
+        link.forth.upgrade().into_iter().chain(link.back.upgrade()).for_each(|pipe| pipe.reset());
+        true
+    }
+
+    /// Lets so many bytes be on their way from one node to another at a time, on links to come: the windows of a real network that is far.
+    pub fn set_buffer(&self, from: &str, to: &str, bytes: usize) {
+        self.change(from, to, |rule| rule.buffer = Some(bytes.max(1)));
     }
 
     /// Says what happens to bytes from one node to another, from now on.

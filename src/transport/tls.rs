@@ -1,4 +1,4 @@
-//! TLS over TCP, with aws-lc-rs whatever the default of the process is.
+//! TLS over TCP and within QUIC, with aws-lc-rs whatever the default of the process is.
 //!
 //! TLS 1.3, and 1.2 only with extended master secret, without which its exporter would not be unique. No resumption and so no early data: a handshake
 //! costs a signature, and nothing can be replayed.
@@ -14,17 +14,22 @@ use rustls::crypto::{CryptoProvider, aws_lc_rs};
 use rustls::pki_types::{CertificateDer, ServerName};
 use rustls::server::{NoServerSessionStorage, WebPkiClientVerifier};
 use rustls::{ClientConfig, ConnectionCommon, RootCertStore, ServerConfig, SupportedProtocolVersion};
+use sha2::{Digest as _, Sha256};
 use tokio::net::TcpStream;
 use tokio_rustls::{TlsAcceptor, TlsConnector, TlsStream};
+use zeroize::Zeroizing;
 
 use crate::error::{Error, ErrorCode, Result};
+use crate::transport::certificate::Certificate;
 use crate::transport::target::machine_name;
 use crate::transport::verify::{Demand, ServerCheck};
 use crate::transport::{CertificateCheck, TlsOptions, WireFacts, certificate};
 use crate::types::{Host, NodeUri, TlsVerify, TlsVersion};
 
 /// Label of the exporter (RFC 9266 §2).
-const EXPORTER_LABEL: &[u8] = b"EXPORTER-Channel-Binding";
+pub(super) const EXPORTER_LABEL: &[u8] = b"EXPORTER-Channel-Binding";
+/// The protocol within the TLS of QUIC (RFC 7301).
+const QUIC_ALPN: &[u8] = b"nkcluster";
 
 /// TLS of one address that is to be dialled.
 pub(super) struct Dialler {
@@ -36,10 +41,7 @@ pub(super) struct Dialler {
 impl Dialler {
     /// `ip` is the address that will be dialled, if it is known here.
     pub(super) async fn new(uri: &NodeUri, ip: Option<IpAddr>, options: TlsOptions) -> Result<Self> {
-        let check = match options.verify {
-            TlsVerify::False => CertificateCheck::Unchecked,
-            TlsVerify::True | TlsVerify::Host => CertificateCheck::Verified,
-        };
+        let check = check(&options);
         let name = server_name(uri, ip, options.verify)?;
         let config = blocking(move || client_config(&options)).await?;
         Ok(Self { connector: TlsConnector::from(Arc::new(config)), name, check })
@@ -70,10 +72,7 @@ impl fmt::Debug for Acceptor {
 
 impl Acceptor {
     pub(super) async fn new(options: TlsOptions, state_dir: Option<PathBuf>) -> Result<Self> {
-        let check = match options.verify {
-            TlsVerify::False => CertificateCheck::Unchecked,
-            TlsVerify::True | TlsVerify::Host => CertificateCheck::Verified,
-        };
+        let check = check(&options);
         let config = read(&options, &state_dir).await?;
         Ok(Self { current: ArcSwap::from_pointee(config), options, state_dir, check })
     }
@@ -95,9 +94,61 @@ impl Acceptor {
     }
 }
 
+/// What a handshake that went well has shown about the other side.
+pub(super) fn check(options: &TlsOptions) -> CertificateCheck {
+    match options.verify {
+        TlsVerify::False => CertificateCheck::Unchecked,
+        TlsVerify::True | TlsVerify::Host => CertificateCheck::Verified,
+    }
+}
+
+/// TLS within QUIC, on the dialling side; with the name to be verified.
+pub(super) async fn quic_client(uri: &NodeUri, ip: IpAddr, options: TlsOptions) -> Result<(ClientConfig, ServerName<'static>)> {
+    let name = server_name(uri, Some(ip), options.verify)?;
+    let options = only_1_3(options)?;
+    let mut config = blocking(move || client_config(&options)).await?;
+    config.alpn_protocols = vec![QUIC_ALPN.to_vec()];
+    Ok((config, name))
+}
+
+/// TLS within QUIC, on the listening side.
+pub(super) struct ServerSide {
+    pub(super) config: Arc<ServerConfig>,
+    /// Made of the private key, and of no use to find it.
+    pub(super) secret: Zeroizing<[u8; 32]>,
+}
+
+pub(super) async fn quic_server(options: &TlsOptions, state_dir: &Option<PathBuf>) -> Result<ServerSide> {
+    let (options, state_dir) = (only_1_3(options.clone())?, state_dir.clone());
+    blocking(move || {
+        let own = own_certificate(&options, state_dir)?;
+        let mut hash = Sha256::new();
+        hash.update(b"nkcluster secret of a quic listener");
+        hash.update(own.key.secret_der());
+        let secret = Zeroizing::new(hash.finalize().into());
+        let mut config = server_config(&options, own)?;
+        config.alpn_protocols = vec![QUIC_ALPN.to_vec()];
+        Ok(ServerSide { config: Arc::new(config), secret })
+    })
+    .await
+}
+
+/// QUIC has no other version (RFC 9001 §4.2).
+fn only_1_3(mut options: TlsOptions) -> Result<TlsOptions> {
+    if !options.versions.is_empty() && !options.versions.contains(&TlsVersion::V1_3) {
+        return Err(invalid("tls_versions: quic needs 1.3".to_owned()));
+    }
+    options.versions = vec![TlsVersion::V1_3];
+    Ok(options)
+}
+
 async fn read(options: &TlsOptions, state_dir: &Option<PathBuf>) -> Result<ServerConfig> {
     let (options, state_dir) = (options.clone(), state_dir.clone());
-    blocking(move || server_config(&options, state_dir)).await
+    blocking(move || {
+        let own = own_certificate(&options, state_dir)?;
+        server_config(&options, own)
+    })
+    .await
 }
 
 fn client_config(options: &TlsOptions) -> Result<ClientConfig> {
@@ -129,12 +180,15 @@ fn client_config(options: &TlsOptions) -> Result<ClientConfig> {
     Ok(config)
 }
 
-fn server_config(options: &TlsOptions, state_dir: Option<PathBuf>) -> Result<ServerConfig> {
+fn own_certificate(options: &TlsOptions, state_dir: Option<PathBuf>) -> Result<Certificate> {
+    match certificate::configured(options)? {
+        Some(own) => Ok(own),
+        None => certificate::own(state_dir.as_deref()),
+    }
+}
+
+fn server_config(options: &TlsOptions, own: Certificate) -> Result<ServerConfig> {
     let provider = provider();
-    let own = match certificate::configured(options)? {
-        Some(own) => own,
-        None => certificate::own(state_dir.as_deref())?,
-    };
     let builder = ServerConfig::builder_with_provider(provider.clone())
         .with_protocol_versions(&versions(&options.versions))
         .map_err(|error| invalid(format!("tls_versions: {error}")))?;

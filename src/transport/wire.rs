@@ -11,6 +11,7 @@ use tokio::net::TcpStream;
 use tokio_rustls::TlsStream;
 
 use crate::transport::memory::MemoryStream;
+use crate::transport::quic::{self, SideStreams};
 use crate::types::Transport;
 
 /// What reads from a [`Wire`] after [`Wire::into_split`].
@@ -58,6 +59,7 @@ enum Io {
     Tcp(TcpStream),
     Tls(Box<TlsStream<TcpStream>>),
     Memory(MemoryStream),
+    Quic(Box<quic::Stream>),
     Other(Box<dyn Stream>),
 }
 
@@ -79,12 +81,24 @@ impl Wire {
         Self { io: Io::Memory(stream), facts }
     }
 
+    pub(super) fn quic(stream: quic::Stream, facts: WireFacts) -> Self {
+        Self { io: Io::Quic(Box::new(stream)), facts }
+    }
+
+    /// Streams beside this one, where the transport has any. To be asked for once the peer is trusted: from then on it may open some too.
+    pub fn side_streams(&self) -> Option<SideStreams> {
+        match &self.io {
+            Io::Quic(stream) => Some(stream.side_streams()),
+            Io::Tcp(_) | Io::Tls(_) | Io::Memory(_) | Io::Other(_) => None,
+        }
+    }
+
     /// What is known about it.
     pub fn facts(&self) -> &WireFacts {
         &self.facts
     }
 
-    /// Reader and writer for separate tasks; without a lock between them on tcp and memory.
+    /// Reader and writer for separate tasks; without a lock between them on tcp, memory and quic.
     pub fn into_split(self) -> (ReadHalf, WriteHalf) {
         match self.io {
             Io::Tcp(stream) => {
@@ -96,6 +110,10 @@ impl Wire {
                 (Box::new(read), Box::new(write))
             }
             Io::Memory(stream) => {
+                let (read, write) = stream.into_split();
+                (Box::new(read), Box::new(write))
+            }
+            Io::Quic(stream) => {
                 let (read, write) = stream.into_split();
                 (Box::new(read), Box::new(write))
             }
@@ -119,6 +137,7 @@ macro_rules! each {
             Io::Tcp($io) => $call,
             Io::Tls($io) => $call,
             Io::Memory($io) => $call,
+            Io::Quic($io) => $call,
             Io::Other($io) => $call,
         }
     };
@@ -144,6 +163,7 @@ impl AsyncWrite for Wire {
             Io::Tcp(io) => io.is_write_vectored(),
             Io::Tls(io) => io.is_write_vectored(),
             Io::Memory(io) => io.is_write_vectored(),
+            Io::Quic(io) => io.is_write_vectored(),
             Io::Other(io) => io.is_write_vectored(),
         }
     }

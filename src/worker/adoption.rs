@@ -27,6 +27,7 @@
 //! looks for a control node by itself (checklist N5.4). The old channel stays current until
 //! somebody else is granted, so a holder that was only slow goes on as if nothing had been.
 
+use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
 pub use crate::proto::identity::{Rank, Ticket};
@@ -34,6 +35,8 @@ use crate::types::{Incarnation, NodeId};
 
 /// The longest time between two pings that a holder may ask for, the same as in the configuration.
 const PING_TIME_MAX: Duration = Duration::from_secs(60);
+/// Channels that one holder may have bound, some of which may be about to close.
+const BOUND_MAX: usize = 32;
 
 /// Handle of a channel, chosen by the caller and never used twice.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -144,12 +147,14 @@ pub struct Adoption {
     silence_max: Duration,
     term: u64,
     holder: Option<Holder>,
+    /// Channels on other links which the holder of this term has bound for calls.
+    bound: BTreeSet<ChannelKey>,
 }
 
 impl Adoption {
     /// Term 0, held by nobody.
     pub fn new(incarnation: Incarnation, ping_time: Duration) -> Self {
-        Self { incarnation, ping_time, silence_max: ping_time.saturating_mul(2), term: 0, holder: None }
+        Self { incarnation, ping_time, silence_max: ping_time.saturating_mul(2), term: 0, holder: None, bound: BTreeSet::new() }
     }
 
     /// The holder has said how often it pings. Nodes are configured one by one: a holder that pings less often than we expect is not silent.
@@ -165,6 +170,8 @@ impl Adoption {
         }
         // Peers can raise the term by one per message: it cannot overflow in a lifetime.
         self.term += 1;
+        // What the holder before had bound is fenced with it.
+        self.bound.clear();
         let channel = request.channel;
         let previous = self.holder.replace(Holder {
             owner: request.owner,
@@ -208,9 +215,36 @@ impl Adoption {
         self.check(channel)
     }
 
+    /// The holder wants to call over this channel of another link as well. It shows by its term
+    /// and its ticket that it is the holder; `false` if it is not, or has too many of them.
+    ///
+    /// The channel is good for calls until another term begins, also when the holder's own
+    /// channel is lost. It is not that of the holder: nothing else is obeyed there.
+    pub fn bind(&mut self, channel: ChannelKey, term: u64, ticket: &Ticket) -> bool {
+        let is_holder = self.holder.as_ref().is_some_and(|holder| term == self.term && *ticket == holder.ticket);
+        let has_room = self.bound.len() < BOUND_MAX || self.bound.contains(&channel);
+        let granted = is_holder && has_room;
+        if granted {
+            self.bound.insert(channel);
+        }
+        granted
+    }
+
+    /// Whether a call on this channel may be carried out: on that of the holder, and on those
+    /// which it has bound.
+    pub fn check_call(&self, channel: ChannelKey) -> Standing {
+        if self.bound.contains(&channel) { Standing::Current } else { self.check(channel) }
+    }
+
+    /// Channels of which this is true are gone.
+    pub fn unbind(&mut self, gone: impl Fn(ChannelKey) -> bool) {
+        self.bound.retain(|channel| !gone(*channel));
+    }
+
     /// A channel was closed, or its link was lost. If it was the current one nobody holds the
     /// worker any more; the term stays.
     pub fn channel_closed(&mut self, channel: ChannelKey) {
+        self.bound.remove(&channel);
         self.holder.take_if(|holder| holder.channel == channel);
     }
 

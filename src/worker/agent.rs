@@ -8,13 +8,13 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::backoff::{Backoff, Trust};
+use super::backoff::{Backoff, Trust, after_loss};
 use super::handler;
 use super::shared::{Held, Shared};
 use crate::cluster::BoxFuture;
 use crate::connection::{Link, LinkOptions, LinkParts};
 use crate::error::Error;
-use crate::types::NodeUri;
+use crate::types::{NodeId, NodeUri};
 
 /// First and longest pause between attempts.
 const PAUSE_FIRST: Duration = Duration::from_millis(250);
@@ -24,6 +24,8 @@ const PAUSE_MAX: Duration = Duration::from_secs(15);
 pub(crate) trait Connector: Send + Sync + 'static {
     /// Tries these addresses first, then those that it knows itself.
     fn connect(&self, preferred: Vec<NodeUri>) -> BoxFuture<'_, Result<Dialled, DialFailure>>;
+    /// Dials this control node once more, at an address where it was found.
+    fn connect_again(&self, at: NodeUri, control: NodeId) -> BoxFuture<'_, Result<Dialled, Error>>;
 }
 
 /// Why no control node was reached.
@@ -52,6 +54,7 @@ pub(super) async fn run(shared: Arc<Shared>, connector: Arc<dyn Connector>) {
 async fn look(shared: &Arc<Shared>, connector: &dyn Connector) {
     let mut backoff = Backoff::new(PAUSE_FIRST, PAUSE_MAX);
     let mut told = false;
+    let mut was_held = false;
     loop {
         lost(shared).await;
         let (preferred, wait) = {
@@ -62,15 +65,22 @@ async fn look(shared: &Arc<Shared>, connector: &dyn Connector) {
             backoff.reconnect_after(wait, Trust::Trusted);
             let pause = backoff.next_delay(rand::random());
             tokio::time::sleep(pause).await;
+        } else if std::mem::take(&mut was_held) {
+            tokio::select! {
+                () = tokio::time::sleep(after_loss(shared.config.ping_time, rand::random())) => {}
+                // Somebody else dialled us meanwhile.
+                () = held(shared) => continue,
+            }
         }
         match connector.connect(preferred).await {
             Ok(dialled) => {
-                let link = Link::start(dialled.parts, dialled.options, |link| handler::new(Arc::clone(shared), link));
+                let way = dialled.parts.established.uri.clone();
+                let link = Link::start(dialled.parts, dialled.options, |link| handler::new(Arc::clone(shared), link, way));
                 tracing::info!(node = %shared.id, control = %link.peer().id, remote = link.remote(), "connected");
                 shared.introduce(&link);
                 if adopted(shared, &link).await {
                     backoff.reset();
-                    told = false;
+                    (told, was_held) = (false, true);
                     continue;
                 }
                 tracing::warn!(node = %shared.id, control = %link.peer().id, "the control node did not adopt us");

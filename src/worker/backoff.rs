@@ -1,7 +1,7 @@
 //! How long to wait before the next attempt to connect.
 //!
-//! Thousands of workers lose the same control node in the same millisecond. The wait doubles with
-//! every failure up to a cap, so that a cluster which is down is not hammered, and half of every
+//! Thousands of workers lose the same control node in the same millisecond, so even the first attempt after a loss is spread ([`after_loss`]). The wait doubles
+//! with every failure up to a cap, so that a cluster which is down is not hammered, and half of every
 //! wait is random, so that the workers do not return in step. A peer that is overloaded or is
 //! leaving may ask for a longer wait (`reconnect_after`). It is honoured, with the usual spread on
 //! top, because everybody else was told the same number. Before the peer has proved itself its
@@ -17,6 +17,21 @@ pub const RECONNECT_AFTER_UNTRUSTED_MAX: Duration = Duration::from_secs(60);
 
 /// The longest wait that a trusted peer may ask for.
 pub const RECONNECT_AFTER_TRUSTED_MAX: Duration = Duration::from_secs(3600);
+
+/// The longest wait before the first attempt after a loss.
+pub const AFTER_LOSS_MAX: Duration = Duration::from_secs(1);
+
+/// The part of `ping_time` that it may take.
+const AFTER_LOSS_OF_PING_TIME: u32 = 5;
+
+/// How long to wait before the first attempt after a loss: anything from nothing to a fifth of `ping_time`, at most [`AFTER_LOSS_MAX`]. The loss itself was
+/// noticed within 2 × `ping_time`, so it hardly takes longer for one worker, and a whole fleet does not arrive in one millisecond.
+///
+/// `fraction` is a random number in `[0, 1)`; anything outside is brought into the range.
+pub fn after_loss(ping_time: Duration, fraction: f64) -> Duration {
+    let longest = (ping_time / AFTER_LOSS_OF_PING_TIME).min(AFTER_LOSS_MAX);
+    longest.mul_f64(in_range(fraction)).min(longest)
+}
 
 /// Whether the peer had proved that it knows the secret when it asked for a wait.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -73,9 +88,8 @@ impl Backoff {
         let base = doubled.map_or(self.cap, |factor| self.first.saturating_mul(factor));
         let half = base.min(self.cap) / 2;
         self.failures = self.failures.saturating_add(1);
-        let fraction = if fraction.is_finite() { fraction.clamp(0.0, 1.0) } else { 1.0 };
         // A fraction of a duration is not longer than the duration, so this cannot overflow.
-        let spread = half + half.mul_f64(fraction).min(half);
+        let spread = half + half.mul_f64(in_range(fraction)).min(half);
         self.asked.take().unwrap_or_default().saturating_add(spread)
     }
 
@@ -83,6 +97,10 @@ impl Backoff {
     pub fn failures(&self) -> u32 {
         self.failures
     }
+}
+
+fn in_range(fraction: f64) -> f64 {
+    if fraction.is_finite() { fraction.clamp(0.0, 1.0) } else { 1.0 }
 }
 
 #[cfg(test)]
@@ -98,6 +116,18 @@ mod tests {
         let mut backoff = Backoff::new(FIRST, CAP);
         let waits: Vec<_> = (0..10).map(|_| backoff.next_delay(1.0).as_millis()).collect();
         assert_eq!(waits, [200, 400, 800, 1600, 3200, 6400, 12_800, 25_600, 30_000, 30_000]);
+    }
+
+    #[test]
+    fn a_fleet_that_loses_its_control_node_spreads_its_first_attempts() {
+        let ping_time = Duration::from_secs(4);
+        assert_eq!(after_loss(ping_time, 0.0), Duration::ZERO);
+        assert_eq!(after_loss(ping_time, 0.5), Duration::from_millis(400));
+        for odd in [1.0, 7.0, f64::NAN, f64::INFINITY] {
+            assert_eq!(after_loss(ping_time, odd), Duration::from_millis(800));
+        }
+        assert_eq!(after_loss(Duration::from_secs(3600), 1.0), AFTER_LOSS_MAX);
+        assert_eq!(after_loss(Duration::ZERO, 0.5), Duration::ZERO);
     }
 
     #[test]

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use tokio::sync::{OwnedSemaphorePermit, oneshot};
 use tokio::time::Instant;
 
-use super::outcomes::Begin;
+use super::calls::{Arrived, Asked};
 use super::running::{CatchPanic, Running, panic_text, panicked};
 use super::shared::Shared;
 use crate::cluster::CORE_CLASS;
@@ -20,28 +20,13 @@ use crate::types::{ClassName, Payload, TaskId};
 
 /// Takes in a call that came on the current channel.
 pub(super) fn execute(shared: &Arc<Shared>, call: IncomingCall) {
-    if !call.head.incarnation.is_none() && call.head.incarnation != shared.incarnation {
-        let what = format!("worker {} was restarted since the call was first sent; nobody knows whether it was done", shared.id);
-        call.reply(&Err(Error::new(ErrorCode::ConnectionFailed, what).after_sending()));
-        return;
-    }
-    let identity = call.head.identity;
-    let begin = {
-        let mut state = shared.lock();
-        let begin = state.outcomes.begin(identity, call.head.retry, call.deadline().into_std(), Instant::now().into_std());
-        if begin == Begin::Running {
-            state.waiters.entry(identity).or_default().push(call);
-            return;
-        }
-        begin
-    };
-    match begin {
-        Begin::Done(outcome) => call.reply(&outcome),
-        Begin::Execute => start(shared, call),
-        Begin::Running | Begin::Unknown => {
-            let what = "the outcome of this call was evicted; look whether it was done before trying again";
-            call.reply(&Err(Error::new(ErrorCode::OutcomeUnknown, what).after_sending()));
-        }
+    let asked = Asked::new(&call.head, call.deadline().into_std());
+    let received = call.received.into_std();
+    let arrived = shared.lock().calls.arrive(asked, call, received);
+    match arrived {
+        Arrived::Execute(call) => start(shared, call),
+        Arrived::Waits => {}
+        Arrived::Answer(call, outcome) => call.reply(&outcome),
     }
 }
 
@@ -102,29 +87,19 @@ async fn request(shared: Arc<Shared>, class: Arc<dyn ErasedClass>, name: ClassNa
 
 /// Remembers an outcome and tells everybody who waits for it.
 fn finish(shared: &Shared, call: IncomingCall, outcome: Outcome) {
-    let identity = call.head.identity;
-    let waiters = {
-        let mut state = shared.lock();
-        state.outcomes.finish(identity, outcome.clone(), Instant::now().into_std());
-        state.waiters.remove(&identity)
-    };
-    call.reply(&outcome);
-    for waiter in waiters.into_iter().flatten() {
-        waiter.reply(&outcome);
-    }
+    let waiters = shared.lock().calls.finish(call.head.identity, &outcome, Instant::now().into_std());
+    answer(call, waiters, &outcome);
 }
 
 /// As if it had never come: a retry may find room or a class. One that came meanwhile is refused as well.
 fn abandon(shared: &Shared, call: IncomingCall, error: Error) {
-    let waiters = {
-        let mut state = shared.lock();
-        state.outcomes.abandon(call.head.identity);
-        state.waiters.remove(&call.head.identity)
-    };
-    let refused = Err(error);
-    call.reply(&refused);
-    for waiter in waiters.into_iter().flatten() {
-        waiter.reply(&refused);
+    let waiters = shared.lock().calls.abandon(call.head.identity);
+    answer(call, waiters, &Err(error));
+}
+
+fn answer(call: IncomingCall, waiters: Vec<IncomingCall>, outcome: &Outcome) {
+    for call in std::iter::once(call).chain(waiters) {
+        call.reply(outcome);
     }
 }
 

@@ -8,22 +8,25 @@ use rand::RngExt as _;
 use tokio::time::Instant;
 
 use super::adoption::{AdoptAnswer, AdoptRequest, Standing, Ticket};
-use super::executor;
-use super::shared::{Held, Shared, channel_key};
+use super::shared::{Held, Shared, channel_key, is_of_link};
+use super::{exclusive, executor};
 use crate::connection::{Channel, IncomingCall, Link, LinkHandler};
 use crate::error::{Error, ErrorCode};
 use crate::proto::auth::Role;
 use crate::proto::head::{EventHead, Rank};
 use crate::proto::message::{Adopt, Adopted, EventAck, Fenced, Message};
+use crate::types::NodeUri;
 
-pub(super) fn new(shared: Arc<Shared>, link: &Link) -> Arc<dyn LinkHandler> {
+/// `way` is the address by which this worker has dialled the link, if it has.
+pub(super) fn new(shared: Arc<Shared>, link: &Link, way: Option<NodeUri>) -> Arc<dyn LinkHandler> {
     let number = shared.add_link(link);
-    Arc::new(Handler { shared, number })
+    Arc::new(Handler { shared, number, way })
 }
 
 struct Handler {
     shared: Arc<Shared>,
     number: u64,
+    way: Option<NodeUri>,
 }
 
 impl Handler {
@@ -72,6 +75,7 @@ impl Handler {
         if let Err(error) = state.journal.ack(&ack.class, ack.seq) {
             tracing::warn!(node = %self.shared.id, %error, "the holder acknowledged what it was never sent");
         }
+        state.journal.followed(&ack.class, ack.followed);
         state.pump();
         drop(state);
         self.shared.has_moved();
@@ -80,7 +84,8 @@ impl Handler {
 
 impl LinkHandler for Handler {
     fn call(&self, call: IncomingCall) {
-        match self.standing(call.channel().id()) {
+        let standing = self.shared.lock().adoption.check_call(channel_key(self.number, call.channel().id()));
+        match standing {
             Standing::Current if self.shared.refuses_calls() => {
                 let what = format!("worker {} is stopping; nothing was done", self.shared.id);
                 call.reply(&Err(Error::new(ErrorCode::ShuttingDown, what)));
@@ -101,9 +106,22 @@ impl LinkHandler for Handler {
         match message {
             Message::Adopt(adopt) => self.adopt(channel, adopt),
             Message::EventAck(ack) => self.acknowledged(channel, &ack),
+            // On an older channel it changes nothing; it is said again.
+            Message::OutcomeAck(ack) if self.standing(channel.id()) == Standing::Current => {
+                self.shared.lock().calls.settle(ack.edge, ack.below, &ack.ranges);
+            }
             // Obeyed only on the holder's channel: nobody else may lead a worker away.
             Message::Preferred(preferred) if self.standing(channel.id()) == Standing::Current => {
                 self.shared.lock().preferred = preferred.addresses;
+            }
+            Message::ExclusiveDial(asked) if self.standing(channel.id()) == Standing::Current => {
+                exclusive::dial(&self.shared, channel, self.way.clone(), asked);
+            }
+            Message::ExclusiveBind(bind) => {
+                let key = channel_key(self.number, channel.id());
+                let is_bound = self.shared.lock().adoption.bind(key, bind.term, &bind.ticket);
+                // If not, its calls are fenced, which tells more.
+                tracing::debug!(node = %self.shared.id, remote = channel.link().remote(), is_bound, "an exclusive connection");
             }
             Message::GoAway(away) if channel.link().peer().role == Role::Control => {
                 tracing::info!(node = %self.shared.id, reason = away.reason.message(), "the control node sends us away");
@@ -141,6 +159,7 @@ impl LinkHandler for Handler {
         let channels: Vec<u16> = {
             let mut state = self.shared.lock();
             state.links.remove(&self.number);
+            state.adoption.unbind(|key| is_of_link(key, self.number));
             let current = state.current.as_ref();
             current.filter(|channel| channel.link().has_ended()).map(Channel::id).into_iter().collect()
         };

@@ -11,6 +11,9 @@
 //!        forgotten    └─ at most `window`      └─ next_to_send
 //! ```
 //!
+//! **Those who follow live** must not wait for a class that hangs. What the window has no room for is sent ahead, for them only, with a window and
+//! acknowledgements of its own ([`Journal::followed`]), and sent again for the class when its turn comes: each event at most twice.
+//!
 //! A new channel knows nothing of what the old one carried: [`Journal::rewind`] starts again behind
 //! the last acknowledgement, and the receiver skips what it has seen. Every number up to the last one
 //! appended arrives, either as an entry or inside a gap.
@@ -114,7 +117,7 @@ impl Journal {
             other => other,
         };
         let bytes = entry_bytes(&kind, &payload);
-        if kind == EntryKind::Class && bytes > self.bytes_max {
+        if matches!(kind, EntryKind::Class | EntryKind::OfTask(_)) && bytes > self.bytes_max {
             let message = format!("event of class {class} has {} bytes, its journal holds {}", payload.len(), self.bytes_max);
             return Err(Error::new(ErrorCode::PayloadTooLarge, message));
         }
@@ -147,6 +150,13 @@ impl Journal {
         log.send_next()
     }
 
+    /// The next thing for those who follow a class that is a `window` behind; as much again may be on its way to them.
+    ///
+    /// `None` means that there is nothing before the next `append`, [`followed`](Self::followed), [`ack`](Self::ack) or [`rewind`](Self::rewind).
+    pub fn next_for_followers(&mut self, window: usize) -> Option<Outgoing<'_>> {
+        self.classes.values_mut().find(|log| log.has_ahead(window))?.send_ahead()
+    }
+
     /// The holder has handled everything of a class up to `seq`. Older acknowledgements change nothing.
     ///
     /// # Errors
@@ -161,12 +171,28 @@ impl Journal {
         Ok(())
     }
 
+    /// What was sent ahead to those who follow has arrived up to `seq`. Of a number that was not sent nothing changes.
+    pub fn followed(&mut self, class: &ClassName, seq: u64) {
+        let Some(log) = self.classes.get_mut(class) else { return };
+        while log.ahead_in_flight.front().is_some_and(|last| *last <= seq) {
+            log.ahead_in_flight.pop_front();
+        }
+    }
+
     /// A new channel became current: everything that is not acknowledged is sent again, in order.
     pub fn rewind(&mut self) {
         for log in self.classes.values_mut() {
             log.next = log.acknowledged + 1;
             log.in_flight.clear();
+            log.ahead = log.next;
+            log.ahead_in_flight.clear();
         }
+    }
+
+    /// Whether the start of a task that runs is still to be told, or told again: then nobody may be told by another way that it runs, because its start and its end
+    /// may be dropped together.
+    pub fn will_tell_start(&self, class: &ClassName, id: &TaskId) -> bool {
+        self.classes.get(class).is_some_and(|log| log.open_starts.contains_key(id))
     }
 
     /// How far a class has come; zeros if it never had an event.
@@ -227,6 +253,10 @@ struct ClassLog {
     sent_ever: u64,
     /// Last numbers of the things sent on the current channel and not acknowledged.
     in_flight: VecDeque<u64>,
+    /// First number that has not been sent at all on the current channel, if it is above `next`.
+    ahead: u64,
+    /// Last numbers of the things sent ahead and not known to have arrived.
+    ahead_in_flight: VecDeque<u64>,
     /// Keyed by their last number; together they cover `acknowledged + 1 ..= appended` without holes.
     items: BTreeMap<u64, Item>,
     /// Entries that may be dropped, and their bytes.
@@ -264,6 +294,8 @@ impl ClassLog {
             next: 1,
             sent_ever: 0,
             in_flight: VecDeque::new(),
+            ahead: 1,
+            ahead_in_flight: VecDeque::new(),
             items: BTreeMap::new(),
             ordinary: BTreeSet::new(),
             ordinary_bytes: 0,
@@ -282,7 +314,7 @@ impl ClassLog {
         let seq = self.appended;
         let mut now_ordinary = None;
         match &kind {
-            EntryKind::Class => now_ordinary = Some(seq),
+            EntryKind::Class | EntryKind::OfTask(_) => now_ordinary = Some(seq),
             EntryKind::NodeStatus(_) => now_ordinary = self.last_status.replace(seq),
             EntryKind::TaskStarted(id) => {
                 self.open_starts.insert(id.clone(), seq);
@@ -306,17 +338,27 @@ impl ClassLog {
         self.next <= self.appended && self.in_flight.len() < window
     }
 
+    fn has_ahead(&self, window: usize) -> bool {
+        self.in_flight.len() >= window && self.next.max(self.ahead) <= self.appended && self.ahead_in_flight.len() < window
+    }
+
     fn send_next(&mut self) -> Option<Outgoing<'_>> {
         let next = self.next;
         let (&last, item) = self.items.range(next..).next()?;
         self.next = last + 1;
+        self.ahead = self.ahead.max(self.next);
         self.sent_ever = self.sent_ever.max(last);
         self.in_flight.push_back(last);
-        Some(match item {
-            Item::Entry(entry) => Outgoing::Entry(entry),
-            // The front of the gap may have been sent, or acknowledged, while it still was entries.
-            Item::Gap { from } => Outgoing::Gap { class: &self.class, from: next.max(*from), to: last },
-        })
+        Some(outgoing(&self.class, next, last, item))
+    }
+
+    /// What the class has not been sent may still be compacted, or a class that hangs would make the journal grow without end: so this is no sending.
+    fn send_ahead(&mut self) -> Option<Outgoing<'_>> {
+        let next = self.next.max(self.ahead);
+        let (&last, item) = self.items.range(next..).next()?;
+        self.ahead = last + 1;
+        self.ahead_in_flight.push_back(last);
+        Some(outgoing(&self.class, next, last, item))
     }
 
     /// Forgets everything up to `seq`; returns the bytes that became free.
@@ -354,7 +396,7 @@ impl ClassLog {
                     self.open_starts.remove(id);
                 }
             }
-            EntryKind::Class | EntryKind::TaskStopped { .. } => {}
+            EntryKind::Class | EntryKind::OfTask(_) | EntryKind::TaskStopped { .. } => {}
         }
     }
 
@@ -390,11 +432,19 @@ impl ClassLog {
     }
 }
 
+fn outgoing<'a>(class: &'a ClassName, next: u64, last: u64, item: &'a Item) -> Outgoing<'a> {
+    match item {
+        Item::Entry(entry) => Outgoing::Entry(entry),
+        // The front of the gap may have been sent, or acknowledged, while it still was entries.
+        Item::Gap { from } => Outgoing::Gap { class, from: next.max(*from), to: last },
+    }
+}
+
 /// Bytes that an entry counts for.
 fn entry_bytes(kind: &EntryKind, payload: &Payload) -> usize {
     let texts = match kind {
         EntryKind::Class | EntryKind::NodeStatus(_) => 0,
-        EntryKind::TaskStarted(id) => id.as_str().len(),
+        EntryKind::TaskStarted(id) | EntryKind::OfTask(id) => id.as_str().len(),
         EntryKind::TaskStopped { id, reason } => id.as_str().len() + reason.text().len(),
     };
     ENTRY_BYTES + texts + payload.len()

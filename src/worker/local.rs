@@ -142,8 +142,8 @@ impl LocalNode for Shared {
         &self.file_root
     }
 
-    fn emit(&self, class: &ClassName, payload: Payload) -> Result<u64> {
-        Shared::emit(self, class, payload)
+    fn emit(&self, class: &ClassName, task: Option<&TaskId>, payload: Payload) -> Result<u64> {
+        Shared::emit(self, class, task, payload)
     }
 
     fn until_fewer_events(&self, class: &ClassName, than: u64) -> BoxFuture<'_, ()> {

@@ -34,11 +34,17 @@ use crate::{Error, Result};
 /// How long an outcome is remembered after the deadline of its call.
 pub const REMEMBER_AFTER_DEADLINE: Duration = Duration::from_secs(60);
 
-/// Most edges in memory: twice the largest number of control nodes, since each restart makes another one.
-pub const EDGES_MAX: usize = 256;
+/// Most edges in memory: control nodes, and clients that did not say goodbye. An edge of which nothing is left takes some hundred bytes.
+pub const EDGES_MAX: usize = 4096;
 
 /// Most numbers for each edge of calls whose outcome is gone.
 pub const NUMBERS_MAX: usize = 1024;
+
+/// Most ranges that one acknowledgement is read for.
+pub const RANGES_MAX: usize = 64;
+
+/// Most numbers for all edges together; beyond it an edge that needs more forgets its own.
+const NUMBERS_OF_ALL_MAX: usize = 65_536;
 
 /// What an outcome costs beside its bytes.
 const OUTCOME_BYTES: usize = 256;
@@ -66,6 +72,7 @@ pub struct Outcomes {
     edges_max: usize,
     numbers_max: usize,
     bytes: usize,
+    numbers: usize,
     edges: BTreeMap<Incarnation, Edge>,
     /// Finished calls in the order in which they finished.
     finished: BTreeMap<u64, CallIdentity>,
@@ -81,7 +88,9 @@ pub struct Outcomes {
 struct Edge {
     calls: BTreeMap<u64, Call>,
     running: usize,
-    /// Calls whose outcome is gone.
+    /// Everything below was acknowledged: nobody waits for it.
+    below: u64,
+    /// Calls whose outcome is gone, not below `below`.
     numbers: BTreeMap<u64, Gone>,
     /// A retry at or below that is not in memory may have been forgotten.
     floor: u64,
@@ -95,16 +104,24 @@ struct Edge {
 
 #[derive(Debug)]
 enum Call {
-    Running { forget_at: Instant },
-    Done { outcome: Outcome, order: u64, forget_at: Instant },
+    Running {
+        forget_at: Instant,
+        /// Whether it was acknowledged while it ran: then nobody will ask for its outcome.
+        settled: bool,
+    },
+    Done {
+        outcome: Outcome,
+        order: u64,
+        forget_at: Instant,
+    },
 }
 
 /// Why the outcome of a call is gone.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Gone {
-    /// The caller has it, or has long given up: no honest retry will come.
+    /// The caller has it: no honest retry will come.
     Settled,
-    /// It made room for others: a retry may come.
+    /// It made room for others, or its time was over: a retry may come.
     Evicted,
 }
 
@@ -116,12 +133,19 @@ impl Outcomes {
             edges_max: EDGES_MAX,
             numbers_max: NUMBERS_MAX,
             bytes: 0,
+            numbers: 0,
             edges: BTreeMap::new(),
             finished: BTreeMap::new(),
             expiry: BTreeSet::new(),
             tick: 0,
             edges_forgotten_until: None,
         }
+    }
+
+    /// The same with tables that are soon full.
+    #[cfg(test)]
+    pub(super) fn with_tables(bytes_max: usize, edges_max: usize, numbers_max: usize) -> Self {
+        Self { edges_max, numbers_max, ..Self::new(bytes_max) }
     }
 
     /// A call arrived. `retry` says that its edge has sent it before; a first attempt whose number is known is
@@ -144,7 +168,7 @@ impl Outcomes {
         edge.last_used = self.tick;
         let begin = edge.look_up(identity.number, retry, now);
         if begin == Begin::Execute {
-            edge.calls.insert(identity.number, Call::Running { forget_at });
+            edge.calls.insert(identity.number, Call::Running { forget_at, settled: false });
             edge.running += 1;
             edge.remembered_until = edge.remembered_until.max(forget_at);
         }
@@ -156,12 +180,11 @@ impl Outcomes {
         let bytes = outcome_bytes(&outcome);
         let Some(edge) = self.edges.get_mut(&identity.edge) else { return };
         let Some(call) = edge.calls.get_mut(&identity.number) else { return };
-        let Call::Running { forget_at } = *call else { return };
+        let Call::Running { forget_at, settled } = *call else { return };
         edge.running -= 1;
-        if forget_at <= now || bytes > self.bytes_max {
+        if settled || forget_at <= now || bytes > self.bytes_max {
             edge.calls.remove(&identity.number);
-            let gone = if forget_at <= now { Gone::Settled } else { Gone::Evicted };
-            edge.remember_number(identity.number, gone, self.numbers_max);
+            self.remember_number(identity, if settled { Gone::Settled } else { Gone::Evicted });
             return;
         }
         self.tick += 1;
@@ -186,9 +209,36 @@ impl Outcomes {
         }
     }
 
-    /// The edge has the outcome. Of a call that is running, or unknown, nothing changes.
-    pub fn ack(&mut self, identity: CallIdentity) {
-        self.forget(identity, Gone::Settled);
+    /// The edge needs the outcomes of these calls no more: of all numbers below `below`, and of the `ranges`, which are given by their first and last number.
+    ///
+    /// Of an edge without any call here nothing is noted; of more than [`RANGES_MAX`] ranges the rest is left for the next time.
+    pub fn settle(&mut self, edge: Incarnation, below: u64, ranges: &[(u64, u64)]) {
+        let Some(memory) = self.edges.get_mut(&edge) else { return };
+        memory.below = memory.below.max(below);
+        let kept = memory.numbers.split_off(&memory.below);
+        self.numbers -= std::mem::replace(&mut memory.numbers, kept).len();
+        let until = memory.below;
+        let below = (until > 0).then(|| (0, until - 1));
+        for (from, to) in below.into_iter().chain(ranges.iter().take(RANGES_MAX).copied().filter(|(from, to)| from <= to)) {
+            self.settle_range(edge, from, to);
+        }
+    }
+
+    fn settle_range(&mut self, edge: Incarnation, from: u64, to: u64) {
+        let Some(memory) = self.edges.get_mut(&edge) else { return };
+        let mut done = Vec::new();
+        for (number, call) in memory.calls.range_mut(from..=to) {
+            match call {
+                Call::Running { settled, .. } => *settled = true,
+                Call::Done { .. } => done.push(*number),
+            }
+        }
+        for (_, gone) in memory.numbers.range_mut(from..=to) {
+            *gone = Gone::Settled;
+        }
+        for number in done {
+            self.forget(CallIdentity { edge, number }, Gone::Settled);
+        }
     }
 
     /// Forgets the outcomes whose time is over.
@@ -196,7 +246,7 @@ impl Outcomes {
         while self.expiry.first().is_some_and(|(forget_at, _)| *forget_at <= now)
             && let Some((_, identity)) = self.expiry.pop_first()
         {
-            self.forget(identity, Gone::Settled);
+            self.forget(identity, Gone::Evicted);
         }
     }
 
@@ -225,8 +275,8 @@ impl Outcomes {
         let Some(edge) = self.edges.get_mut(&identity.edge) else { return };
         let Some(Call::Done { .. }) = edge.calls.get(&identity.number) else { return };
         let call = edge.calls.remove(&identity.number);
-        edge.remember_number(identity.number, gone, self.numbers_max);
         self.unlist(identity, call.as_ref());
+        self.remember_number(identity, gone);
     }
 
     /// Takes a call that has left its edge out of the books.
@@ -238,16 +288,35 @@ impl Outcomes {
         }
     }
 
-    /// Forgets the edge that has been quiet for longest if there is no room for another one; if possible one
+    /// Keeps the bare number of a call, for as long as there is room.
+    fn remember_number(&mut self, identity: CallIdentity, gone: Gone) {
+        let Some(edge) = self.edges.get_mut(&identity.edge) else { return };
+        if identity.number < edge.below {
+            return;
+        }
+        self.numbers += usize::from(edge.numbers.insert(identity.number, gone).is_none());
+        if edge.numbers.len() > self.numbers_max || self.numbers > NUMBERS_OF_ALL_MAX {
+            let lowest = edge.numbers.pop_first();
+            self.numbers -= usize::from(lowest.is_some());
+            if let Some((lowest, Gone::Evicted)) = lowest {
+                edge.floor = edge.floor.max(lowest);
+            }
+        }
+    }
+
+    /// Forgets an edge if there is no room for another one: one that needs nothing any more, else the one that has been quiet for longest; if possible one
     /// without running calls.
     fn make_room_for_edge(&mut self) {
         if self.edges.len() < self.edges_max {
             return;
         }
-        let quietest = self.edges.iter().min_by_key(|(_, edge)| (edge.running > 0, edge.last_used));
+        let quietest = self.edges.iter().min_by_key(|(_, edge)| (edge.running > 0, !edge.is_settled(), edge.last_used));
         let Some(incarnation) = quietest.map(|(incarnation, _)| *incarnation) else { return };
         let Some(edge) = self.edges.remove(&incarnation) else { return };
-        self.edges_forgotten_until = self.edges_forgotten_until.max(Some(edge.remembered_until));
+        self.numbers -= edge.numbers.len();
+        if !edge.is_settled() {
+            self.edges_forgotten_until = self.edges_forgotten_until.max(Some(edge.remembered_until));
+        }
         for (number, call) in &edge.calls {
             self.unlist(CallIdentity { edge: incarnation, number: *number }, Some(call));
         }
@@ -256,7 +325,24 @@ impl Outcomes {
 
 impl Edge {
     fn new(doubtful_until: Option<Instant>, remembered_until: Instant) -> Self {
-        Self { calls: BTreeMap::new(), running: 0, numbers: BTreeMap::new(), floor: 0, doubtful_until, last_used: 0, remembered_until }
+        Self {
+            calls: BTreeMap::new(),
+            running: 0,
+            below: 0,
+            numbers: BTreeMap::new(),
+            floor: 0,
+            doubtful_until,
+            last_used: 0,
+            remembered_until,
+        }
+    }
+
+    /// Whether nobody will ask for anything that it has sent so far.
+    fn is_settled(&self) -> bool {
+        let needs_nothing = |call: &Call| matches!(call, Call::Running { settled: true, .. });
+        self.calls.values().all(needs_nothing)
+            && (self.floor == 0 || self.floor < self.below)
+            && self.numbers.values().all(|gone| *gone == Gone::Settled)
     }
 
     fn look_up(&self, number: u64, retry: bool, now: Instant) -> Begin {
@@ -264,18 +350,9 @@ impl Edge {
         match self.calls.get(&number) {
             Some(Call::Running { .. }) => Begin::Running,
             Some(Call::Done { outcome, .. }) => Begin::Done(outcome.clone()),
-            None if self.numbers.contains_key(&number) => Begin::Unknown,
+            None if number < self.below || self.numbers.contains_key(&number) => Begin::Unknown,
             None if retry && maybe_forgotten() => Begin::Unknown,
             None => Begin::Execute,
-        }
-    }
-
-    fn remember_number(&mut self, number: u64, gone: Gone, numbers_max: usize) {
-        self.numbers.insert(number, gone);
-        if self.numbers.len() > numbers_max
-            && let Some((lowest, Gone::Evicted)) = self.numbers.pop_first()
-        {
-            self.floor = self.floor.max(lowest);
         }
     }
 }

@@ -11,18 +11,20 @@ use tokio::sync::{Notify, Semaphore, oneshot, watch};
 use tokio::time::Instant;
 
 use super::adoption::{Adoption, ChannelKey};
+use super::agent::Connector;
+use super::calls::Calls;
+use super::exclusive::EXCLUSIVE_MAX;
 use super::journal::{Journal, Outgoing};
-use super::outcomes::{Outcomes, REMEMBER_AFTER_DEADLINE};
+use super::outcomes::REMEMBER_AFTER_DEADLINE;
 use super::running::Running;
-use super::tasks::{Action, Tasks};
+use super::tasks::{Action, TaskState, Tasks};
 use crate::cluster::core_class;
 use crate::config::Config;
 use crate::connection::{Channel, IncomingCall, Link, unix_time_ms};
 use crate::error::{Error, ErrorCode, Result};
 use crate::job::Classes;
 use crate::proto::entry::EntryKind;
-use crate::proto::head::{EventHead, EventKind};
-use crate::proto::identity::CallIdentity;
+use crate::proto::head::{Audience, EventHead, EventKind};
 use crate::proto::message::{BuiltinEvent, Describe, Message, RESYNC_TASKS_MAX, Resync, Update};
 use crate::proto::session::EVENT_BYTES_MAX;
 use crate::types::{ClassName, Incarnation, Meta, NodeId, NodeStats, NodeUri, Payload, TaskId, WantedStatus};
@@ -52,6 +54,10 @@ pub(super) struct Shared {
     moved: Notify,
     next_link: AtomicU64,
     refuses_calls: AtomicBool,
+    /// What dials for this worker, if anything does.
+    pub(super) connector: Option<Arc<dyn Connector>>,
+    /// Connections beside the holder's that this worker may have dialled.
+    pub(super) exclusive: Arc<Semaphore>,
 }
 
 /// What the agent must know of the holder.
@@ -71,9 +77,7 @@ pub(super) struct State {
     pub(super) adoption: Adoption,
     pub(super) current: Option<Channel>,
     pub(super) journal: Journal,
-    pub(super) outcomes: Outcomes,
-    /// Retries that wait for a call which is being carried out.
-    pub(super) waiters: HashMap<CallIdentity, Vec<IncomingCall>>,
+    pub(super) calls: Calls<IncomingCall>,
     pub(super) meta: Meta,
     pub(super) data: BTreeMap<String, serde_json::Value>,
     pub(super) data_bytes: usize,
@@ -84,7 +88,14 @@ pub(super) struct State {
 }
 
 impl Shared {
-    pub(super) fn new(config: Arc<Config>, id: NodeId, incarnation: Incarnation, classes: Classes, listen: Vec<NodeUri>) -> Arc<Self> {
+    pub(super) fn new(
+        config: Arc<Config>,
+        id: NodeId,
+        incarnation: Incarnation,
+        classes: Classes,
+        listen: Vec<NodeUri>,
+        connector: Option<Arc<dyn Connector>>,
+    ) -> Arc<Self> {
         let state = State {
             tasks: Tasks::new(),
             running: HashMap::new(),
@@ -92,8 +103,7 @@ impl Shared {
             adoption: Adoption::new(incarnation, config.ping_time),
             current: None,
             journal: Journal::new(config.journal_bytes),
-            outcomes: Outcomes::new(config.outcome_bytes),
-            waiters: HashMap::new(),
+            calls: Calls::new(incarnation, config.outcome_bytes),
             meta: config.meta.clone(),
             data: BTreeMap::new(),
             data_bytes: 0,
@@ -116,6 +126,8 @@ impl Shared {
             moved: Notify::new(),
             next_link: AtomicU64::new(1),
             refuses_calls: AtomicBool::new(false),
+            connector,
+            exclusive: Arc::new(Semaphore::new(EXCLUSIVE_MAX)),
             config,
         })
     }
@@ -179,13 +191,14 @@ impl Shared {
     }
 
     /// Appends an event of a class and sends what may be sent.
-    pub(super) fn emit(&self, class: &ClassName, payload: Payload) -> Result<u64> {
+    pub(super) fn emit(&self, class: &ClassName, task: Option<&TaskId>, payload: Payload) -> Result<u64> {
         if payload.len() > EVENT_BYTES_MAX {
             let what = format!("an event of {} bytes is larger than {EVENT_BYTES_MAX}; put it into a file or a reply", payload.len());
             return Err(Error::new(ErrorCode::PayloadTooLarge, what));
         }
         let mut state = self.lock();
-        let seq = state.journal.append(class, EntryKind::Class, payload, unix_time_ms())?;
+        let kind = task.map_or(EntryKind::Class, |task| EntryKind::OfTask(task.clone()));
+        let seq = state.journal.append(class, kind, payload, unix_time_ms())?;
         state.pump();
         Ok(seq)
     }
@@ -284,7 +297,12 @@ impl Shared {
         let classes: Vec<(ClassName, u64)> =
             state.journal.classes().map(|(class, marks)| (class.clone(), marks.acknowledged + 1)).collect();
         for (class, next_seq) in classes {
-            let tasks: Vec<TaskId> = state.tasks.of_class(&class).map(|(id, _)| id.clone()).collect();
+            // Those whose start does not follow.
+            let known = state
+                .tasks
+                .of_class(&class)
+                .filter(|(id, row)| row.state == TaskState::Running && !state.journal.will_tell_start(&class, id));
+            let tasks: Vec<TaskId> = known.map(|(id, _)| id.clone()).collect();
             let mut pages = tasks.chunks(RESYNC_TASKS_MAX).peekable();
             let first = pages.next().unwrap_or_default();
             let mut page = Resync { class: class.clone(), next_seq, tasks: first.to_vec(), more: pages.peek().is_some() };
@@ -310,33 +328,38 @@ impl State {
     pub(super) fn pump(&mut self) {
         let Some(channel) = &self.current else { return };
         while let Some(outgoing) = self.journal.next_to_send(EVENT_WINDOW) {
-            let (head, payload) = event_frame(outgoing);
+            let (head, payload) = event_frame(outgoing, Audience::Everybody);
+            channel.event(&head, &payload);
+        }
+        while let Some(outgoing) = self.journal.next_for_followers(EVENT_WINDOW) {
+            let (head, payload) = event_frame(outgoing, Audience::Followers);
             channel.event(&head, &payload);
         }
     }
 }
 
-fn event_frame(outgoing: Outgoing<'_>) -> (EventHead, Bytes) {
-    let (seq, time_ms, class, own) = match outgoing {
+/// An entry of the journal, or a gap, as it travels.
+pub(crate) fn event_frame(outgoing: Outgoing<'_>, audience: Audience) -> (EventHead, Bytes) {
+    let encode = |event: &BuiltinEvent| Bytes::from(rmp_serde::to_vec_named(event).unwrap_or_default());
+    match outgoing {
         Outgoing::Gap { class, from, to } => {
-            let body = rmp_serde::to_vec_named(&BuiltinEvent::Gap { from, to }).unwrap_or_default();
-            return (EventHead { seq: to, time_ms: unix_time_ms(), kind: EventKind::Gap, class: class.clone() }, body.into());
+            let head = EventHead { seq: to, time_ms: unix_time_ms(), kind: EventKind::Gap, class: class.clone(), task: None, audience };
+            (head, encode(&BuiltinEvent::Gap { from, to }))
         }
         Outgoing::Entry(entry) => {
-            let own = match &entry.kind {
-                EntryKind::Class => {
-                    let head = EventHead { seq: entry.seq, time_ms: entry.time_ms, kind: EventKind::Class, class: entry.class.clone() };
-                    return (head, entry.payload.clone().into_bytes());
+            let (kind, task, payload) = match &entry.kind {
+                EntryKind::Class => (EventKind::Class, None, entry.payload.clone().into_bytes()),
+                EntryKind::OfTask(id) => (EventKind::Class, Some(id.clone()), entry.payload.clone().into_bytes()),
+                EntryKind::TaskStarted(id) => (EventKind::Builtin, None, encode(&BuiltinEvent::TaskStarted(id.clone()))),
+                EntryKind::TaskStopped { id, reason } => {
+                    let stopped = BuiltinEvent::TaskStopped { id: id.clone(), reason: reason.to_string() };
+                    (EventKind::Builtin, None, encode(&stopped))
                 }
-                EntryKind::TaskStarted(id) => BuiltinEvent::TaskStarted(id.clone()),
-                EntryKind::TaskStopped { id, reason } => BuiltinEvent::TaskStopped { id: id.clone(), reason: reason.to_string() },
-                EntryKind::NodeStatus(status) => BuiltinEvent::NodeStatus(*status),
+                EntryKind::NodeStatus(status) => (EventKind::Builtin, None, encode(&BuiltinEvent::NodeStatus(*status))),
             };
-            (entry.seq, entry.time_ms, entry.class.clone(), own)
+            (EventHead { seq: entry.seq, time_ms: entry.time_ms, kind, class: entry.class.clone(), task, audience }, payload)
         }
-    };
-    let body = rmp_serde::to_vec_named(&own).unwrap_or_default();
-    (EventHead { seq, time_ms, kind: EventKind::Builtin, class }, body.into())
+    }
 }
 
 /// The key of a channel: never used twice in a process.
@@ -344,13 +367,17 @@ pub(super) fn channel_key(link: u64, channel: u16) -> ChannelKey {
     ChannelKey(link << 16 | u64::from(channel))
 }
 
+pub(super) fn is_of_link(key: ChannelKey, link: u64) -> bool {
+    key.0 >> 16 == link
+}
+
 /// Forgets outcomes when their time is over.
 pub(super) async fn expire_outcomes(shared: Arc<Shared>) {
     loop {
-        let next = shared.lock().outcomes.next_deadline();
+        let next = shared.lock().calls.next_deadline();
         let pause = next.map_or(REMEMBER_AFTER_DEADLINE, |at| at.saturating_duration_since(Instant::now().into_std()));
         // Not longer: a call that ends meanwhile may have to be forgotten earlier than all that are known now.
         tokio::time::sleep(pause.clamp(std::time::Duration::from_secs(1), REMEMBER_AFTER_DEADLINE)).await;
-        shared.lock().outcomes.expire(Instant::now().into_std());
+        shared.lock().calls.expire(Instant::now().into_std());
     }
 }

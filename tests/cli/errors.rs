@@ -26,7 +26,7 @@ fn wrong_usage_exits_with_2_in_one_line() {
 fn every_command_has_help_with_an_example() {
     let commands = [
         "dev", "nodes", "info", "connect", "forget", "status", "meta", "data", "request", "task", "call", "events", "send", "fetch",
-        "ping", "keygen",
+        "ping", "keygen", "resolve",
     ];
     let help = nkcluster(&["--help"]);
     for command in commands {

@@ -7,9 +7,12 @@ mod events;
 mod files;
 mod keygen;
 mod nodes;
+mod resolve;
 mod tasks;
 mod values;
 
+#[path = "../it/dns.rs"]
+mod dns;
 #[path = "../daemon/support.rs"]
 mod support;
 

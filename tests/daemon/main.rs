@@ -3,6 +3,7 @@
 mod development;
 mod failures;
 mod members;
+mod quic;
 mod reload;
 mod security;
 mod start;

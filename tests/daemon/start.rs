@@ -5,7 +5,7 @@ use std::process::Stdio;
 
 use serde_json::{Value, json};
 
-use crate::support::{Cli, DEADLINE, Daemon, Ran, daemon_command, wait_for};
+use crate::support::{Cli, DEADLINE, Daemon, Ran, command, daemon_command, wait_for};
 
 fn daemon(arguments: &[&str]) -> Ran {
     let mut command = daemon_command();
@@ -52,6 +52,23 @@ fn a_worker_is_ready_without_listening_and_without_a_cluster() {
     let worker = Daemon::start(dir.path(), &["--worker", "--node-id", "w1", "--cluster-addr", "nkcluster://127.0.0.1:1;transport=tcp"]);
     assert_eq!(worker.ready, json!({ "ready": true, "node_id": "w1", "role": "worker", "listen": [], "http": null }));
     wait_for("a log line about the cluster that is away", || worker.log().contains("127.0.0.1:1").then_some(()));
+}
+
+#[test]
+fn without_files_for_a_runtime_it_exits_with_70_and_says_so() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let starved = |files: u32| {
+        let mut command = command("sh");
+        command.args(["-c", "ulimit -n \"$0\" && exec \"$@\"", &files.to_string(), env!("CARGO_BIN_EXE_nkcluster-node")]);
+        command.args(["--worker", "--listen", "nkcluster://127.0.0.1:0;transport=tcp", "--exit-with-stdin", "--state-dir"]).arg(dir.path());
+        Ran::of(command, "")
+    };
+    starved(4).fails(70, "internal").naming(&["Too many open files", "ulimit -n"]);
+    // A little more, and something else fails first; some of it panics.
+    for files in 5..16 {
+        let ran = starved(files);
+        assert!(matches!(ran.code, Some(0 | 64 | 69 | 70)), "with {files} files: {ran:?}");
+    }
 }
 
 #[test]

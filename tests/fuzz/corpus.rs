@@ -56,7 +56,7 @@ macro_rules! replayed {
     };
 }
 
-replayed!(before_trust config handshake labels payload selector session transfer uri);
+replayed!(before_trust config handshake intermediary labels payload selector session transfer uri);
 
 #[test]
 fn corpora_are_small() {

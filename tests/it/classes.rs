@@ -34,7 +34,7 @@ impl Gate {
         self.open.send_replace(false);
     }
 
-    async fn pass(&self) {
+    pub(crate) async fn pass(&self) {
         self.entered.fetch_add(1, Ordering::SeqCst);
         let _ = self.open.subscribe().wait_for(|open| *open).await;
     }

@@ -19,6 +19,7 @@ const ROOTS: &[(&str, &str)] = &[
     ("it", "tests/it/main.rs"),
     ("daemon", "tests/daemon/main.rs"),
     ("cli", "tests/cli/main.rs"),
+    ("system", "tests/system/main.rs"),
     ("examples", "tests/examples/main.rs"),
     ("corpus", "tests/fuzz/corpus.rs"),
     ("cluster", "job_classes/files/tests/cluster.rs"),

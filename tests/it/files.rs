@@ -78,7 +78,7 @@ async fn files_go_there_and_back_in_process_and_over_every_transport() {
     let _worker = c.worker("w1", Transport::Tls, Classes::new()).await;
     let (dir, root) = (c.dir.path(), c.dir.path().join("w1/files"));
     there_and_back(&c.cluster, dir, &root, "in-process").await;
-    for transport in [Transport::Tcp, Transport::Tls] {
+    for transport in [Transport::Tcp, Transport::Tls, Transport::Quic] {
         let admin = Cluster::connect(connect_options(vec![c.at(transport)])).await.expect("connects");
         there_and_back(&admin, dir, &root, transport.name()).await;
     }
@@ -130,8 +130,10 @@ async fn what_is_no_file_is_refused_by_name() {
 
 #[tokio::test]
 async fn a_transfer_that_is_cut_is_resumed_and_never_half_there() {
-    let c = MemoryCluster::start(Classes::new()).await;
-    let _worker = c.worker("w1", Classes::new()).await;
+    // Pings that are far apart: on a busy machine a peer may be silent for a moment, and only the cuts are to end links here.
+    let slow = |config: &mut nkcluster::config::Config| config.ping_time = Duration::from_secs(60);
+    let c = MemoryCluster::start_with(Classes::new(), slow).await;
+    let _worker = c.worker_with("w1", Classes::new(), slow).await;
     let admin = c.admin().await;
     let root = c.dir.path().join("w1/files");
     let (old, new) = (content(100), content(8 * MIB));

@@ -128,12 +128,13 @@ pub(crate) struct SocketCluster {
 }
 
 impl SocketCluster {
-    /// Listens on tcp and on tls.
+    /// Listens on tcp, tls and quic.
     pub(crate) async fn start(classes: Classes) -> Self {
         logged();
         let dir = tempfile::tempdir().expect("a temporary directory");
         let mut config = control_config(&dir, "c1", "nkcluster://127.0.0.1:0;transport=tcp");
         config.listen.push(uri("nkcluster://127.0.0.1:0;transport=tls"));
+        config.listen.push(uri("nkcluster://127.0.0.1:0;transport=quic"));
         let control = Node::start(config, classes).await.expect("starts");
         let cluster = control.cluster().expect("a control node has the cluster");
         Self { dir, control, cluster }

@@ -286,6 +286,45 @@ async fn a_reply_that_came_after_its_timeout_can_be_asked_for() {
 }
 
 #[tokio::test]
+async fn a_worker_forgets_what_its_callers_have_and_nothing_else() {
+    let probe = Probe::<false>::new();
+    let c = MemoryCluster::start(probe.classes()).await;
+    let _worker = c.worker_with("w1", probe.classes(), |config| config.outcome_bytes = 256 * 1024).await;
+    for cluster in [c.cluster.clone(), c.admin().await] {
+        // Nobody but its application knows when this one is needed no more.
+        let kept = identity();
+        let first = ask(&cluster, Ask::Count, repeating(kept, None)).await.expect("answered");
+        // Ten times what the worker can remember, if it had to.
+        for _ in 0..2000 {
+            ask(&cluster, Ask::Bytes(1024), once()).await.expect("answered");
+        }
+        assert_eq!(ask(&cluster, Ask::Count, repeating(kept, None)).await.expect("still known"), first);
+    }
+}
+
+#[tokio::test]
+async fn a_client_that_says_goodbye_leaves_nothing_at_the_worker() {
+    let probe = Probe::<false>::new();
+    let c = MemoryCluster::start(probe.classes()).await;
+    let _worker = c.worker_with("w1", probe.classes(), |config| config.outcome_bytes = 256 * 1024).await;
+    let kept = identity();
+    let first = ask(&c.cluster, Ask::Count, repeating(kept, None)).await.expect("answered");
+    for client in 0..20 {
+        let cluster = c.admin().await;
+        ask(&cluster, Ask::Bytes(40 * 1024), once()).await.expect("answered");
+        // Either way it says what it needs no more.
+        if client % 2 == 0 {
+            cluster.close().await
+        } else {
+            drop(cluster)
+        }
+        // Its last words come before those of whoever asks next.
+        c.cluster.ping(&node_id("w1"), TIMEOUT).await.expect("answered");
+    }
+    assert_eq!(ask(&c.cluster, Ask::Count, repeating(kept, None)).await.expect("still known"), first);
+}
+
+#[tokio::test]
 async fn an_outcome_that_is_no_longer_known_is_told_as_unknown() {
     let probe = Probe::<false>::new();
     let c = MemoryCluster::start(probe.classes()).await;

@@ -1,8 +1,14 @@
 //! Clusters in one process, on the memory network and on loopback sockets.
 
+mod bad_input;
 mod between;
 mod classes;
 mod coverage;
+mod datagrams;
+mod discovery;
+mod dns;
+mod events;
+mod exclusive;
 mod failure;
 mod files;
 mod harness;
@@ -15,4 +21,5 @@ mod raw;
 mod relay;
 mod review;
 mod security;
+mod streams;
 mod transports;

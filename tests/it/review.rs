@@ -80,7 +80,7 @@ async fn events_of_a_peer_that_was_not_adopted_are_nobodys() {
     clone.introduce(Vec::new());
     let channel = clone.link.channel_zero();
     channel.message(&Message::Resync(Resync { class: probe_class(), next_seq: 9, tasks: vec![task_id("t9")], more: false }));
-    let head = EventHead { seq: 9, time_ms: 0, kind: EventKind::Class, class: probe_class() };
+    let head = EventHead { seq: 9, time_ms: 0, kind: EventKind::Class, class: probe_class(), task: None, audience: Default::default() };
     channel.event(&head, &Payload::encode(&"a lie").expect("encodes").into_bytes());
     assert_eq!(clone.closed().await.code().name(), "connection_failed");
     ask(&c.cluster, Ask::Emit(vec!["the truth".into()])).await.expect("emitted");

@@ -47,6 +47,7 @@ fn a_call(node: &str) -> CallHead {
         identity: CallIdentity { edge: random_incarnation(), number: 1 },
         retry: false,
         hops: 0,
+        exclusive: false,
         incarnation: Incarnation::default(),
         node: Some(node_id(node)),
         class: Some(core()),
@@ -105,7 +106,7 @@ async fn whoever_plays_another_role_is_cut_off() {
     };
     let of_control = [
         Message::Adopt(adopt),
-        Message::EventAck(EventAck { class: core(), seq: 1 }),
+        Message::EventAck(EventAck { class: core(), seq: 1, followed: 0 }),
         Message::Preferred(Preferred { addresses: vec![uri("nkcluster://evil;transport=memory")] }),
     ];
     let of_workers = [
@@ -123,7 +124,7 @@ async fn whoever_plays_another_role_is_cut_off() {
     admin.introduce(Vec::new());
     assert_eq!(admin.closed().await.code(), &ErrorCode::ProtocolError, "an admin introduces itself as a worker");
     let mut admin = dial(&c.net, &party(Role::Admin, "evil").await, C1, Role::Control).await.expect("proved");
-    let event = EventHead { seq: 1, time_ms: 0, kind: EventKind::Class, class: core() };
+    let event = EventHead { seq: 1, time_ms: 0, kind: EventKind::Class, class: core(), task: None, audience: Default::default() };
     admin.link.channel_zero().event(&event, b"\xc0");
     assert_eq!(admin.closed().await.code(), &ErrorCode::ProtocolError, "an admin sends an event");
     is_unharmed(&c, &["c1"]).await;
@@ -581,24 +582,27 @@ async fn a_class_that_is_not_enabled_does_not_exist() {
 #[tokio::test]
 async fn over_tls_a_man_in_the_middle_gets_no_link() {
     // He ends TLS with a certificate of his own towards the client, and dials the node himself.
-    let c = SocketCluster::start(Classes::new()).await;
-    let dir = tempfile::tempdir().expect("a temporary directory");
-    let listen = transport::ListenOptions { state_dir: Some(dir.path().to_owned()), ..Default::default() };
-    let trap = transport::Listener::bind(&uri("nkcluster://127.0.0.1:0;transport=tls"), &listen).await.expect("binds");
-    let (trap_uri, node): (NodeUri, NodeUri) = (trap.uri().clone(), c.at(Transport::Tls));
-    let relay = tokio::spawn(async move {
-        loop {
-            let mut client = trap.accept().await.into_wire().await.expect("TLS with the client");
-            let mut server = transport::dial(&node, &DialOptions::default()).await.expect("TLS with the node");
-            let _ = tokio::io::copy_bidirectional(&mut client, &mut server).await;
-        }
-    });
-    let error = failed(Cluster::connect(connect_options(vec![trap_uri.clone()])).await);
-    assert_eq!(error.code(), &ErrorCode::InvalidPassword, "{error}");
-    let config = worker_config(&c.dir, "w1", &trap_uri.to_string());
-    let _worker = Node::start(config, Classes::new()).await.expect("starts");
-    let _other = c.worker("w2", Transport::Tls, Classes::new()).await;
-    wait_status(&c.cluster, "w2", NodeStatus::Ready).await;
-    assert!(c.cluster.info(&node_id("w1"), TIMEOUT).await.is_err());
-    relay.abort();
+    for transport in [Transport::Tls, Transport::Quic] {
+        let c = SocketCluster::start(Classes::new()).await;
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        let listen = transport::ListenOptions { state_dir: Some(dir.path().to_owned()), ..Default::default() };
+        let trap =
+            transport::Listener::bind(&uri(&format!("nkcluster://127.0.0.1:0;transport={transport}")), &listen).await.expect("binds");
+        let (trap_uri, node): (NodeUri, NodeUri) = (trap.uri().clone(), c.at(transport));
+        let relay = tokio::spawn(async move {
+            loop {
+                let mut client = trap.accept().await.into_wire().await.expect("TLS with the client");
+                let mut server = transport::dial(&node, &DialOptions::default()).await.expect("TLS with the node");
+                let _ = tokio::io::copy_bidirectional(&mut client, &mut server).await;
+            }
+        });
+        let error = failed(Cluster::connect(connect_options(vec![trap_uri.clone()])).await);
+        assert_eq!(error.code(), &ErrorCode::InvalidPassword, "{error}");
+        let config = worker_config(&c.dir, "w1", &trap_uri.to_string());
+        let _worker = Node::start(config, Classes::new()).await.expect("starts");
+        let _other = c.worker("w2", transport, Classes::new()).await;
+        wait_status(&c.cluster, "w2", NodeStatus::Ready).await;
+        assert!(c.cluster.info(&node_id("w1"), TIMEOUT).await.is_err());
+        relay.abort();
+    }
 }

@@ -1,6 +1,9 @@
 //! One suite over every transport, and what only some of them meet on their way.
 
+use std::time::Duration;
+
 use nkcluster::cluster::Cluster;
+use nkcluster::config::Config;
 use nkcluster::job::{Classes, JobClass, RequestContext, TypedCalls};
 use nkcluster::node::{Node, NodeHandle};
 use nkcluster::transport::MemoryNet;
@@ -10,6 +13,7 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
 use crate::between::{Authority, Between, Way};
 use crate::classes::{Ask, Probe};
+use crate::datagrams::Datagrams;
 use crate::harness::{TIMEOUT, connect_options, control_config, eventually, logged, node_id, once, soon, uri, wait_status, worker_config};
 
 /// A stream class: sends back every byte that it gets.
@@ -60,6 +64,7 @@ async fn mirrored(cluster: &Cluster) {
 /// What a link can be cut by.
 enum Cut {
     Relay(Between),
+    Datagrams(Datagrams),
     Memory(MemoryNet),
 }
 
@@ -77,12 +82,17 @@ fn classes(probe: &Probe) -> Classes {
     probe.classes().with(Mirror)
 }
 
+/// Much is encrypted here at once, by code that is not optimised: a ping may take its time. A cut over UDP is noticed by nothing else.
+const PING_TIME: Duration = Duration::from_secs(2);
+
 async fn control(dir: &tempfile::TempDir, listen: &str, classes: Classes) -> NodeHandle {
-    Node::start(control_config(dir, "c1", listen), classes).await.expect("starts")
+    let config = Config { ping_time: PING_TIME, ..control_config(dir, "c1", listen) };
+    Node::start(config, classes).await.expect("starts")
 }
 
 async fn worker(dir: &tempfile::TempDir, cluster_addr: &str, classes: Classes) -> NodeHandle {
-    Node::start(worker_config(dir, "w1", cluster_addr), classes).await.expect("starts")
+    let config = Config { ping_time: PING_TIME, ..worker_config(dir, "w1", cluster_addr) };
+    Node::start(config, classes).await.expect("starts")
 }
 
 impl Pair {
@@ -97,6 +107,12 @@ impl Pair {
                 let control = Node::start_in(&net, control_config(&dir, "c1", at), classes(&probe)).await.expect("starts");
                 let worker = Node::start_in(&net, worker_config(&dir, "w1", at), classes(&probe)).await.expect("starts");
                 (control, worker, Cut::Memory(net))
+            }
+            Transport::Quic => {
+                let control = control(&dir, "nkcluster://127.0.0.1:0;transport=quic", classes(&probe)).await;
+                let network = Datagrams::start(&control.listen()[0]).await;
+                let worker = worker(&dir, &network.instead_of(&control.listen()[0]).to_string(), classes(&probe)).await;
+                (control, worker, Cut::Datagrams(network))
             }
             _ => {
                 let control = control(&dir, &format!("nkcluster://127.0.0.1:0;transport={transport}"), classes(&probe)).await;
@@ -119,9 +135,18 @@ impl Pair {
         Cluster::connect(options).await.expect("connects")
     }
 
+    /// What is between the two over quic.
+    fn network(&self) -> &Datagrams {
+        match &self.between {
+            Cut::Datagrams(network) => network,
+            Cut::Relay(_) | Cut::Memory(_) => panic!("there are no datagrams"),
+        }
+    }
+
     async fn cut(&self) -> usize {
         match &self.between {
             Cut::Relay(relay) => relay.cut().await,
+            Cut::Datagrams(network) => network.cut(),
             Cut::Memory(net) => net.cut("w1", "c1"),
         }
     }
@@ -183,6 +208,80 @@ async fn ws_carries_everything() {
 #[tokio::test]
 async fn wss_carries_everything() {
     carries_everything(Transport::Wss).await;
+}
+
+#[tokio::test]
+async fn quic_carries_everything() {
+    carries_everything(Transport::Quic).await;
+}
+
+#[tokio::test]
+async fn link_over_quic_survives_that_its_worker_gets_another_address() {
+    let pair = Pair::start(Transport::Quic).await;
+    let before = pair.cluster.info(&node_id("w1"), TIMEOUT).await.expect("known");
+    let held = {
+        let cluster = pair.cluster.clone();
+        tokio::spawn(async move { cluster.ask::<Probe>(&node_id("w1"), &Ask::Hold, once()).await })
+    };
+    pair.probe.work.entered(1).await;
+    for _ in 0..3 {
+        pair.network().move_diallers().await;
+        echo(&pair.cluster, "from elsewhere").await;
+    }
+    mirrored(&pair.cluster).await;
+    pair.probe.work.open();
+    soon("the answer", held).await.expect("no panic").expect("answered over the same link");
+    let after = pair.cluster.info(&node_id("w1"), TIMEOUT).await.expect("known");
+    assert_eq!((after.remote, after.proxies), (before.remote, before.proxies));
+}
+
+#[tokio::test]
+async fn quic_makes_up_for_what_the_network_loses() {
+    let pair = Pair::start(Transport::Quic).await;
+    pair.network().lose_one_in(20);
+    let calls = async {
+        for number in 0..20 {
+            echo(&pair.cluster, &number.to_string()).await;
+        }
+    };
+    tokio::join!(mirrored(&pair.cluster), calls);
+    echo(&pair.cluster, &"x".repeat(1 << 20)).await;
+}
+
+#[tokio::test]
+async fn one_node_listens_on_every_transport_at_once() {
+    logged();
+    let dir = tempfile::tempdir().expect("a temporary directory");
+    let every = [Transport::Tcp, Transport::Tls, Transport::Ws, Transport::Wss, Transport::Quic];
+    let mut config = control_config(&dir, "c1", "nkcluster://127.0.0.1:0;transport=tcp");
+    config.listen = every.iter().map(|transport| uri(&format!("nkcluster://127.0.0.1:0;transport={transport}"))).collect();
+    let control = Node::start(config, classes(&Probe::<false>::new())).await.expect("starts");
+    let cluster = control.cluster().expect("a control node has the cluster");
+    let mut workers = Vec::new();
+    for (transport, at) in every.iter().zip(control.listen()) {
+        let id = format!("w-{transport}");
+        let config = worker_config(&dir, &id, &at.to_string());
+        workers.push(Node::start(config, Probe::<false>::new().classes()).await.expect("starts"));
+        wait_status(&cluster, &id, NodeStatus::Ready).await;
+        let remote = cluster.info(&node_id(&id), TIMEOUT).await.expect("known").remote.expect("connected");
+        assert!(remote.starts_with(&format!("{transport}:127.0.0.1:")), "{remote}");
+    }
+}
+
+#[tokio::test]
+async fn control_node_dials_a_worker_over_quic() {
+    logged();
+    let dir = tempfile::tempdir().expect("a temporary directory");
+    let probe = Probe::<false>::new();
+    let control = control(&dir, "nkcluster://127.0.0.1:0;transport=tcp", probe.classes()).await;
+    let cluster = control.cluster().expect("a control node has the cluster");
+    let mut config = worker_config(&dir, "w1", "");
+    config.listen = vec![uri("nkcluster://127.0.0.1:0;transport=quic")];
+    let worker = Node::start(config, probe.classes()).await.expect("starts");
+    assert_eq!(cluster.attach(&worker.listen()[0], TIMEOUT).await.expect("attached"), node_id("w1"));
+    wait_status(&cluster, "w1", NodeStatus::Ready).await;
+    echo(&cluster, "hello").await;
+    worker.stop().await;
 }
 
 #[tokio::test]
@@ -349,6 +448,7 @@ async fn node_reads_its_certificates_again_when_it_is_told_to() {
     let dir = tempfile::tempdir().expect("a temporary directory");
     let mut config = control_config(&dir, "c1", "nkcluster://127.0.0.1:0;transport=tls");
     config.listen.push(uri("nkcluster://127.0.0.1:0;transport=wss"));
+    config.listen.push(uri("nkcluster://127.0.0.1:0;transport=quic"));
     config.listen.push(uri("nkcluster://127.0.0.1:0;transport=ws"));
     let control = Node::start(config, Classes::new()).await.expect("starts");
     let tls = dir.path().join("c1/tls");
@@ -365,14 +465,14 @@ async fn node_reads_its_certificates_again_when_it_is_told_to() {
     std::fs::remove_dir_all(&tls).expect("removes");
     control.reload().await.expect("a new pair");
     own("new.pem");
-    for listener in [0, 1] {
+    for listener in [0, 1, 2] {
         trusting(listener, "new.pem").await.expect("the new one");
         trusting(listener, "old.pem").await.expect_err("no longer the old one");
     }
     std::fs::write(tls.join("cert.pem"), "nothing").expect("writes");
     let error = control.reload().await.expect_err("it cannot be read");
     assert_eq!(error.code(), &ErrorCode::InvalidConfig);
-    for listener in [0, 1] {
+    for listener in [0, 1, 2] {
         assert!(error.message().contains(&control.listen()[listener].to_string()), "{error}");
         trusting(listener, "new.pem").await.expect("still the new one");
     }

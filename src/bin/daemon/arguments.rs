@@ -15,7 +15,7 @@ Flags beat the environment (NKCLUSTER_<KEY> for every key of the file), which be
 NKCLUSTER_PASSWORD, never from a flag.
 
 SIGTERM or SIGINT drains and exits with 0; a second one exits at once.
-Exit codes: 0 stopped as asked, 1 stopped by a second signal, 2 wrong usage, 64 bad configuration, 69 cannot bind, 70 a bug.";
+Exit codes: 0 stopped as asked, 1 stopped by a second signal, 2 wrong usage, 64 bad configuration, 69 cannot bind, 70 a bug, or no files and threads for it.";
 
 /// Runs a node of a cluster.
 #[derive(Debug, Parser)]

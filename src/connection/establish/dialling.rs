@@ -142,7 +142,7 @@ async fn dial_target(target: &Target, party: &Party, expect: &Expect, options: &
     let wire = transport::connect(target, options).await?;
     let channel = channel(&wire, target.uri.options().binding.unwrap_or_default())?;
     let mut established = prove(wire, party, keyring, expect, channel).await?;
-    established.uri = Some(target.uri.clone());
+    established.uri = Some(target.lasting_uri().clone());
     Ok(established)
 }
 

@@ -9,6 +9,7 @@ use crate::types::{Incarnation, NodeId, TlsVerify};
 
 const TCP: &str = "nkcluster://127.0.0.1:0;transport=tcp";
 const TLS: &str = "nkcluster://127.0.0.1:0;transport=tls";
+const QUIC: &str = "nkcluster://127.0.0.1:0;transport=quic";
 const WS: &str = "nkcluster://127.0.0.1:0;transport=ws";
 
 fn identity(role: Role, name: &str) -> Identity {
@@ -108,7 +109,7 @@ async fn refusal_of(server: &Server, bytes: &[u8]) -> Refusal {
 
 #[tokio::test]
 async fn both_sides_trust_each_other_on_every_transport() {
-    for text in [TCP, TLS] {
+    for text in [TCP, TLS, QUIC] {
         let mut server = Server::start(text, ListenOptions::default()).await;
         let mut ours = connect(std::slice::from_ref(&server.uri), &worker().await, &control(Some("c1"))).await.expect("let in");
         let mut theirs = server.end().await.expect("let in");
@@ -135,7 +136,7 @@ async fn first_address_that_lets_us_in_wins() {
     .await;
     let server = Server::start(TCP, ListenOptions::default()).await;
     let gone = Server::start(TCP, ListenOptions::default()).await.uri.clone();
-    let uris = [gone, uri("nkcluster://127.0.0.1:1;transport=quic"), wrong.uri.clone(), server.uri.clone()];
+    let uris = [gone, uri("nkcluster://127.0.0.1:1;transport=sctp"), wrong.uri.clone(), server.uri.clone()];
     let ours = connect(&uris, &worker().await, &control(None)).await.expect("let in");
     assert_eq!(ours.peer.id.as_str(), "c1");
     assert_eq!(wrong.end().await.expect_err("refused").code(), &ErrorCode::InvalidPassword);
@@ -175,17 +176,19 @@ async fn password_of_a_listener_stands_in_the_place_of_the_common_one() {
 
 #[tokio::test]
 async fn wrong_password_and_wrong_cluster_look_the_same() {
-    let mut server = Server::start(TLS, ListenOptions::default()).await;
-    let wrong = party_with(Role::Worker, "w1", |input| input.password = Some("wrong".into())).await;
-    let other = party_with(Role::Worker, "w1", |input| input.cluster = "other".to_owned()).await;
-    let mut told = Vec::new();
-    for party in [wrong, other] {
-        let error = connect(std::slice::from_ref(&server.uri), &party, &control(None)).await.expect_err("refused");
-        told.push((error.code(), error.to_string()));
-        assert_eq!(server.end().await.expect_err("refused").code(), &ErrorCode::InvalidPassword);
+    for text in [TLS, QUIC] {
+        let mut server = Server::start(text, ListenOptions::default()).await;
+        let wrong = party_with(Role::Worker, "w1", |input| input.password = Some("wrong".into())).await;
+        let other = party_with(Role::Worker, "w1", |input| input.cluster = "other".to_owned()).await;
+        let mut told = Vec::new();
+        for party in [wrong, other] {
+            let error = connect(std::slice::from_ref(&server.uri), &party, &control(None)).await.expect_err("refused");
+            told.push((error.code(), error.to_string()));
+            assert_eq!(server.end().await.expect_err("refused").code(), &ErrorCode::InvalidPassword);
+        }
+        assert_eq!(told[0], told[1]);
+        assert_eq!(told[0].0, ErrorCode::InvalidPassword);
     }
-    assert_eq!(told[0], told[1]);
-    assert_eq!(told[0].0, ErrorCode::InvalidPassword);
 }
 
 #[tokio::test]
@@ -227,7 +230,7 @@ async fn unexpected_id_fails_its_address_only() {
 /// Checklist A13-6, N4.7.
 #[tokio::test]
 async fn what_is_no_handshake_is_refused_and_told_why() {
-    for text in [TCP, TLS] {
+    for text in [TCP, TLS, QUIC] {
         let mut server = Server::start(text, ListenOptions::default()).await;
         let too_long = u32::try_from(FRAME_BYTES_MAX + 1).expect("short");
         let cases = [
@@ -295,52 +298,58 @@ async fn refusal_with_another_iteration_count_names_nothing_of_ours() {
 /// The man in the middle has a certificate of his own, and both sides accept any certificate.
 #[tokio::test]
 async fn relay_with_another_certificate_fails_by_channel_binding() {
-    let mut server = Server::start(TLS, ListenOptions::default()).await;
-    let relay = transport::Listener::bind(&uri(TLS), &ListenOptions::default()).await.expect("binds");
-    let (middle, target) = (relay.uri().clone(), server.uri.clone());
-    let relay = tokio::spawn(async move {
-        let mut victim = relay.accept().await.into_wire().await.expect("TLS with the victim");
-        let mut listener = transport::dial(&target, &DialOptions::default()).await.expect("TLS with the listener");
-        tokio::io::copy_bidirectional(&mut victim, &mut listener).await
-    });
-    let error = connect(&[middle], &worker().await, &control(Some("c1"))).await.expect_err("refused");
-    assert_eq!(error.code(), ErrorCode::InvalidPassword);
-    assert_eq!(server.end().await.expect_err("refused").code(), &ErrorCode::InvalidPassword);
-    relay.abort();
+    for text in [TLS, QUIC] {
+        let mut server = Server::start(text, ListenOptions::default()).await;
+        let relay = transport::Listener::bind(&uri(text), &ListenOptions::default()).await.expect("binds");
+        let (middle, target) = (relay.uri().clone(), server.uri.clone());
+        let relay = tokio::spawn(async move {
+            let mut victim = relay.accept().await.into_wire().await.expect("TLS with the victim");
+            let mut listener = transport::dial(&target, &DialOptions::default()).await.expect("TLS with the listener");
+            tokio::io::copy_bidirectional(&mut victim, &mut listener).await
+        });
+        let error = connect(&[middle], &worker().await, &control(Some("c1"))).await.expect_err("refused");
+        assert_eq!(error.code(), ErrorCode::InvalidPassword);
+        assert_eq!(server.end().await.expect_err("refused").code(), &ErrorCode::InvalidPassword);
+        relay.abort();
+    }
 }
 
 #[tokio::test]
 async fn binding_is_left_off_only_where_the_certificate_was_verified_and_both_agree() {
-    let files = tempfile::tempdir().expect("a directory");
-    let state = ListenOptions { state_dir: Some(files.path().to_owned()), ..ListenOptions::default() };
-    let strict = Server::start(TLS, state.clone()).await;
-    let lenient = Server::start(&format!("{TLS};binding=off"), state).await;
-    // The node's own certificate, trusted by name.
-    let trusting = DialOptions {
-        tls: TlsOptions { cacertfile: Some(files.path().join("tls/cert.pem")), verify: TlsVerify::Host, ..TlsOptions::default() },
-        ..DialOptions::default()
-    };
-    let party = worker().await;
-    let attempt = async |server: &Server, options: &DialOptions| {
-        let uri = uri(&format!("{};binding=off", server.uri));
-        dial_and_establish(&[uri], &party, &control(None), Order::AsGiven, options).await
-    };
-    attempt(&lenient, &trusting).await.expect("verified, and both say so");
-    let error = attempt(&lenient, &DialOptions::default()).await.expect_err("not verified");
-    assert!(error.to_string().contains("tls_verify"), "{error}");
-    let error = attempt(&strict, &trusting).await.expect_err("the listener does not agree");
-    assert_eq!(error.attempts[0].error.code(), &ErrorCode::TlsError, "{error}");
+    for text in [TLS, QUIC] {
+        let files = tempfile::tempdir().expect("a directory");
+        let state = ListenOptions { state_dir: Some(files.path().to_owned()), ..ListenOptions::default() };
+        let strict = Server::start(text, state.clone()).await;
+        let lenient = Server::start(&format!("{text};binding=off"), state).await;
+        // The node's own certificate, trusted by name.
+        let trusting = DialOptions {
+            tls: TlsOptions { cacertfile: Some(files.path().join("tls/cert.pem")), verify: TlsVerify::Host, ..TlsOptions::default() },
+            ..DialOptions::default()
+        };
+        let party = worker().await;
+        let attempt = async |server: &Server, options: &DialOptions| {
+            let uri = uri(&format!("{};binding=off", server.uri));
+            dial_and_establish(&[uri], &party, &control(None), Order::AsGiven, options).await
+        };
+        attempt(&lenient, &trusting).await.expect("verified, and both say so");
+        let error = attempt(&lenient, &DialOptions::default()).await.expect_err("not verified");
+        assert!(error.to_string().contains("tls_verify"), "{error}");
+        let error = attempt(&strict, &trusting).await.expect_err("the listener does not agree");
+        assert_eq!(error.attempts[0].error.code(), &ErrorCode::TlsError, "{error}");
+    }
 }
 
 #[tokio::test]
 async fn missing_client_certificate_is_an_error_of_tls() {
-    let files = tempfile::tempdir().expect("a directory");
-    transport::certificate::own(Some(files.path())).expect("made");
-    let tls = TlsOptions { cacertfile: Some(files.path().join("tls/cert.pem")), verify: TlsVerify::True, ..TlsOptions::default() };
-    let mut server = Server::start(TLS, ListenOptions { tls, ..ListenOptions::default() }).await;
-    let error = connect(std::slice::from_ref(&server.uri), &worker().await, &control(None)).await.expect_err("refused");
-    assert_eq!(error.code(), ErrorCode::NoConnections, "{error}");
-    assert_eq!(server.end().await.expect_err("refused").code(), &ErrorCode::TlsError);
+    for text in [TLS, QUIC] {
+        let files = tempfile::tempdir().expect("a directory");
+        transport::certificate::own(Some(files.path())).expect("made");
+        let tls = TlsOptions { cacertfile: Some(files.path().join("tls/cert.pem")), verify: TlsVerify::True, ..TlsOptions::default() };
+        let mut server = Server::start(text, ListenOptions { tls, ..ListenOptions::default() }).await;
+        let error = connect(std::slice::from_ref(&server.uri), &worker().await, &control(None)).await.expect_err("refused");
+        assert_eq!(error.code(), ErrorCode::NoConnections, "{error}");
+        assert_eq!(server.end().await.expect_err("refused").code(), &ErrorCode::TlsError);
+    }
 }
 
 /// A memory network with a control node at `c1`.

@@ -7,6 +7,7 @@ use tokio::sync::oneshot;
 use tokio::time::Instant;
 
 use super::super::stream::ByteStream;
+use super::output::Company;
 use super::{CallAnswer, Channel};
 use crate::error::{Error, ErrorCode};
 use crate::proto::head::{CallHead, Outcome};
@@ -77,12 +78,13 @@ pub(super) struct Arrived {
     pub(super) head: CallHead,
     pub(super) payload: Bytes,
     pub(super) stream: Option<ByteStream>,
+    pub(super) received: Instant,
 }
 
 impl IncomingCall {
     pub(super) fn new(arrived: Arrived) -> Self {
-        let Arrived { channel, call, head, payload, stream } = arrived;
-        Self { channel, call, head, payload, stream, received: Instant::now(), answered: false }
+        let Arrived { channel, call, head, payload, stream, received } = arrived;
+        Self { channel, call, head, payload, stream, received, answered: false }
     }
 
     /// Where it came in.
@@ -105,8 +107,9 @@ impl IncomingCall {
         let mut state = self.channel.link.lock();
         state.cancels.remove(&(self.channel.id, self.call));
         state.session.reply(self.channel.id, self.call, outcome);
+        let company = Company::of(state.session.calls_unanswered(self.channel.id));
         drop(state);
-        self.channel.link.wake_writer();
+        self.channel.link.push(company);
     }
 
     /// What tells that the caller no longer waits. Costs nothing until it is asked.

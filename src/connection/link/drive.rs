@@ -1,62 +1,86 @@
-//! The two tasks of a link.
+//! The reader of a link.
 
+use std::future::poll_fn;
 use std::io;
+use std::pin::pin;
 use std::sync::Arc;
-use std::task::Waker;
+use std::task::{Context, Poll, Waker, ready};
 use std::time::Duration;
 
 use bytes::BytesMut;
-use tokio::io::{AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::io::AsyncReadExt as _;
 use tokio::time::Instant;
 
 use super::super::stream::ByteStream;
+use super::bulk;
 use super::calls::{Arrived, IncomingCall};
 use super::{Link, LinkHandler, LinkOptions, PongReceived, Token, unix_time_ms};
 use crate::error::{Error, ErrorCode};
 use crate::proto::frame::{self, LINK_CHANNEL};
 use crate::proto::head::{Ping, Pong, Rank};
-use crate::proto::session::{Incoming, Outbox, StreamKey};
-use crate::transport::{ReadHalf, WriteHalf};
+use crate::proto::session::Incoming;
+use crate::transport::ReadHalf;
 
-/// Bytes that one turn of the writer takes from the lanes. Small, so that an urgent frame waits for little.
-const WRITE_BYTES: usize = 128 * 1024;
 /// The reader's buffer grows between these while the peer sends much, and shrinks again.
 const READ_BYTES_MIN: usize = 2 * 1024;
 const READ_BYTES_MAX: usize = 256 * 1024;
+/// A read that brings so much is followed by another one before its frames are looked at: TLS and WebSocket give a record or a message at a time.
+const MORE_BYTES_MIN: usize = 4 * 1024;
+/// Bytes after which they are looked at anyway.
+const MORE_BYTES_MAX: usize = 128 * 1024;
+/// Least room for a read.
+const READ_ROOM_MIN: usize = 512;
 /// Room for what one read brings that is kept.
 const INCOMING_KEPT: usize = 512;
-/// How long a closing link may take to send what is queued, or to read what the peer has sent before it went.
-const CLOSE_FLUSH: Duration = Duration::from_secs(1);
 /// Silences of `keepalive` after which a peer is taken for gone.
 const KEEPALIVE_MISSES: u32 = 3;
-/// Pieces of one vectored write.
-const PIECES_MAX: usize = 32;
+/// Later than anybody will wait, and still a time that can be added to another.
+const NEVER: Duration = Duration::from_secs(100 * 365 * 24 * 3600);
 
 /// Bytes that were read and are not yet frames. It grows while much comes, and is small again when little comes or nothing.
-struct ReadBuffer {
-    bytes: BytesMut,
+pub(super) struct ReadBuffer {
+    pub(super) bytes: BytesMut,
     want: usize,
     /// Size of the block behind `bytes`, which may be more than its capacity.
     block: usize,
+    /// Room that the read under way has.
+    room: usize,
 }
 
 impl ReadBuffer {
-    fn new() -> Self {
-        Self { bytes: BytesMut::new(), want: READ_BYTES_MIN, block: 0 }
+    pub(super) fn new() -> Self {
+        Self { bytes: BytesMut::new(), want: READ_BYTES_MIN, block: 0, room: 0 }
     }
 
-    /// Makes room for the next read.
-    fn prepare(&mut self) {
-        self.bytes.reserve(self.want);
+    /// Makes room for the next read. What is left of a small block is used up first, as bytes that were handed on keep it from being used again.
+    pub(super) fn prepare(&mut self) {
+        let room = self.bytes.capacity() - self.bytes.len();
+        let missing = self.missing();
+        if self.want > READ_BYTES_MIN || room < READ_ROOM_MIN || room < missing {
+            self.bytes.reserve(self.want.max(missing));
+        }
         self.block = self.block.max(self.bytes.capacity());
         if self.bytes.is_empty() && self.block > 2 * self.want {
             self.bytes = BytesMut::with_capacity(self.want);
             self.block = self.bytes.capacity();
         }
+        self.room = self.bytes.capacity() - self.bytes.len();
     }
 
-    fn read(&mut self, count: usize) {
-        self.want = if count >= self.want { self.want * 4 } else { (self.want / 2).max(count) }.clamp(READ_BYTES_MIN, READ_BYTES_MAX);
+    /// What the frame that has begun still needs, so that its bytes are not moved again and again. Nothing for a frame that is little more than an announcement.
+    fn missing(&self) -> usize {
+        match self.bytes.first_chunk::<4>() {
+            Some(length) if self.bytes.len() >= MORE_BYTES_MIN => {
+                let whole = 4 + (u32::from_be_bytes(*length) as usize).min(frame::BYTES_MAX);
+                whole.saturating_sub(self.bytes.len())
+            }
+            _ => 0,
+        }
+    }
+
+    pub(super) fn read(&mut self, count: usize) {
+        let is_full = count >= self.room.min(self.want);
+        self.want = if is_full { self.want * 4 } else { (self.want / 2).max(count) }.clamp(READ_BYTES_MIN, READ_BYTES_MAX);
     }
 
     fn silence(&mut self) {
@@ -71,18 +95,34 @@ pub(super) struct ReadLoop {
     buffer: ReadBuffer,
     handler: Arc<dyn LinkHandler>,
     options: LinkOptions,
+    /// When the peer was heard last.
+    heard: Instant,
+    /// How the stream ended, behind bytes that came together with that.
+    end: Option<io::Result<usize>>,
+}
+
+/// What the reader waits for.
+enum Turn {
+    /// Bytes, the end of the stream, or its failure.
+    Read(io::Result<usize>),
+    /// Nothing has come for as long as the peer may be silent, if the timer is right.
+    Timer,
+    /// The link is to end.
+    Closing,
 }
 
 impl ReadLoop {
     pub(super) fn new(link: Link, reader: ReadHalf, handler: Arc<dyn LinkHandler>, options: LinkOptions) -> Self {
-        Self { link, reader, buffer: ReadBuffer::new(), handler, options }
+        Self { link, reader, buffer: ReadBuffer::new(), handler, options, heard: Instant::now(), end: None }
     }
 
     /// Returns why the link ends.
     pub(super) async fn run(mut self) -> Error {
+        let silence = self.options.keepalive.unwrap_or(NEVER);
+        // One timer, which is set again when it has run out and not at each read.
+        let mut timer = pin!(tokio::time::sleep(silence));
         let mut incoming = Vec::new();
         let mut misses = 0;
-        let mut closing = self.link.inner.closing.subscribe();
         loop {
             let taken = self.take_frames(&mut incoming);
             let mut over = None;
@@ -104,33 +144,56 @@ impl ReadLoop {
             }
             self.buffer.prepare();
             #[cfg(test)]
-            self.link.inner.kept.0.store(self.buffer.block, std::sync::atomic::Ordering::Relaxed);
-            let silence = self.options.keepalive.unwrap_or(Duration::MAX / 4);
-            tokio::select! {
-                biased;
-                reason = closing.wait_for(Option::is_some) => {
-                    let reason = reason.ok().and_then(|reason| reason.clone());
+            self.link.inner.kept.store(self.buffer.block, std::sync::atomic::Ordering::Relaxed);
+            let turn = {
+                let (reader, bytes, end) = (&mut self.reader, &mut self.buffer.bytes, &mut self.end);
+                let link = &self.link;
+                poll_fn(|cx| {
+                    if link.is_closing() {
+                        return Poll::Ready(Turn::Closing);
+                    }
+                    if let Poll::Ready(read) = poll_read(reader, bytes, end, cx) {
+                        return Poll::Ready(Turn::Read(read));
+                    }
+                    link.inner.reader.register(cx.waker());
+                    if link.is_closing() {
+                        return Poll::Ready(Turn::Closing);
+                    }
+                    ready!(timer.as_mut().poll(cx));
+                    Poll::Ready(Turn::Timer)
+                })
+                .await
+            };
+            match turn {
+                Turn::Read(Ok(0)) => return Error::new(ErrorCode::ConnectionFailed, "the peer closed the connection"),
+                Turn::Read(Ok(count)) => {
+                    misses = 0;
+                    self.heard = Instant::now();
+                    self.buffer.read(count);
+                }
+                Turn::Read(Err(error)) => return Error::new(ErrorCode::ConnectionFailed, read_error(&error)),
+                Turn::Closing => {
+                    let reason = self.link.lock().closing.clone();
                     return reason.unwrap_or_else(|| Error::new(ErrorCode::ConnectionFailed, "the link was closed"));
                 }
-                read = tokio::time::timeout(silence, self.reader.read_buf(&mut self.buffer.bytes)) => match read {
-                    Ok(Ok(0)) => return Error::new(ErrorCode::ConnectionFailed, "the peer closed the connection"),
-                    Ok(Ok(count)) => {
-                        misses = 0;
-                        self.buffer.read(count);
+                Turn::Timer => {
+                    let due = self.heard + silence * (misses + 1);
+                    if Instant::now() < due {
+                        // It was heard since the timer was set.
+                        timer.as_mut().reset(due);
+                        continue;
                     }
-                    Ok(Err(error)) => return Error::new(ErrorCode::ConnectionFailed, read_error(&error)),
-                    Err(_) => {
-                        misses += 1;
-                        self.buffer.silence();
-                        incoming = Vec::new();
-                        if misses >= KEEPALIVE_MISSES {
-                            let what = format!("the peer has been silent for {:?}", silence * KEEPALIVE_MISSES);
-                            return Error::new(ErrorCode::ConnectionFailed, what);
-                        }
-                        let ping = Ping { seq: 0, time_ms: unix_time_ms(), rank: Rank::default() };
-                        self.link.with_session(|session| session.ping(LINK_CHANNEL, &ping));
+                    misses += 1;
+                    self.buffer.silence();
+                    incoming = Vec::new();
+                    if misses >= KEEPALIVE_MISSES {
+                        let what = format!("the peer has been silent for {:?}", silence * KEEPALIVE_MISSES);
+                        return Error::new(ErrorCode::ConnectionFailed, what);
                     }
-                },
+                    timer.as_mut().reset(self.heard + silence * (misses + 1));
+                    let ping = Ping { seq: 0, time_ms: unix_time_ms(), rank: Rank::default() };
+                    self.link.with_session(|session| session.ping(LINK_CHANNEL, &ping));
+                }
             }
         }
     }
@@ -149,6 +212,7 @@ impl ReadLoop {
         if has_output {
             self.link.wake_writer();
         }
+        bulk::calls_came(&self.link);
         Ok(())
     }
 
@@ -159,7 +223,7 @@ impl ReadLoop {
             Incoming::Call { channel, call, head, payload, stream } => {
                 let stream = stream.map(|key| ByteStream::new(link.clone(), key));
                 let channel = link.channel(channel);
-                self.handler.call(IncomingCall::new(Arrived { channel, call, head, payload, stream }));
+                self.handler.call(IncomingCall::new(Arrived { channel, call, head, payload, stream, received: self.heard }));
             }
             Incoming::Reply { token, outcome } => {
                 // A caller that has just given up finds its answer gone, as after its timeout.
@@ -201,79 +265,38 @@ impl ReadLoop {
     }
 }
 
-/// Writes what the lanes hold, until the link ends.
-pub(super) async fn write_loop(link: Link, mut writer: WriteHalf) {
-    let mut closing = link.inner.closing.subscribe();
-    let mut outbox = Outbox::default();
-    let mut writable = Vec::new();
-    let written = loop {
-        let drained = tokio::select! {
-            biased;
-            written = write_queued(&link, &mut writer, &mut outbox, &mut writable) => written,
-            _ = closing.wait_for(Option::is_some) => break Ok(()),
-        };
-        if let Err(error) = drained {
-            break Err(error);
-        }
-        #[cfg(test)]
-        link.inner.kept.1.store(outbox.kept_bytes(), std::sync::atomic::Ordering::Relaxed);
-        tokio::select! {
-            () = link.inner.output.notified() => {}
-            _ = closing.wait_for(Option::is_some) => break Ok(()),
-        }
-    };
-    match written {
-        Ok(()) => {
-            // The last words: replies that were given, the reason of a fault.
-            let last = async {
-                write_queued(&link, &mut writer, &mut outbox, &mut writable).await?;
-                writer.shutdown().await
-            };
-            let _ = tokio::time::timeout(CLOSE_FLUSH, last).await;
-        }
-        Err(error) => {
-            // The peer has gone, but what it said before may lie unread: the reader comes to the end by itself.
-            let _ = tokio::time::timeout(CLOSE_FLUSH, closing.wait_for(Option::is_some)).await;
-            link.close(Error::new(ErrorCode::ConnectionFailed, read_error(&error)));
+/// Reads until nothing more is there, or enough.
+fn poll_read(
+    reader: &mut ReadHalf,
+    bytes: &mut BytesMut,
+    end: &mut Option<io::Result<usize>>,
+    cx: &mut Context<'_>,
+) -> Poll<io::Result<usize>> {
+    if let Some(end) = end.take() {
+        return Poll::Ready(end);
+    }
+    let mut total = 0;
+    while total < MORE_BYTES_MAX && bytes.len() < bytes.capacity() {
+        match pin!(reader.read_buf(bytes)).poll(cx) {
+            Poll::Ready(Ok(count)) if count > 0 => {
+                total += count;
+                if count < MORE_BYTES_MIN {
+                    break;
+                }
+            }
+            Poll::Ready(ended) if total == 0 => return Poll::Ready(ended),
+            Poll::Ready(ended) => {
+                *end = Some(ended);
+                break;
+            }
+            Poll::Pending if total == 0 => return Poll::Pending,
+            Poll::Pending => break,
         }
     }
+    Poll::Ready(Ok(total))
 }
 
-async fn write_queued(
-    link: &Link,
-    writer: &mut (dyn AsyncWrite + Send + Unpin),
-    outbox: &mut Outbox,
-    writable: &mut Vec<StreamKey>,
-) -> io::Result<()> {
-    let mut wrote = false;
-    loop {
-        link.lock().session.transmit(outbox, WRITE_BYTES, writable);
-        if !writable.is_empty() {
-            link.wake_writable(writable);
-        }
-        if outbox.is_empty() {
-            break;
-        }
-        while !outbox.is_empty() {
-            let mut slices = [io::IoSlice::new(&[]); PIECES_MAX];
-            let mut used = 0;
-            for (slice, piece) in slices.iter_mut().zip(outbox.pieces()) {
-                *slice = io::IoSlice::new(piece);
-                used += 1;
-            }
-            let count = writer.write_vectored(&slices[..used]).await?;
-            if count == 0 {
-                return Err(io::ErrorKind::WriteZero.into());
-            }
-            outbox.advance(count);
-        }
-        wrote = true;
-    }
-    outbox.drained();
-    if wrote { writer.flush().await } else { Ok(()) }
-}
-
-fn read_error(error: &io::Error) -> String {
+pub(super) fn read_error(error: &io::Error) -> String {
     match error.kind() {
         io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe | io::ErrorKind::UnexpectedEof => {
             "the peer closed the connection".into()

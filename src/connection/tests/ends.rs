@@ -140,6 +140,62 @@ async fn what_a_peer_said_before_it_went_is_read() {
     in_time("the end", end.link.ended()).await;
 }
 
+/// Gives a large answer, then fails, once: as a socket tells of a reset.
+struct FailsOnce {
+    answer: Option<Vec<u8>>,
+    is_asked: bool,
+    has_failed: bool,
+}
+
+impl AsyncRead for FailsOnce {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<std::io::Result<()>> {
+        if !self.is_asked {
+            cx.waker().wake_by_ref();
+            return Poll::Pending;
+        }
+        if let Some(mut answer) = self.answer.take() {
+            let rest = answer.split_off(answer.len().min(buf.remaining()));
+            buf.put_slice(&answer);
+            self.answer = Some(rest).filter(|rest| !rest.is_empty());
+            return Poll::Ready(Ok(()));
+        }
+        if std::mem::replace(&mut self.has_failed, true) {
+            Poll::Pending
+        } else {
+            Poll::Ready(Err(std::io::ErrorKind::ConnectionReset.into()))
+        }
+    }
+}
+
+impl AsyncWrite for FailsOnce {
+    fn poll_write(mut self: Pin<&mut Self>, _: &mut Context<'_>, bytes: &[u8]) -> Poll<std::io::Result<usize>> {
+        self.is_asked = true;
+        Poll::Ready(Ok(bytes.len()))
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<std::io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<std::io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+}
+
+#[tokio::test]
+async fn a_failure_that_comes_with_bytes_is_told_behind_them() {
+    let payload = vec![7; 20_000];
+    let mut answer = bytes::BytesMut::from(&[0, 0, 0, 1, 0][..]);
+    answer.extend_from_slice(&payload);
+    let mut frame = bytes::BytesMut::new();
+    frame::put_frame(&mut frame, Kind::Reply, 0, &answer);
+    let stream = FailsOnce { answer: Some(frame.to_vec()), is_asked: false, has_failed: false };
+    let end = End::start(wire(stream), Side::Dialler, NO_KEEPALIVE);
+    assert_eq!(in_time("the answer", end.call(b"x", DEADLINE)).await, Ok(Bytes::from(payload)));
+    let reason = in_time("the end", end.link.ended()).await;
+    assert!(reason.message().contains("closed the connection"), "{reason}");
+}
+
 #[tokio::test(start_paused = true)]
 async fn an_idle_link_gives_back_the_memory_of_a_burst() {
     let (one, other) = duplex(1024 * 1024);

@@ -1,31 +1,16 @@
-//! The events of one class of one worker, one after the other.
+//! The events of one class of one worker, one after the other, to the class.
 
-use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
-use bytes::Bytes;
 use tokio::sync::mpsc;
 
-use super::intake::{Before, Gap, TASKS_MAX};
-use crate::cluster::{CORE_CLASS, EventBody, EventRecord};
+use super::story::{Item, Story, Told, What};
+use crate::cluster::CORE_CLASS;
 use crate::connection::{Channel, unix_time_ms};
 use crate::control::shared::Shared;
 use crate::job::{EventContext, RawEvent, RawEventKind};
-use crate::proto::head::{EventHead, EventKind};
 use crate::proto::message::{BuiltinEvent, EventAck, Message};
-use crate::types::{ClassName, Incarnation, NodeId, NodeStatus, Payload, TaskId};
-
-/// What waits for a class.
-pub(super) enum Item {
-    /// An event, or a gap that begins with `first`.
-    Event { incarnation: Incarnation, head: EventHead, payload: Bytes, first: u64, before: Option<Before> },
-    /// The worker has introduced itself.
-    Resync { incarnation: Incarnation, gap: Option<Gap>, mark: u64, tasks: Vec<TaskId> },
-    /// Word of our own.
-    Status { incarnation: Incarnation, status: NodeStatus },
-    /// The worker was restarted.
-    NewIncarnation(Incarnation),
-}
+use crate::types::{ClassName, Incarnation, NodeId};
 
 /// How far the class has come, and where to say so.
 pub(super) struct Progress {
@@ -66,43 +51,31 @@ pub(super) struct Deliverer {
     node: NodeId,
     class: ClassName,
     progress: Arc<Mutex<Progress>>,
-    incarnation: Option<Incarnation>,
-    /// Tasks that the class believes to run.
-    tasks: BTreeSet<TaskId>,
+    story: Story,
 }
 
 impl Deliverer {
     pub(super) fn new(shared: Weak<Shared>, node: NodeId, class: ClassName, progress: Arc<Mutex<Progress>>) -> Self {
-        Self { shared, node, class, progress, incarnation: None, tasks: BTreeSet::new() }
+        Self { shared, node, class, progress, story: Story::default() }
     }
 
     pub(super) async fn run(mut self, mut queue: mpsc::Receiver<Item>) {
         while let Some(item) = queue.recv().await {
             let Some(shared) = self.shared.upgrade() else { return };
-            match item {
-                Item::Event { incarnation, head, payload, first, before } => {
-                    self.enter(&shared, incarnation).await;
-                    match before {
-                        None => {}
-                        Some(Before::Gap((from, to))) => {
-                            self.deliver(&shared, incarnation, to, head.time_ms, Own::Builtin(BuiltinEvent::Gap { from, to })).await
-                        }
-                        Some(Before::Resync(gap)) => self.resync(&shared, incarnation, gap, Vec::new()).await,
-                    }
-                    let seq = head.seq;
-                    self.event(&shared, incarnation, head, payload, first).await;
-                    self.acknowledge(incarnation, seq);
-                }
-                Item::Resync { incarnation, gap, mark, tasks } => {
-                    self.enter(&shared, incarnation).await;
-                    self.resync(&shared, incarnation, gap, tasks).await;
-                    // The worker knows that these were taken in, or are lost.
-                    self.progress.lock().unwrap_or_else(PoisonError::into_inner).delivered(incarnation, mark);
-                }
-                Item::Status { incarnation, status } => {
-                    self.deliver(&shared, incarnation, 0, unix_time_ms(), Own::Builtin(BuiltinEvent::NodeStatus(status))).await
-                }
-                Item::NewIncarnation(incarnation) => self.enter(&shared, incarnation).await,
+            let (event, resync) = match &item {
+                Item::Event { incarnation, head, .. } => (Some((*incarnation, head.seq)), None),
+                Item::Resync { incarnation, mark, .. } => (None, Some((*incarnation, *mark))),
+                Item::Status { .. } | Item::NewIncarnation(_) => (None, None),
+            };
+            for told in self.story.tell(item, unix_time_ms()) {
+                self.deliver(&shared, told).await;
+            }
+            if let Some((incarnation, seq)) = event {
+                self.acknowledge(incarnation, seq);
+            }
+            if let Some((incarnation, mark)) = resync {
+                // The worker knows that these were taken in, or are lost.
+                self.progress.lock().unwrap_or_else(PoisonError::into_inner).delivered(incarnation, mark);
             }
         }
     }
@@ -110,79 +83,22 @@ impl Deliverer {
     fn acknowledge(&self, incarnation: Incarnation, seq: u64) {
         let channel = self.progress.lock().unwrap_or_else(PoisonError::into_inner).delivered(incarnation, seq);
         if let Some(channel) = channel {
-            channel.message(&Message::EventAck(EventAck { class: self.class.clone(), seq }));
+            channel.message(&Message::EventAck(EventAck { class: self.class.clone(), seq, followed: 0 }));
         }
     }
 
-    /// The worker was restarted: its old tasks are gone.
-    async fn enter(&mut self, shared: &Arc<Shared>, incarnation: Incarnation) {
-        if self.incarnation == Some(incarnation) {
-            return;
-        }
-        let old = self.incarnation.replace(incarnation);
-        for id in std::mem::take(&mut self.tasks) {
-            let ended = BuiltinEvent::TaskStopped { id, reason: "node_restarted".to_owned() };
-            self.deliver(shared, old.unwrap_or_default(), 0, unix_time_ms(), Own::Builtin(ended)).await;
-        }
-    }
-
-    async fn resync(&mut self, shared: &Arc<Shared>, incarnation: Incarnation, gap: Option<Gap>, tasks: Vec<TaskId>) {
-        self.tasks = tasks.iter().cloned().collect();
-        self.deliver(shared, incarnation, 0, unix_time_ms(), Own::Resync { gap, tasks }).await;
-    }
-
-    async fn event(&mut self, shared: &Arc<Shared>, incarnation: Incarnation, head: EventHead, payload: Bytes, first: u64) {
-        let what = match head.kind {
-            EventKind::Class => Own::Class(Payload::from_bytes(payload)),
-            // What it says of its beginning may have been seen in part; its end is its number.
-            EventKind::Gap => Own::Builtin(BuiltinEvent::Gap { from: first, to: head.seq }),
-            EventKind::Builtin => match rmp_serde::from_slice::<BuiltinEvent>(&payload) {
-                Ok(event) => Own::Builtin(event),
-                Err(error) => {
-                    tracing::warn!(worker = %self.node, class = %self.class, seq = head.seq, %error, "an event of ours cannot be read");
-                    return;
-                }
-            },
-        };
-        match &what {
-            Own::Builtin(BuiltinEvent::TaskStarted(id)) if self.tasks.len() < TASKS_MAX => {
-                self.tasks.insert(id.clone());
-            }
-            Own::Builtin(BuiltinEvent::TaskStopped { id, .. }) => {
-                self.tasks.remove(id);
-            }
-            _ => {}
-        }
-        self.deliver(shared, incarnation, head.seq, head.time_ms, what).await;
-    }
-
-    async fn deliver(&self, shared: &Arc<Shared>, incarnation: Incarnation, seq: u64, time_ms: u64, what: Own) {
-        let body = match &what {
-            Own::Class(payload) => Some((seq, EventBody::Class(payload.clone()))),
-            Own::Builtin(event) => Some((seq, EventBody::Nkcluster(event.clone()))),
-            // Those who only follow are told what they miss of what they have followed.
-            Own::Resync { gap: Some((from, to)), .. } if *from > 1 => {
-                Some((*to, EventBody::Nkcluster(BuiltinEvent::Gap { from: *from, to: *to })))
-            }
-            Own::Resync { .. } => None,
-        };
-        if let Some((seq, event)) = body {
-            let record = EventRecord { node: self.node.clone(), incarnation, class: self.class.clone(), seq, time_ms, event };
-            shared.hub.publish(&record);
-        }
-        let Some(class) = shared.classes.class(&self.class) else { return };
-        if self.class.as_str() == CORE_CLASS {
-            return;
-        }
+    async fn deliver(&self, shared: &Arc<Shared>, told: Told) {
+        let Some(class) = shared.classes.class(&self.class).filter(|_| self.class.as_str() != CORE_CLASS) else { return };
+        let Told { incarnation, seq, time_ms, task, what } = told;
         let kind = match what {
-            Own::Class(payload) => RawEventKind::Class(payload),
-            Own::Resync { gap, tasks } => RawEventKind::Resync { gap, tasks },
-            Own::Builtin(BuiltinEvent::TaskStarted(id)) => RawEventKind::TaskStarted(id),
-            Own::Builtin(BuiltinEvent::TaskStopped { id, reason }) => RawEventKind::TaskStopped { id, reason },
-            Own::Builtin(BuiltinEvent::NodeStatus(status)) => RawEventKind::NodeStatus(status),
-            Own::Builtin(BuiltinEvent::Gap { from, to }) => RawEventKind::Gap { from, to },
+            What::Class(payload) => RawEventKind::Class(payload),
+            What::Resync { gap, tasks } => RawEventKind::Resync { gap, tasks },
+            What::Builtin(BuiltinEvent::TaskStarted(id)) => RawEventKind::TaskStarted(id),
+            What::Builtin(BuiltinEvent::TaskStopped { id, reason }) => RawEventKind::TaskStopped { id, reason },
+            What::Builtin(BuiltinEvent::NodeStatus(status)) => RawEventKind::NodeStatus(status),
+            What::Builtin(BuiltinEvent::Gap { from, to }) => RawEventKind::Gap { from, to },
         };
-        let event = RawEvent { node: self.node.clone(), incarnation, seq, time_ms, kind };
+        let event = RawEvent { node: self.node.clone(), incarnation, seq, time_ms, task, kind };
         let ctx = EventContext { control: shared.id.clone(), control_incarnation: shared.incarnation, cluster: shared.cluster() };
         // A task of its own, so that its panic is its own.
         match tokio::spawn(class.event(ctx, event)).await {
@@ -191,11 +107,4 @@ impl Deliverer {
             Err(error) => tracing::error!(worker = %self.node, class = %self.class, seq, %error, "the event handler of a class failed"),
         }
     }
-}
-
-/// What a class is told.
-enum Own {
-    Class(Payload),
-    Builtin(BuiltinEvent),
-    Resync { gap: Option<Gap>, tasks: Vec<TaskId> },
 }

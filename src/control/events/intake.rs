@@ -11,14 +11,14 @@ use crate::proto::message::Resync;
 use crate::types::{Incarnation, TaskId};
 
 /// Tasks that one resync may name: as many as a worker may run.
-pub(super) const TASKS_MAX: usize = 65_536;
+pub(crate) const TASKS_MAX: usize = 65_536;
 
 /// First and last number of a gap.
-pub(super) type Gap = (u64, u64);
+pub(crate) type Gap = (u64, u64);
 
 /// What is to be told before an event, because it is missing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Before {
+pub(crate) enum Before {
     /// The numbers up to the event were lost without a word.
     Gap(Gap),
     /// This incarnation has not been introduced; and what of it was lost.
@@ -27,16 +27,16 @@ pub(super) enum Before {
 
 /// An event that is new.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Arrival {
+pub(crate) struct Arrival {
     /// First number that it stands for; less than its own only for a gap.
-    pub(super) first: u64,
+    pub(crate) first: u64,
     /// What comes before it.
-    pub(super) before: Option<Before>,
+    pub(crate) before: Option<Before>,
 }
 
 /// What a page of a resync completes.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Resynced {
+pub(crate) enum Resynced {
     /// Further pages follow.
     More,
     /// The worker names more tasks than it may run.
@@ -54,7 +54,7 @@ pub(super) enum Resynced {
 
 /// The marks of one class of one worker. `C` names a channel.
 #[derive(Debug)]
-pub(super) struct Intake<C> {
+pub(crate) struct Intake<C> {
     incarnation: Incarnation,
     /// Last number that was let through.
     mark: u64,
@@ -68,17 +68,17 @@ pub(super) struct Intake<C> {
 
 impl<C: PartialEq> Intake<C> {
     /// Of a class of which nothing was heard yet.
-    pub(super) fn new(incarnation: Incarnation) -> Self {
+    pub(crate) fn new(incarnation: Incarnation) -> Self {
         Self { incarnation, mark: 0, introduced: false, restarted: false, pages: None }
     }
 
     /// Whether a number has not been let through.
-    pub(super) fn is_new(&self, incarnation: Incarnation, seq: u64) -> bool {
+    pub(crate) fn is_new(&self, incarnation: Incarnation, seq: u64) -> bool {
         seq > 0 && (incarnation != self.incarnation || seq > self.mark)
     }
 
     /// Lets an event through that [is new](Self::is_new).
-    pub(super) fn event(&mut self, incarnation: Incarnation, seq: u64, kind: EventKind) -> Arrival {
+    pub(crate) fn event(&mut self, incarnation: Incarnation, seq: u64, kind: EventKind) -> Arrival {
         self.enter(incarnation);
         let first = self.mark.saturating_add(1);
         // A gap stands for everything from the mark on, however its front was cut or seen before.
@@ -95,12 +95,12 @@ impl<C: PartialEq> Intake<C> {
     }
 
     /// Whether a resync says anything: after a mere reconnect it does not.
-    pub(super) fn resync_is_news(&self, incarnation: Incarnation, next_seq: u64) -> bool {
+    pub(crate) fn resync_is_news(&self, incarnation: Incarnation, next_seq: u64) -> bool {
         incarnation != self.incarnation || !self.introduced || next_seq > self.mark.saturating_add(1)
     }
 
     /// Takes in a page of a resync that [is news](Self::resync_is_news).
-    pub(super) fn resync(&mut self, channel: C, incarnation: Incarnation, page: Resync) -> Resynced {
+    pub(crate) fn resync(&mut self, channel: C, incarnation: Incarnation, page: Resync) -> Resynced {
         self.enter(incarnation);
         let (channel, mut tasks) = match self.pages.take() {
             Some((of, tasks)) if of == channel => (of, tasks),

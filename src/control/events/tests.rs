@@ -16,7 +16,7 @@ use crate::job::{
     Classes, CommandContext, EventContext, JobClass, JobEvent, JobEventKind, NoRequests, RequestContext, Started, TaskClass, TaskContext,
 };
 use crate::proto::auth::{Identity, Keyring, KeyringInput, Peer, Role, VERSIONS};
-use crate::proto::head::{EventKind, Rank};
+use crate::proto::head::{Audience, EventKind, Rank};
 use crate::proto::session::Side;
 use crate::transport::{CertificateCheck, DialOptions, Wire, WireFacts};
 use crate::types::{Payload, Secret, TaskId, Transport};
@@ -132,6 +132,10 @@ impl Stage {
     }
 
     fn send(&self, from: &Channel, of: u8, seq: u64, what: Sent) -> Took {
+        self.send_to(from, of, seq, what, Audience::Everybody)
+    }
+
+    fn send_to(&self, from: &Channel, of: u8, seq: u64, what: Sent, audience: Audience) -> Took {
         let own = |event: &BuiltinEvent| rmp_serde::to_vec_named(event).expect("encodes").into();
         let (kind, payload) = match what {
             Sent::Text(text) => (EventKind::Class, Payload::encode(&text).expect("encodes").into_bytes()),
@@ -140,7 +144,7 @@ impl Stage {
             Sent::Gap(first) => (EventKind::Gap, own(&BuiltinEvent::Gap { from: first, to: seq })),
             Sent::Garbage(kind) => (kind, Bytes::from_static(&[0xc1])),
         };
-        let head = EventHead { seq, time_ms: 0, kind, class: class() };
+        let head = EventHead { seq, time_ms: 0, kind, class: class(), task: None, audience };
         self.dispatcher.event(from, run(of), head, payload)
     }
 
@@ -211,7 +215,7 @@ impl LinkHandler for Ears {
 
     fn message(&self, _: &Channel, message: Message) {
         if let Message::EventAck(ack) = message {
-            let _ = self.0.send(ack.seq);
+            let _ = self.0.send(if ack.followed > 0 { ack.followed } else { ack.seq });
         }
     }
 
@@ -472,11 +476,47 @@ async fn live_subscribers_see_each_event_once() {
 }
 
 #[tokio::test]
+async fn those_who_follow_do_not_wait_for_a_class_that_hangs() {
+    let (mut stage, mut worker) = (Stage::new(), wired());
+    stage.hold();
+    for seq in 1..=256 {
+        assert_eq!(stage.send(&worker.channel, 1, seq, Sent::Text("x")), Took::Queued);
+    }
+    for seq in 257..=1000 {
+        assert_eq!(stage.send_to(&worker.channel, 1, seq, Sent::Text("x"), Audience::Followers), Took::Queued);
+    }
+    for seq in 1..=1000 {
+        let record = tokio::time::timeout(DEADLINE, stage.live.next()).await.expect("one more comes").expect("open").expect("no error");
+        assert_eq!((record.seq, record.class), (seq, class()));
+    }
+    // The worker is told how far they are, and goes on.
+    worker.wait_acked(&[257, 321, 385]).await;
+    stage.let_go();
+    let mut acked = 0;
+    while acked != 256 {
+        acked = tokio::time::timeout(DEADLINE, worker.acked.recv()).await.expect("acknowledged").expect("open");
+    }
+    assert_eq!(stage.send(&worker.channel, 1, 257, Sent::Text("y")), Took::Queued, "again, for the class");
+    worker.wait_acked(&[257]).await;
+    assert_eq!(stage.told().last().map(String::as_str), Some("1/257 y"));
+    assert_eq!(stage.told().len(), 257);
+    // Live it was seen already: what comes next is what nobody has seen.
+    stage.send_to(&worker.channel, 1, 1001, Sent::Text("z"), Audience::Followers);
+    let record = tokio::time::timeout(DEADLINE, stage.live.next()).await.expect("one more comes").expect("open").expect("no error");
+    assert_eq!(record.seq, 1001);
+}
+
+#[tokio::test]
 async fn the_classes_of_a_worker_are_bounded() {
     let (stage, worker) = (Stage::new(), wired());
     let offer = |number: usize| {
         let class = ClassName::new(format!("c{number}")).expect("a valid name");
-        stage.dispatcher.event(&worker.channel, run(1), EventHead { seq: 1, time_ms: 0, kind: EventKind::Class, class }, Bytes::new())
+        stage.dispatcher.event(
+            &worker.channel,
+            run(1),
+            EventHead { seq: 1, time_ms: 0, kind: EventKind::Class, class, task: None, audience: Default::default() },
+            Bytes::new(),
+        )
     };
     for number in 0..CLASSES_MAX {
         assert_eq!(offer(number), Took::Queued);

@@ -173,6 +173,11 @@ impl State {
         self.incarnation
     }
 
+    /// What the worker gave at its adoption.
+    pub(crate) fn ticket(&self) -> Option<Ticket> {
+        self.ticket
+    }
+
     /// Whether the worker obeys this proxy.
     pub(crate) fn is_held(&self) -> bool {
         matches!(self.phase, Phase::Held { .. })

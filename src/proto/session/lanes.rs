@@ -6,6 +6,8 @@
 //!
 //! Hot and bulk share the socket 8 : 1 by bytes while both have something to send, so that neither starves the other.
 //!
+//! What speaks of a call whose fragments have not all left, its cancellation, goes behind them.
+//!
 //! A stream that was opened by a call waits in its lane until the whole call has left: bytes that come before their call are bytes of a stream that nobody
 //! knows, and would be lost.
 
@@ -15,6 +17,8 @@ use bytes::{BufMut, Bytes, BytesMut};
 
 use super::super::frame::{self, BODY_BYTES_MAX, Kind};
 use super::streams::StreamKey;
+
+mod apart;
 
 /// Urgent bytes that may wait. More means that the peer asks and does not read.
 pub(super) const URGENT_BYTES_MAX: usize = 1024 * 1024;
@@ -155,6 +159,8 @@ pub(super) struct Outgoing {
     pub(super) body: Bytes,
     /// The stream that comes with it.
     pub(super) opens: Option<StreamKey>,
+    /// Its number, if it is a call.
+    pub(super) call: Option<u32>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -173,14 +179,19 @@ pub(super) struct Lanes {
     turns: VecDeque<Source>,
     /// Streams whose call has not left.
     held: HashSet<StreamKey>,
+    /// Calls of ours whose fragments have not all left, by channel and call.
+    leaving: HashMap<(u16, u32), u32>,
     next_fragments: u32,
     queued_bytes: usize,
     message_bytes: usize,
+    /// Streams to be looked at, if each has a way of its own beside the bulk lane (`session/apart.rs`).
+    apart: Option<VecDeque<StreamKey>>,
 }
 
 impl Lanes {
     pub(super) fn new() -> Self {
         Self {
+            apart: None,
             urgent: BytesMut::new(),
             urgent_lately: 0,
             hot: VecDeque::new(),
@@ -188,6 +199,7 @@ impl Lanes {
             bulk: HashMap::new(),
             turns: VecDeque::new(),
             held: HashSet::new(),
+            leaving: HashMap::new(),
             next_fragments: 1,
             queued_bytes: 0,
             message_bytes: 0,
@@ -209,7 +221,7 @@ impl Lanes {
     }
 
     pub(super) fn has_output(&self) -> bool {
-        !self.urgent.is_empty() || !self.hot.is_empty() || !self.turns.is_empty()
+        !self.urgent.is_empty() || !self.hot.is_empty() || !self.turns.is_empty() || self.has_apart()
     }
 
     pub(super) fn urgent(&mut self, kind: Kind, channel: u16, body: &[u8]) {
@@ -222,7 +234,7 @@ impl Lanes {
 
     /// Queues a call or reply; a body that is larger than a frame goes to the bulk lane, see [`super::assembly`] for the layout.
     pub(super) fn sized(&mut self, outgoing: Outgoing) {
-        let Outgoing { kind, channel, head, body, opens } = outgoing;
+        let Outgoing { kind, channel, head, body, opens, call } = outgoing;
         self.held.extend(opens);
         if head.len() + body.len() <= BODY_BYTES_MAX {
             self.push_hot(Queued { kind, channel, head, body, opens });
@@ -237,8 +249,25 @@ impl Lanes {
             last.opens = opens;
         }
         self.queued_bytes += frames.iter().map(Queued::cost).sum::<usize>();
+        if let Some(call) = call {
+            self.leaving.insert((channel, call), id);
+        }
         self.bulk.insert(Source::Fragments(id), frames);
         self.turns.push_back(Source::Fragments(id));
+    }
+
+    /// Queues the cancellation of a call: never in front of the call itself, which would then be carried out for nobody.
+    pub(super) fn cancel(&mut self, channel: u16, call: u32) {
+        let body = Bytes::copy_from_slice(&call.to_be_bytes());
+        let queued = Queued { kind: Kind::Cancel, channel, head: body, body: Bytes::new(), opens: None };
+        let source = self.leaving.remove(&(channel, call)).map(Source::Fragments);
+        match source.and_then(|source| self.bulk.get_mut(&source)) {
+            Some(frames) => {
+                self.queued_bytes += queued.cost();
+                frames.push_back(queued);
+            }
+            None => self.push_hot(queued),
+        }
     }
 
     fn push_hot(&mut self, queued: Queued) {
@@ -255,11 +284,11 @@ impl Lanes {
             // Data is bounded by the stream it belongs to; what outlives its stream is not.
             self.queued_bytes += queued.cost();
         }
-        let frames = self.bulk.entry(Source::Stream(key)).or_default();
-        if frames.is_empty() && !self.held.contains(&key) {
-            self.turns.push_back(Source::Stream(key));
+        let is_first = self.bulk.get(&Source::Stream(key)).is_none_or(VecDeque::is_empty);
+        if is_first && !self.held.contains(&key) {
+            self.take_turn(key);
         }
-        frames.push_back(queued);
+        self.bulk.entry(Source::Stream(key)).or_default().push_back(queued);
     }
 
     /// Forgets the data that a stream has queued.
@@ -314,7 +343,14 @@ impl Lanes {
     fn release(&mut self, key: StreamKey) {
         let source = Source::Stream(key);
         if self.held.remove(&key) && self.bulk.contains_key(&source) {
-            self.turns.push_back(source);
+            self.take_turn(key);
+        }
+    }
+
+    fn take_turn(&mut self, key: StreamKey) {
+        match &mut self.apart {
+            None => self.turns.push_back(Source::Stream(key)),
+            Some(apart) => apart.push_back(key),
         }
     }
 
@@ -324,6 +360,10 @@ impl Lanes {
         let queued = frames.pop_front()?;
         if frames.is_empty() {
             self.bulk.remove(&source);
+            if let Source::Fragments(id) = source {
+                // Few calls are that large: 64 at a time, which is what a peer takes.
+                self.leaving.retain(|_, leaving| *leaving != id);
+            }
         } else {
             self.turns.push_back(source);
         }
@@ -343,6 +383,9 @@ impl Lanes {
         }
         if self.held.is_empty() && self.held.capacity() > KEPT_WHEN_IDLE {
             self.held = HashSet::new();
+        }
+        if self.leaving.is_empty() && self.leaving.capacity() > KEPT_WHEN_IDLE {
+            self.leaving = HashMap::new();
         }
     }
 

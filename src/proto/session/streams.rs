@@ -1,26 +1,28 @@
 //! Streams with credit.
 //!
 //! ```text
-//!   data:   u32 stream │ u8 flags (1 = end) │ bytes …
+//!   data:   u32 stream │ u8 flags (1 = end, 2 = out of credit) │ bytes …
 //!   credit: u32 stream │ u32 bytes
 //!   reset:  u32 stream
 //! ```
 //!
-//! A sender never has more on the way than the receiver granted, a receiver grants more as its reader takes bytes. So a reader that stalls holds up its own
-//! stream and nothing else. Exceeding the credit ends the link.
+//! A sender never has more on the way than the receiver granted, a receiver grants more as its reader takes bytes ([`window`]). So a reader that stalls holds up its
+//! own stream and nothing else. Exceeding the credit ends the link.
+
+mod window;
 
 use std::collections::{HashMap, VecDeque};
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 
+use self::window::{Budget, Window};
+pub use self::window::{STREAM_WINDOW_BYTES, STREAM_WINDOW_BYTES_MAX, WINDOW_BUDGET_BYTES};
 use super::super::frame::{BODY_BYTES_MAX, Fault, Kind};
 use super::super::head::take_u32;
 use super::lanes::Lanes;
 use super::{Incoming, Side};
 use crate::error::{Error, ErrorCode};
 
-/// Bytes that each side may send at first, and that a receiver keeps at most.
-pub const STREAM_WINDOW_BYTES: usize = 512 * 1024;
 /// Bytes of one stream that may wait in the lane.
 const QUEUED_BYTES_MAX: usize = 256 * 1024;
 /// Streams of one link that one side opened. Each side has its own bound, so that neither can use up the other's.
@@ -33,7 +35,10 @@ const JOINED_PIECE_BYTES: usize = 16 * 1024;
 const STREAMS_KEPT_WHEN_IDLE: usize = 64;
 /// Stream id and flags in front of the data.
 const DATA_HEAD_BYTES: usize = 5;
+/// Nothing follows.
 const FLAG_END: u8 = 1;
+/// The sender has more, and no credit for it. Said once for each time that it runs out.
+const FLAG_STARVED: u8 = 2;
 
 /// Names a stream of a link.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -57,10 +62,11 @@ pub enum StreamRead {
     Reset(Error),
 }
 
-#[derive(Default)]
 struct Stream {
     // Sending.
     credit: usize,
+    /// Whether the receiver was told that there is no credit left.
+    starved: bool,
     queued_bytes: usize,
     finished: bool,
     end_sent: bool,
@@ -69,8 +75,7 @@ struct Stream {
     received: VecDeque<Bytes>,
     /// Small frames, behind `received`.
     joined: BytesMut,
-    granted: usize,
-    consumed: usize,
+    window: Window,
     end_received: bool,
     // Both.
     failed: Option<Error>,
@@ -78,7 +83,32 @@ struct Stream {
 
 impl Stream {
     fn new() -> Self {
-        Self { credit: STREAM_WINDOW_BYTES, granted: STREAM_WINDOW_BYTES, ..Self::default() }
+        Self {
+            credit: STREAM_WINDOW_BYTES,
+            starved: false,
+            queued_bytes: 0,
+            finished: false,
+            end_sent: false,
+            writer_waits: false,
+            received: VecDeque::new(),
+            joined: BytesMut::new(),
+            window: Window::new(),
+            end_received: false,
+            failed: None,
+        }
+    }
+
+    /// Gives the sender what its window has room for.
+    fn grant(&mut self, key: StreamKey, lanes: &mut Lanes) {
+        if !self.end_received
+            && self.failed.is_none()
+            && let Some(credit) = self.window.top_up()
+        {
+            let mut body = BytesMut::with_capacity(8);
+            body.put_u32(key.stream);
+            body.put_u32(credit);
+            lanes.urgent(Kind::StreamCredit, key.channel, &body);
+        }
     }
 
     fn both_ended(&self) -> bool {
@@ -107,6 +137,7 @@ impl Stream {
 pub(super) struct Streams {
     side: Side,
     streams: HashMap<StreamKey, Stream>,
+    budget: Budget,
     /// How many of them this side opened.
     opened: usize,
     next: u32,
@@ -118,11 +149,15 @@ impl Streams {
             Side::Dialler => 1,
             Side::Listener => 2,
         };
-        Self { side, streams: HashMap::new(), opened: 0, next }
+        Self { side, streams: HashMap::new(), budget: Budget::default(), opened: 0, next }
     }
 
-    fn ours(&self, stream: u32) -> bool {
+    pub(super) fn ours(&self, stream: u32) -> bool {
         (stream % 2 == 1) == (self.side == Side::Dialler)
+    }
+
+    pub(super) fn has(&self, key: StreamKey) -> bool {
+        self.streams.contains_key(&key)
     }
 
     pub(super) fn open(&mut self, channel: u16) -> Result<StreamKey, Error> {
@@ -153,7 +188,9 @@ impl Streams {
     }
 
     fn remove(&mut self, key: StreamKey) {
-        if self.streams.remove(&key).is_some() && self.ours(key.stream) {
+        let Some(stream) = self.streams.remove(&key) else { return };
+        stream.window.release(&mut self.budget);
+        if self.ours(key.stream) {
             self.opened -= 1;
         }
         if self.streams.is_empty() && self.streams.capacity() > STREAMS_KEPT_WHEN_IDLE {
@@ -172,9 +209,17 @@ impl Streams {
         let room = QUEUED_BYTES_MAX.saturating_sub(stream.queued_bytes);
         let count = bytes.len().min(stream.credit).min(room);
         stream.writer_waits = count < bytes.len();
+        let starves = count < bytes.len() && count == stream.credit && !stream.starved;
+        let mut left = count;
         for chunk in bytes[..count].chunks(BODY_BYTES_MAX - DATA_HEAD_BYTES) {
-            lanes.stream(key, Kind::StreamData, data_head(key.stream, 0), Bytes::copy_from_slice(chunk));
+            left -= chunk.len();
+            let flags = if starves && left == 0 { FLAG_STARVED } else { 0 };
+            lanes.stream(key, Kind::StreamData, data_head(key.stream, flags), Bytes::copy_from_slice(chunk));
         }
+        if starves && count == 0 {
+            lanes.stream(key, Kind::StreamData, data_head(key.stream, FLAG_STARVED), Bytes::new());
+        }
+        stream.starved |= starves;
         stream.credit -= count;
         stream.queued_bytes += count;
         Ok(count)
@@ -211,21 +256,15 @@ impl Streams {
         if first.is_empty() {
             stream.received.pop_front();
         }
-        stream.consumed += bytes.len();
-        if stream.consumed >= STREAM_WINDOW_BYTES / 4 && !stream.end_received && stream.failed.is_none() {
-            let mut body = BytesMut::with_capacity(8);
-            body.put_u32(key.stream);
-            body.put_u32(stream.consumed as u32);
-            lanes.urgent(Kind::StreamCredit, key.channel, &body);
-            stream.granted += stream.consumed;
-            stream.consumed = 0;
-        }
+        stream.window.taken(bytes.len(), &mut self.budget);
+        stream.grant(key, lanes);
         StreamRead::Bytes(bytes)
     }
 
     /// Gives a stream up. What was finished still leaves; otherwise both directions end by an error.
     pub(super) fn reset(&mut self, key: StreamKey, lanes: &mut Lanes) {
         let Some(stream) = self.streams.get_mut(&key) else { return };
+        lanes.look_again(key);
         if stream.failed.is_some() || stream.both_ended() {
             self.remove(key);
             return;
@@ -269,6 +308,12 @@ impl Streams {
         self.streams[&key].queued_bytes
     }
 
+    /// Bytes that the peer may still send.
+    #[cfg(test)]
+    pub(super) fn granted(&self, key: StreamKey) -> usize {
+        self.streams[&key].window.granted()
+    }
+
     /// Pieces of memory in which received bytes lie.
     #[cfg(test)]
     pub(super) fn pieces(&self, key: StreamKey) -> usize {
@@ -284,7 +329,14 @@ impl Streams {
         waits || stream.queued_bytes == 0
     }
 
-    pub(super) fn handle<T>(&mut self, kind: Kind, channel: u16, mut body: Bytes, out: &mut Vec<Incoming<T>>) -> Result<(), Fault> {
+    pub(super) fn handle<T>(
+        &mut self,
+        kind: Kind,
+        channel: u16,
+        mut body: Bytes,
+        lanes: &mut Lanes,
+        out: &mut Vec<Incoming<T>>,
+    ) -> Result<(), Fault> {
         let id = take_u32(kind, &mut body)?;
         let key = StreamKey { channel, stream: id };
         // A stream that we gave up is unknown: what is still on the way to it is dropped.
@@ -295,31 +347,35 @@ impl Streams {
                     return Err(Fault::malformed(kind, "it has no flags"));
                 }
                 let flags = body.get_u8();
-                if flags & !FLAG_END != 0 {
+                if flags & !(FLAG_END | FLAG_STARVED) != 0 {
                     return Err(Fault::malformed(kind, "it has unknown flags"));
                 }
                 if stream.end_received && !body.is_empty() {
                     return Err(Fault::malformed(kind, "it comes after the end"));
                 }
-                if body.len() > stream.granted {
+                if body.len() > stream.window.granted() {
                     return Err(Fault::CreditExceeded { channel, stream: id });
                 }
-                stream.granted -= body.len();
                 if stream.failed.is_some() {
                     // What it carries is lost, so its end is no end either: a reader must not take the beginning for the whole.
+                    stream.window.dropped(body.len());
                     return Ok(());
                 }
+                stream.window.arrived(body.len(), flags & FLAG_STARVED != 0, &mut self.budget);
                 stream.receive(body);
                 stream.end_received |= flags & FLAG_END != 0;
+                if flags & FLAG_STARVED != 0 {
+                    stream.grant(key, lanes);
+                }
                 out.push(Incoming::Readable(key));
             }
             Kind::StreamCredit => {
                 let bytes = take_u32(kind, &mut body)? as usize;
-                // More than a window at once was never consumed by anybody.
-                if bytes > STREAM_WINDOW_BYTES || stream.credit + bytes > STREAM_WINDOW_BYTES {
+                if bytes > STREAM_WINDOW_BYTES_MAX || stream.credit + bytes > STREAM_WINDOW_BYTES_MAX {
                     return Err(Fault::CreditExceeded { channel, stream: id });
                 }
                 stream.credit += bytes;
+                stream.starved = false;
                 if std::mem::take(&mut stream.writer_waits) {
                     out.push(Incoming::Writable(key));
                 }

@@ -1,5 +1,6 @@
 //! Pairs of sessions on a simulated wire: everything is really serialised, split anywhere, delayed and cut, under a virtual clock.
 
+mod apart;
 mod calls;
 mod faults;
 mod fragments;
@@ -25,6 +26,7 @@ fn head() -> CallHead {
         timeout_ms: 30_000,
         identity: CallIdentity { edge: Incarnation::from_bytes([1; 16]), number: 7 },
         retry: false,
+        exclusive: false,
         hops: 0,
         incarnation: Incarnation::default(),
         node: None,

@@ -13,7 +13,7 @@ async fn listener_shows_its_new_certificate_when_it_is_told_to_and_keeps_the_old
     let trusting =
         |files: &Files| tls(TlsOptions { cacertfile: Some(files.path("ca.pem")), verify: TlsVerify::Host, ..TlsOptions::default() });
     let replace = |name: &str| fs::copy(new.path(name), old.path(name)).expect("copies");
-    for transport in ["tls", "wss"] {
+    for transport in ["tls", "wss", "quic"] {
         let old_trust = Files::new();
         for name in ["ca.pem", "localhost.pem", "localhost.key"] {
             fs::copy(old_trust.path(name), old.path(name)).expect("copies");

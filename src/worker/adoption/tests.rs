@@ -352,3 +352,41 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn only_the_holder_binds_channels_and_only_for_calls() {
+    let mut adoption = held(Instant::now());
+    for (term, number) in [(0, 1), (2, 1), (1, 2)] {
+        assert!(!adoption.bind(ChannelKey(7), term, &ticket(number)), "term {term}, ticket {number}");
+    }
+    assert_eq!(adoption.check_call(ChannelKey(7)), fenced(1, Some("c1")));
+    assert!(adoption.bind(ChannelKey(7), 1, &ticket(1)));
+    assert_eq!(adoption.check_call(ChannelKey(7)), Standing::Current);
+    assert_eq!(adoption.check(ChannelKey(7)), fenced(1, Some("c1")), "nothing but calls");
+    assert_eq!(adoption.check_call(ChannelKey(1)), Standing::Current);
+    assert_eq!(adoption.check_call(ChannelKey(8)), fenced(1, Some("c1")));
+}
+
+#[test]
+fn bound_channels_outlive_the_channel_of_the_holder_and_not_its_term() {
+    let now = Instant::now();
+    let mut adoption = held(now);
+    assert!(adoption.bind(ChannelKey(7), 1, &ticket(1)));
+    assert!(adoption.bind(ChannelKey(8), 1, &ticket(1)));
+    adoption.channel_closed(ChannelKey(1));
+    assert_eq!(adoption.check_call(ChannelKey(7)), Standing::Current);
+    assert!(!adoption.bind(ChannelKey(9), 1, &ticket(1)), "nobody holds the worker");
+    adoption.unbind(|channel| channel == ChannelKey(7));
+    assert_eq!(adoption.check_call(ChannelKey(7)), fenced(1, None));
+    assert_eq!(adoption.adopt(request("c1", 2, 1), ticket(2), now), granted(2, 2, None));
+    assert_eq!(adoption.check_call(ChannelKey(8)), fenced(2, Some("c1")));
+    assert!(!adoption.bind(ChannelKey(8), 1, &ticket(1)));
+}
+
+#[test]
+fn bound_channels_are_few() {
+    let mut adoption = held(Instant::now());
+    let bound = (0..1000).filter(|channel| adoption.bind(ChannelKey(100 + channel), 1, &ticket(1))).count();
+    assert_eq!(bound, BOUND_MAX);
+    assert!(adoption.bind(ChannelKey(100), 1, &ticket(1)), "one that is bound already stays so");
+}

@@ -82,6 +82,80 @@ fn an_empty_window_sends_nothing() {
     assert_eq!(journal.next_to_send(0), None);
 }
 
+/// Everything that can be sent ahead now.
+fn sent_ahead(journal: &mut Journal, window: usize) -> Vec<u64> {
+    let mut all = Vec::new();
+    while let Some(out) = journal.next_for_followers(window) {
+        all.push(out.last());
+    }
+    all
+}
+
+#[test]
+fn those_who_follow_do_not_wait_for_a_class_that_hangs() {
+    let mut journal = Journal::new(room_for(20));
+    for _ in 0..9 {
+        event(&mut journal, "a");
+    }
+    assert_eq!(sent_ahead(&mut journal, 2), [0; 0], "the window of the class comes first");
+    assert_eq!(sent(&mut journal, 2), ["a1", "a2"]);
+    assert_eq!(sent_ahead(&mut journal, 2), [3, 4]);
+    journal.followed(&class("a"), 3);
+    assert_eq!(sent_ahead(&mut journal, 2), [5]);
+    journal.followed(&class("a"), 5);
+    assert_eq!(sent_ahead(&mut journal, 2), [6, 7]);
+    assert!(journal.ack(&class("a"), 3).is_err(), "the class was never sent it");
+    journal.ack(&class("a"), 2).expect("it was sent");
+    assert_eq!(sent(&mut journal, 2), ["a3", "a4"], "the class gets everything");
+    assert_eq!(sent_ahead(&mut journal, 2), [0; 0], "nobody gets anything ahead twice");
+    journal.rewind();
+    assert_eq!(sent(&mut journal, 2), ["a3", "a4"]);
+    assert_eq!(sent_ahead(&mut journal, 2), [5, 6], "who follows on another channel may know nothing");
+}
+
+#[test]
+fn millions_of_events_take_bounded_memory_and_tasks_are_never_lost() {
+    // A worker that is alone for weeks, with tasks that come and go and some that stay.
+    let mut journal = Journal::new(1024 * 1024);
+    for stays in 0..10 {
+        start(&mut journal, &format!("stays{stays}"));
+    }
+    sent(&mut journal, 256);
+    let mut most = 0;
+    for round in 0..500_000 {
+        event(&mut journal, "a");
+        event(&mut journal, "b");
+        start(&mut journal, &format!("t{round}"));
+        stop(&mut journal, &format!("t{round}"));
+        most = most.max(journal.bytes());
+    }
+    assert!(most <= 1024 * 1024 + 8 * ENTRY_BYTES, "{most} bytes");
+    stop(&mut journal, "stays3");
+    journal.rewind();
+    let items = journal.classes.values().map(|log| log.items.len()).sum::<usize>();
+    assert!(items <= 1024 * 1024 / GAP_BYTES, "{items} things");
+    let mut told = BTreeSet::new();
+    let mut numbers = BTreeMap::from([(class("a"), 0), (class("b"), 0)]);
+    while let Some(out) = journal.next_to_send(usize::MAX) {
+        let mark = numbers.get_mut(out.class()).expect("one of the two");
+        let from = match &out {
+            Outgoing::Entry(entry) => entry.seq,
+            Outgoing::Gap { from, .. } => *from,
+        };
+        assert_eq!(from, *mark + 1, "nothing is missing without a word");
+        *mark = out.last();
+        if let Outgoing::Entry(Entry { kind: EntryKind::TaskStarted(id), .. }) = &out {
+            told.insert(id.clone());
+        }
+        if let Outgoing::Entry(Entry { kind: EntryKind::TaskStopped { id, .. }, .. }) = &out {
+            assert!(told.remove(id), "the end of {id} without its start");
+        }
+    }
+    let left: Vec<String> = told.iter().map(ToString::to_string).collect();
+    assert_eq!(left, ["stays0", "stays1", "stays2", "stays4", "stays5", "stays6", "stays7", "stays8", "stays9"]);
+    assert_eq!(numbers.into_values().collect::<Vec<_>>(), [10 + 3 * 500_000 + 1, 500_000]);
+}
+
 #[test]
 fn a_new_channel_starts_behind_the_last_acknowledgement() {
     let mut journal = Journal::new(room_for(10));
@@ -462,7 +536,7 @@ impl World {
             prop_assert!(arrived.is_none_or(|arrived| arrived == entry));
             prop_assert!(arrived.is_some() != self.receiver.gaps.contains(key), "{:?}", key);
             match &entry.kind {
-                EntryKind::Class | EntryKind::NodeStatus(_) => {}
+                EntryKind::Class | EntryKind::OfTask(_) | EntryKind::NodeStatus(_) => {}
                 EntryKind::TaskStarted(id) => {
                     open.insert((key.0.clone(), id.clone()), arrived.is_some());
                 }

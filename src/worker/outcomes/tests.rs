@@ -20,6 +20,11 @@ fn room_for(outcomes: usize) -> Outcomes {
     Outcomes::new(outcomes * (OUTCOME_BYTES + 100))
 }
 
+/// Acknowledges one call.
+fn settle(outcomes: &mut Outcomes, call: CallIdentity) {
+    outcomes.settle(call.edge, 0, &[(call.number, call.number)]);
+}
+
 /// Begins and finishes calls of edge 1.
 fn finished(outcomes: &mut Outcomes, numbers: impl IntoIterator<Item = u64>, now: Instant) {
     for number in numbers {
@@ -47,7 +52,7 @@ fn a_retry_of_an_unseen_call_is_executed() {
     let now = Instant::now();
     let mut outcomes = room_for(10);
     finished(&mut outcomes, [6, 7], now);
-    outcomes.ack(call(1, 7));
+    settle(&mut outcomes, call(1, 7));
     assert_eq!(outcomes.begin(call(1, 5), true, now + TIMEOUT, now), Begin::Execute);
     assert_eq!(outcomes.begin(call(2, 7), true, now + TIMEOUT, now), Begin::Execute);
 }
@@ -60,7 +65,7 @@ fn a_first_attempt_with_a_known_number_is_a_retry() {
     assert_eq!(outcomes.begin(call(1, 5), false, now + TIMEOUT, now), Begin::Running);
     outcomes.finish(call(1, 5), reply(1), now);
     assert_eq!(outcomes.begin(call(1, 5), false, now + TIMEOUT, now), Begin::Done(reply(1)));
-    outcomes.ack(call(1, 5));
+    settle(&mut outcomes, call(1, 5));
     assert_eq!(outcomes.begin(call(1, 5), false, now + TIMEOUT, now), Begin::Unknown, "a late copy");
 }
 
@@ -69,12 +74,79 @@ fn an_acknowledged_outcome_frees_its_bytes() {
     let now = Instant::now();
     let mut outcomes = room_for(10);
     finished(&mut outcomes, [1, 2], now);
-    outcomes.ack(call(1, 1));
-    outcomes.ack(call(1, 1));
-    outcomes.ack(call(9, 9));
+    settle(&mut outcomes, call(1, 1));
+    settle(&mut outcomes, call(1, 1));
+    settle(&mut outcomes, call(9, 9));
     assert_eq!(outcomes.bytes(), OUTCOME_BYTES + 100);
-    outcomes.ack(call(1, 2));
+    settle(&mut outcomes, call(1, 2));
     assert_eq!((outcomes.bytes(), outcomes.next_deadline()), (0, None));
+}
+
+#[test]
+fn everything_below_a_mark_is_acknowledged_at_once() {
+    let now = Instant::now();
+    let mut outcomes = room_for(10);
+    finished(&mut outcomes, [1, 2, 4, 5, 7, 8], now);
+    outcomes.begin(call(1, 3), false, now + TIMEOUT, now);
+    outcomes.settle(call(1, 0).edge, 5, &[(7, 7), (9, 8), (20, u64::MAX)]);
+    assert_eq!(outcomes.bytes(), 2 * (OUTCOME_BYTES + 100), "of 5 and 8");
+    for late_copy in [1, 2, 4, 7] {
+        assert_eq!(outcomes.begin(call(1, late_copy), false, now + TIMEOUT, now), Begin::Unknown);
+    }
+    for kept in [5, 8] {
+        assert_eq!(outcomes.begin(call(1, kept), true, now + TIMEOUT, now), Begin::Done(reply(100)));
+    }
+    outcomes.finish(call(1, 3), reply(100), now);
+    assert_eq!(outcomes.begin(call(1, 3), true, now + TIMEOUT, now), Begin::Unknown, "nobody waited for it");
+    assert_eq!(outcomes.begin(call(1, 0), false, now + TIMEOUT, now), Begin::Unknown, "even if it never came");
+    assert_eq!(outcomes.begin(call(1, 30), false, now + TIMEOUT, now), Begin::Execute, "of what has not come nothing is noted");
+    assert_eq!(outcomes.edges[&call(1, 0).edge].numbers.keys().copied().collect::<Vec<_>>(), [7], "the mark stands for the others");
+}
+
+#[test]
+fn an_older_acknowledgement_changes_nothing() {
+    let now = Instant::now();
+    let mut outcomes = room_for(10);
+    finished(&mut outcomes, [1], now);
+    outcomes.settle(call(1, 0).edge, 3, &[]);
+    outcomes.settle(call(1, 0).edge, 2, &[]);
+    assert_eq!(outcomes.begin(call(1, 2), true, now + TIMEOUT, now), Begin::Unknown);
+    assert_eq!(outcomes.begin(call(1, 3), true, now + TIMEOUT, now), Begin::Execute);
+}
+
+#[test]
+fn clients_that_say_goodbye_spoil_nothing_however_many_they_are() {
+    let now = Instant::now();
+    let mut outcomes = Outcomes::new(usize::MAX);
+    outcomes.edges_max = 16;
+    let client = |number: u64| {
+        let mut bytes = [0; 16];
+        bytes[..8].copy_from_slice(&number.to_be_bytes());
+        CallIdentity { edge: Incarnation::from_bytes(bytes), number: 1 }
+    };
+    let patient = client(0);
+    outcomes.begin(patient, false, now + TIMEOUT, now);
+    outcomes.finish(patient, reply(1), now);
+    for number in 1..500 {
+        assert_eq!(outcomes.begin(client(number), false, now + TIMEOUT, now), Begin::Execute);
+        outcomes.finish(client(number), reply(1), now);
+        outcomes.settle(client(number).edge, 2, &[]);
+    }
+    assert_eq!(outcomes.edges(), 16);
+    assert_eq!(outcomes.begin(patient, true, now + TIMEOUT, now), Begin::Done(reply(1)));
+    let lost = client(u64::MAX);
+    assert_eq!(outcomes.begin(lost, true, now + TIMEOUT, now), Begin::Execute, "a retry whose first attempt never came");
+}
+
+#[test]
+fn an_outcome_that_expired_without_an_acknowledgement_is_never_repeated() {
+    let now = Instant::now();
+    let mut outcomes = room_for(NUMBERS_MAX + 10);
+    finished(&mut outcomes, 1..=NUMBERS_MAX as u64 + 5, now);
+    let end = now + TIMEOUT + REMEMBER_AFTER_DEADLINE;
+    outcomes.expire(end);
+    assert_eq!(outcomes.bytes(), 0);
+    assert_eq!(outcomes.begin(call(1, 1), true, end + TIMEOUT, end), Begin::Unknown, "its number made room for others");
 }
 
 #[test]
@@ -82,7 +154,7 @@ fn a_running_call_cannot_be_acknowledged_away() {
     let now = Instant::now();
     let mut outcomes = room_for(10);
     outcomes.begin(call(1, 5), false, now + TIMEOUT, now);
-    outcomes.ack(call(1, 5));
+    settle(&mut outcomes, call(1, 5));
     assert_eq!(outcomes.begin(call(1, 5), true, now + TIMEOUT, now), Begin::Running);
 }
 
@@ -159,7 +231,7 @@ fn acknowledged_numbers_leave_no_floor() {
     let mut outcomes = room_for(3);
     for number in 10..NUMBERS_MAX as u64 + 100 {
         finished(&mut outcomes, [number], now);
-        outcomes.ack(call(1, number));
+        settle(&mut outcomes, call(1, number));
     }
     assert_eq!(outcomes.begin(call(1, 5), true, now + TIMEOUT, now), Begin::Execute);
 }
@@ -339,7 +411,7 @@ proptest! {
                     let Some(sent) = calls.get_mut(&(edge, number)) else { continue };
                     if sent.outcome.is_some() {
                         sent.acked = true;
-                        outcomes.ack(call(edge, number));
+                        settle(&mut outcomes, call(edge, number));
                     }
                 }
                 Op::Retry { .. } | Op::Finish { .. } | Op::Ack { .. } => {}

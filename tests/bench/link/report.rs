@@ -1,84 +1,113 @@
-//! Rows of a bench, for people and as NDJSON; and bare TLS for baselines.
+//! Rows of a bench, for people and as NDJSON, and the budgets that they are held against.
 
 use std::fs::OpenOptions;
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 
-use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
-use tokio::net::{TcpListener, TcpStream};
-use tokio_rustls::{TlsAcceptor, TlsConnector, client, server};
+/// What a row may be.
+#[derive(Clone, Copy)]
+pub(crate) enum Budget {
+    /// The ratio to the baseline, at most.
+    RatioAtMost(f64),
+    /// The ratio to the baseline, at least.
+    RatioAtLeast(f64),
+    /// The value, at most.
+    AtMost(f64),
+    /// The value, at least.
+    AtLeast(f64),
+    /// Measured to be watched.
+    None,
+}
 
-/// Collects rows; says at the end which are missing.
+impl Budget {
+    fn is_met(self, value: f64, ratio: f64) -> bool {
+        match self {
+            Budget::RatioAtMost(most) => ratio <= most,
+            Budget::RatioAtLeast(least) => ratio >= least,
+            Budget::AtMost(most) => value <= most,
+            Budget::AtLeast(least) => value >= least,
+            Budget::None => true,
+        }
+    }
+
+    fn text(self) -> String {
+        match self {
+            Budget::RatioAtMost(most) => format!("ratio <= {most}"),
+            Budget::RatioAtLeast(least) => format!("ratio >= {least}"),
+            Budget::AtMost(most) => format!("<= {most}"),
+            Budget::AtLeast(least) => format!(">= {least}"),
+            Budget::None => String::new(),
+        }
+    }
+}
+
+/// One measurement.
+pub(crate) struct Row {
+    pub(crate) name: &'static str,
+    pub(crate) value: f64,
+    pub(crate) unit: &'static str,
+    pub(crate) baseline: f64,
+}
+
+/// Collects rows; says at the end which are missing and which missed their budget.
 pub(crate) struct Report {
-    json: Option<PathBuf>,
-    names: Vec<String>,
+    json: PathBuf,
+    rows: &'static [(&'static str, Budget)],
+    /// The one row that is wanted.
+    only: Option<String>,
+    measured: Vec<&'static str>,
+    missed: Vec<String>,
 }
 
 impl Report {
-    pub(crate) fn new() -> Self {
-        println!("{:<14} {:>14} {:<6} {:>14} {:>7}", "row", "value", "unit", "baseline", "ratio");
-        let json = std::env::var_os("NKCLUSTER_BENCH_JSON").map(|path| Path::new(env!("CARGO_MANIFEST_DIR")).join(path));
-        Self { json, names: Vec::new() }
+    /// A run that measures these rows, or only one of them.
+    pub(crate) fn new(rows: &'static [(&'static str, Budget)], only: Option<String>) -> Self {
+        println!("{:<16} {:>12} {:<6} {:>12} {:>7}  budget", "row", "value", "unit", "baseline", "ratio");
+        let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+        let json = std::env::var_os("NKCLUSTER_BENCH_JSON").map_or_else(|| root.join("target/bench.ndjson"), |path| root.join(path));
+        Self { json, rows, only, measured: Vec::new(), missed: Vec::new() }
+    }
+
+    /// Whether a row is to be measured in this run.
+    pub(crate) fn wants(&self, name: &str) -> bool {
+        self.only.as_ref().is_none_or(|only| only == name)
+    }
+
+    /// Whether any of these rows is.
+    pub(crate) fn wants_any(&self, names: &[&str]) -> bool {
+        names.iter().any(|name| self.wants(name))
     }
 
     /// One row; the ratio is value to baseline.
-    pub(crate) fn row(&mut self, name: &str, value: f64, unit: &str, baseline: f64) {
+    pub(crate) fn row(&mut self, Row { name, value, unit, baseline }: Row) {
         let ratio = value / baseline;
-        println!("{name:<14} {value:>14.1} {unit:<6} {baseline:>14.1} {ratio:>7.2}");
-        self.names.push(name.to_owned());
-        if let Some(path) = &self.json {
-            let row = serde_json::json!({ "name": name, "value": value, "unit": unit, "baseline": baseline, "ratio": ratio });
-            let mut file = OpenOptions::new().create(true).append(true).open(path).expect("NKCLUSTER_BENCH_JSON can be written");
-            writeln!(file, "{row}").expect("NKCLUSTER_BENCH_JSON can be written");
+        let (_, budget) =
+            self.rows.iter().find(|(row, _)| *row == name).unwrap_or_else(|| panic!("the row {name} is not one of this bench"));
+        let is_met = budget.is_met(value, ratio);
+        let mark = if is_met { "" } else { "  MISSED" };
+        println!("{name:<16} {value:>12.1} {unit:<6} {baseline:>12.1} {ratio:>7.2}  {}{mark}", budget.text());
+        self.measured.push(name);
+        if !is_met {
+            self.missed.push(format!("{name} is {value:.1} {unit}, {ratio:.2} x its baseline; its budget is {}", budget.text()));
+        }
+        let row = serde_json::json!({ "name": name, "value": value, "unit": unit, "baseline": baseline, "ratio": ratio, "met": is_met });
+        let file = OpenOptions::new().create(true).append(true).open(&self.json);
+        let written = file.and_then(|mut file| writeln!(file, "{row}"));
+        if let Err(error) = written {
+            eprintln!("{} cannot be written: {error}", self.json.display());
         }
     }
 
-    /// Fails if a row is missing.
-    pub(crate) fn finish(self, expected: &[&str]) {
-        for name in expected {
-            assert!(self.names.iter().any(|row| row == name), "the row {name} is missing");
+    /// Whether the run is good: every wanted row was measured and, if `strict`, met its budget.
+    pub(crate) fn finish(self, strict: bool) -> bool {
+        let missing: Vec<&str> =
+            self.rows.iter().map(|(name, _)| *name).filter(|name| self.wants(name) && !self.measured.contains(name)).collect();
+        for missed in &self.missed {
+            println!("MISSED: {missed}");
         }
+        if !missing.is_empty() {
+            eprintln!("not measured: {}", missing.join(", "));
+        }
+        missing.is_empty() && (self.missed.is_empty() || !strict)
     }
-}
-
-fn certificate() -> (CertificateDer<'static>, PrivateKeyDer<'static>) {
-    let made = rcgen::generate_simple_self_signed(vec!["nkcluster".to_owned()]).expect("a certificate");
-    (made.cert.der().clone(), PrivatePkcs8KeyDer::from(made.signing_key.serialize_der()).into())
-}
-
-/// TLS as we use it, without anything of ours: TLS 1.3, a trusted self-signed certificate, no resumption.
-fn tls() -> (TlsAcceptor, TlsConnector) {
-    let (certificate, key) = certificate();
-    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-    let mut server = rustls::ServerConfig::builder_with_provider(Arc::clone(&provider))
-        .with_safe_default_protocol_versions()
-        .expect("the provider has them")
-        .with_no_client_auth()
-        .with_single_cert(vec![certificate.clone()], key)
-        .expect("key and certificate belong together");
-    server.send_tls13_tickets = 0;
-    let mut roots = rustls::RootCertStore::empty();
-    roots.add(certificate).expect("a certificate");
-    let mut client = rustls::ClientConfig::builder_with_provider(provider)
-        .with_safe_default_protocol_versions()
-        .expect("the provider has them")
-        .with_root_certificates(roots)
-        .with_no_client_auth();
-    client.resumption = rustls::client::Resumption::disabled();
-    (TlsAcceptor::from(Arc::new(server)), TlsConnector::from(Arc::new(client)))
-}
-
-/// Both ends of a TLS connection over a pair of sockets.
-pub(crate) async fn bare_tls(near: TcpStream, far: TcpStream) -> (client::TlsStream<TcpStream>, server::TlsStream<TcpStream>) {
-    let (acceptor, connector) = tls();
-    let name = "nkcluster".try_into().expect("a valid name");
-    let (near, far) = tokio::join!(connector.connect(name, near), acceptor.accept(far));
-    (near.expect("TLS"), far.expect("TLS"))
-}
-
-/// A listener, and what both ends need for TLS.
-pub(crate) async fn bare_tls_listener() -> (TcpListener, TlsAcceptor, TlsConnector) {
-    let (acceptor, connector) = tls();
-    (TcpListener::bind("127.0.0.1:0").await.expect("binds"), acceptor, connector)
 }

@@ -8,7 +8,7 @@
 //!   seeds.rs         writes the first inputs       `cargo run -p nkcluster-fuzz --bin seeds`
 //! ```
 //!
-//! A target that finds nothing may be a good sign or a broken target. So each has a **seeded crash**: compiled with `nkcluster_seeded_crash` it panics on a
+//! A target that finds nothing may be a good sign or a broken target. So each has a **seeded crash**: with `NKCLUSTER_SEEDED_CRASH=1` its fuzzer panics on a
 //! condition of several steps, deep enough that only a fuzzer which is guided by coverage arrives there; `.ci/fuzz --seeded` proves that each is found
 //! within a minute, and that no committed input is there already.
 //!
@@ -18,6 +18,7 @@ mod before_trust;
 mod config;
 mod handshake;
 mod input;
+mod intermediary;
 mod labels;
 mod payload;
 mod seeded;
@@ -31,6 +32,7 @@ pub use before_trust::before_trust;
 pub use config::config;
 pub use handshake::handshake;
 pub use input::Input;
+pub use intermediary::intermediary;
 pub use labels::labels;
 pub use payload::payload;
 pub use selector::selector;
@@ -46,6 +48,7 @@ pub const TARGETS: &[(&str, Target)] = &[
     ("before_trust", before_trust),
     ("config", config),
     ("handshake", handshake),
+    ("intermediary", intermediary),
     ("labels", labels),
     ("payload", payload),
     ("selector", selector),

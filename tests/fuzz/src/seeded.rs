@@ -1,13 +1,14 @@
 //! Crashes on purpose, to prove that the fuzzers bite.
 
+use std::sync::LazyLock;
 use std::sync::atomic::{AtomicU32, Ordering};
 
-/// `seeded_crash!("target", first, second, …)` panics if all conditions hold, in the build that proves the fuzzers; in every other build it is nothing.
+/// `seeded_crash!("target", first, second, …)` panics if all conditions hold, in a fuzzer that runs with `NKCLUSTER_SEEDED_CRASH=1`; in every other build it is nothing.
 ///
 /// Each condition is a branch of its own, so that coverage rewards every step on the way.
 macro_rules! seeded_crash {
     ($target:literal, $($step:expr),+ $(,)?) => {
-        if cfg!(nkcluster_seeded_crash) {
+        if cfg!(feature = "libfuzzer") && $crate::seeded::is_on() {
             $crate::seeded::seeded_crash!(@steps $target, 1, $($step),+);
         }
     };
@@ -23,6 +24,12 @@ macro_rules! seeded_crash {
 }
 
 pub(crate) use seeded_crash;
+
+/// Whether this process proves that its fuzzer bites.
+pub(crate) fn is_on() -> bool {
+    static IS_ON: LazyLock<bool> = LazyLock::new(|| std::env::var_os("NKCLUSTER_SEEDED_CRASH").is_some_and(|value| value == "1"));
+    *IS_ON
+}
 
 /// Tells each step when it is first taken: a proof that fails has got so far. A call also keeps the optimiser from joining the steps into one comparison.
 #[inline(never)]

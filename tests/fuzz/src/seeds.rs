@@ -32,11 +32,16 @@ pub fn seeds() -> Vec<(&'static str, &'static str, Vec<u8>)> {
     let hello = client_first();
     all.push(("before_trust", "hello", hello.clone()));
     all.push(("before_trust", "hello-and-wrong-proof", [&hello[..], &wrong_proof()].concat()));
+    all.push(("before_trust", "hello-and-ping", [&hello[..], &frame_of(Kind::Ping, &[0; 28])].concat()));
     all.push(("before_trust", "refusal", refusal()));
     all.push(("before_trust", "too-large", vec![0xff; 8]));
     all.push(("before_trust", "needs-trust", frame_of(Kind::Ping, &[0; 28])));
     for (name, bytes) in HANDSHAKES {
         all.push(("handshake", *name, bytes.to_vec()));
+    }
+    for (name, way, first, second) in INTERMEDIARIES {
+        let length = u16::try_from(first.len()).expect("they are short");
+        all.push(("intermediary", *name, [&[*way][..], &length.to_be_bytes(), first, second].concat()));
     }
     for (name, bytes) in SESSIONS {
         all.push(("session", *name, bytes.to_vec()));
@@ -76,8 +81,9 @@ const SELECTORS: &[(&str, &str)] = &[
     ("values", "group=group1 && dc!=eu\0\x02\0\0\0x;group=group1"),
 ];
 
-const CONFIGS: &[(&str, &str)] = &[
-    ("worker", "\x01node_id = \"w1\"\nmeta = \"a;b=1, c\"\nping_time = 1000\n"),
+/// Flags, see `config.rs`; then the file, the variables and the flags of the command line.
+pub(crate) const CONFIGS: &[(&str, &str)] = &[
+    ("worker", "\x03node_id = \"w1\"\nmeta = \"a;b=1, c\"\nping_time = 1000\n"),
     (
         "control",
         "\x05listen = \"nkcluster://127.0.0.1:1973;transport=tls\"\nring_size = 512\nstaged_joins = true\nhttp = \"127.0.0.1:8080\"\n",
@@ -85,7 +91,7 @@ const CONFIGS: &[(&str, &str)] = &[
     ("others", "\x03cluster_addr = [\"nkcluster://c1\"]\n\0PING_TIME=2000\0--stats-time=1000\0LOG=debug"),
     (
         "numbers",
-        "\x07max_calls = 5\naccept_rate = 100\npbkdf2_iters = 1000\nclasses = [\"core\", \"files\"]\ngrants = \"*\"\nsplit = \"majority\"\n",
+        "\x07max_calls = 5\naccept_rate = 100\npbkdf2_iters = 1000\nclasses = [\"core\", \"copy\"]\ngrants = \"*\"\nsplit = \"majority\"\n",
     ),
     (
         "addresses",
@@ -120,6 +126,27 @@ const HANDSHAKES: &[(&str, &[u8])] = &[
     ("garbage", &[1, 0, 0, 6, 1, 2, 0x81, 0xa1]),
 ];
 
+/// Way, first part, second part.
+const INTERMEDIARIES: &[(&str, u8, &[u8], &[u8])] = &[
+    ("upgrade", 0, UPGRADE, MESSAGES),
+    ("upgrade-of-a-page", 0, b"GET /nk HTTP/1.1\r\nOrigin: http://a\r\n\r\n", b""),
+    ("balancer-of-ipv4", 1, b"\r\n\r\n\0\r\nQUIT\n\x21\x11\0\x0c\x0a\0\0\x01\x0a\0\0\x02\0\x07\0\x08GET / HTTP/1.1\r\n\r\n", b""),
+    ("balancer-looks", 1, b"\r\n\r\n\0\r\nQUIT\n\x20\0\0\0", UPGRADE),
+    ("answer", 2, ANSWER, b""),
+    ("answer-and-more", 2, b"HTTP/1.1 403 No\r\n\r\n", b"more"),
+    ("tunnel", 3, b"HTTP/1.1 200 Open\r\n\r\n", ANSWER),
+    ("no-tunnel", 3, b"HTTP/1.1 407 Who are you?\r\nProxy-Authenticate: Basic\r\n\r\n", b""),
+];
+
+const UPGRADE: &[u8] = b"GET /nk HTTP/1.1\r\nHost: c1\r\nConnection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\n\
+    Sec-WebSocket-Key: MDEyMzQ1Njc4OWFiY2RlZg==\r\nSec-WebSocket-Protocol: nkcluster\r\n\r\n";
+
+/// A message in two fragments, a ping, and the close.
+const MESSAGES: &[u8] = b"\x02\x82\0\0\0\0ab\x89\x80\0\0\0\0\x80\x81\0\0\0\0c\x88\x80\0\0\0\0";
+
+const ANSWER: &[u8] = b"HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\
+    Sec-WebSocket-Accept: MDEyMzQ1Njc4OWFiY2RlZmdoaWo=\r\nSec-WebSocket-Protocol: nkcluster\r\n\r\n";
+
 /// Side and role of the peer; then turns, see `session.rs`.
 const SESSIONS: &[(&str, &[u8])] = &[
     ("peer-calls-and-is-answered", &[4, 2, 0, 1, 0, 0, 1, 3, b'a', b'b', b'c', 13, 0, 0, 22, 3]),
@@ -127,7 +154,7 @@ const SESSIONS: &[(&str, &[u8])] = &[
     ("we-call-with-a-stream", &[5, 11, 0, 0, 1, 1, 1, 14, 0, 3, 22, 3, 5, 0, 1, 16, 0, 22, 3, 3, 0, 0, 1, b'r']),
     ("large-call-in-fragments", &[4, 7, 0, 1, 1, 3, 0, 0xff, 0, 1, 7, 0, 0, 1, 2, 0, 0xff, 0, 1]),
     ("large-reply-of-ours", &[4, 2, 0, 1, 0, 0, 1, 0, 13, 0, 1, 22, 3, 22, 3]),
-    ("channels", &[4, 18, 8, 3, 8, 5, 18, 19, 1, 10, 1, 36, 0, 22, 3]),
+    ("channels", &[4, 18, 8, 3, 8, 5, 18, 19, 1, 22, 3]),
     ("cancelled", &[4, 2, 0, 1, 0, 0, 1, 0, 9, 0, 13, 0, 0, 11, 0, 0, 1, 1, 0, 20, 0]),
     ("worker-describes-itself", &[0, 10, 0, 16, 3, 2, 4, 5, 0, 7, 4, 2, 1, b'1']),
     ("reset", &[4, 2, 0, 2, 1, 0, 0, 0, 0, 6, 0, 15, 0, 2, 17, 0]),

@@ -129,7 +129,7 @@ impl End {
                 self.frame(Kind::ChannelOpen, channel, Bytes::new());
             }
             9 => {
-                let (channel, call) = pick(&self.theirs, input).unwrap_or((0, u32::from(input.byte())));
+                let (channel, call) = pick(&self.theirs, input).unwrap_or_else(|| (0, u32::from(input.byte())));
                 self.frame_of(Kind::Cancel, channel, |body| body.put_u32(call));
             }
             10 => {
@@ -324,6 +324,7 @@ impl End {
             identity: CallIdentity { edge: Incarnation::from_bytes([3; 16]), number: self.next_token },
             retry: false,
             hops: 0,
+            exclusive: false,
             incarnation: Incarnation::from_bytes([0; 16]),
             node: None,
             class: Some(class()),
@@ -344,7 +345,7 @@ impl End {
     }
 
     fn peer_replies(&mut self, input: &mut Input<'_>) {
-        let (channel, call) = pick(&self.ours, input).unwrap_or((LINK_CHANNEL, u32::from(input.byte())));
+        let (channel, call) = pick(&self.ours, input).unwrap_or_else(|| (LINK_CHANNEL, u32::from(input.byte())));
         let outcome = match input.below(2) {
             0 => Ok(Bytes::copy_from_slice(input.bytes())),
             _ => Err(Error::new(ErrorCode::NotFound, "no")),
@@ -534,7 +535,8 @@ impl End {
         match input.below(3) {
             0 => self.session.ping(channel, &Ping { seq: number, time_ms: 1, rank: Rank { view: 1, hash: number } }),
             1 => {
-                let head = EventHead { seq: number, time_ms: 1, kind: EventKind::Class, class: class() };
+                let head =
+                    EventHead { seq: number, time_ms: 1, kind: EventKind::Class, class: class(), task: None, audience: Default::default() };
                 self.session.event(channel, &head, input.bytes());
             }
             _ => {

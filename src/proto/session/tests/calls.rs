@@ -335,7 +335,7 @@ fn events_and_messages_of_a_channel_that_we_closed_are_dropped() {
     let mut pair = Pair::new(3);
     let channel = pair.session(DIALLER).open_channel().expect("there is room");
     pair.settle();
-    let event = EventHead { seq: 1, time_ms: 0, kind: head::EventKind::Class, class: class() };
+    let event = EventHead { seq: 1, time_ms: 0, kind: head::EventKind::Class, class: class(), task: None, audience: Default::default() };
     pair.session(LISTENER).event(channel, &event, b"x");
     pair.session(LISTENER).message(channel, &Message::Fenced(message::Fenced { term: 1, holder: None }));
     pair.session(DIALLER).close_channel(channel, &error("away"));
@@ -400,7 +400,7 @@ fn an_ended_session_takes_nothing_in_and_queues_nothing() {
     session.call(LINK_CHANNEL, &head(), &Bytes::new(), false, 4).expect("open");
     assert_eq!(session.close(&error("cut")).tokens, [4]);
     session.discard_output();
-    let event = EventHead { seq: 1, time_ms: 0, kind: head::EventKind::Class, class: class() };
+    let event = EventHead { seq: 1, time_ms: 0, kind: head::EventKind::Class, class: class(), task: None, audience: Default::default() };
     session.event(LINK_CHANNEL, &event, b"x");
     session.message(LINK_CHANNEL, &Message::Fenced(message::Fenced { term: 1, holder: None }));
     session.ping(LINK_CHANNEL, &Ping { seq: 1, time_ms: 0, rank: head::Rank::default() });

@@ -56,15 +56,16 @@ fn breaches_of_the_protocol_end_the_link() {
         ("a channel with an id in use", vec![frame(Kind::ChannelOpen, 1, Bytes::new())], 7),
         ("a channel with one of our numbers", vec![frame(Kind::ChannelOpen, 2, Bytes::new())], 7),
         ("the channel of the link", vec![frame(Kind::ChannelOpen, LINK_CHANNEL, Bytes::new())], 7),
-        ("more data than was granted", vec![stream_data(LINK_CHANNEL, 1, 0, &window); 9], 6),
-        ("credit for what was not sent", vec![credit(1)], 6),
+        ("more data than was granted", vec![stream_data(LINK_CHANNEL, 1, 0, &window); 5], 6),
+        ("more data than was granted, and a demand for more", vec![stream_data(LINK_CHANNEL, 1, 2, &window); 5], 6),
+        ("credit beyond the largest window", vec![credit((STREAM_WINDOW_BYTES_MAX - STREAM_WINDOW_BYTES) as u32), credit(1)], 6),
         ("credit beyond all numbers", vec![credit(u32::MAX)], 6),
-        ("stream data with unknown flags", vec![stream_data(LINK_CHANNEL, 1, 2, b"")], 5),
+        ("stream data with unknown flags", vec![stream_data(LINK_CHANNEL, 1, 4, b"")], 5),
         ("stream data without flags", vec![frame(Kind::StreamData, LINK_CHANNEL, 1_u32.to_be_bytes().to_vec())], 5),
         ("stream data after the end", vec![stream_data(LINK_CHANNEL, 1, 1, b"x"), stream_data(LINK_CHANNEL, 1, 0, b"y")], 5),
         ("a stream frame without a stream", vec![frame(Kind::StreamReset, LINK_CHANNEL, vec![0, 0, 1])], 5),
         ("an unknown verb", vec![frame(Kind::Call, LINK_CHANNEL, vec![0, 0, 0, 9, 0, 0, 0, 0, 9, 0])], 5),
-        ("unknown flags of a call", vec![frame(Kind::Call, LINK_CHANNEL, vec![0, 0, 0, 9, 0, 0, 0, 0, 1, 2])], 5),
+        ("unknown flags of a call", vec![frame(Kind::Call, LINK_CHANNEL, vec![0, 0, 0, 9, 0, 0, 0, 0, 1, 4])], 5),
         ("a reply without an outcome", vec![frame(Kind::Reply, LINK_CHANNEL, vec![0, 0, 0, 9])], 5),
         ("a reply with an unknown outcome", vec![frame(Kind::Reply, LINK_CHANNEL, vec![0, 0, 0, 9, 2])], 5),
         ("an event without a class", vec![frame(Kind::Event, LINK_CHANNEL, vec![0; 18])], 5),
@@ -181,7 +182,7 @@ fn a_peer_that_opens_streams_and_never_reads_is_cut_off() {
 #[test]
 fn a_peer_that_asks_by_messages_and_never_reads_is_cut_off() {
     let fenced = Message::Fenced(message::Fenced { term: 1, holder: None });
-    let ack = frame(Kind::EventAck, LINK_CHANNEL, Message::EventAck(message::EventAck { class: class(), seq: 1 }).encode());
+    let ack = frame(Kind::EventAck, LINK_CHANNEL, Message::EventAck(message::EventAck { class: class(), seq: 1, followed: 0 }).encode());
     let fault = never_reads(
         session(Side::Listener),
         |_| ack.clone(),

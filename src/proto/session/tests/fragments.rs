@@ -59,6 +59,41 @@ fn a_larger_payload_is_refused_with_an_answer() {
 }
 
 #[test]
+fn a_cancellation_does_not_overtake_its_call() {
+    let (mut sender, mut receiver) = (session(Side::Dialler), session(Side::Listener));
+    let large = Bytes::from(patterned(0, 500_000));
+    let mut calls = Vec::new();
+    for payload in [&large, &Bytes::new(), &large] {
+        calls.push(sender.call(LINK_CHANNEL, &head(), payload, false, 1).expect("there is room").0);
+    }
+    // The last one is on its way in part.
+    let (mut outbox, mut buffer) = (Outbox::default(), BytesMut::new());
+    sender.transmit(&mut outbox, 1, &mut Vec::new());
+    drain(&mut outbox, &mut buffer);
+    let mut frames = vec![frame::take_frame(&mut buffer, frame::BYTES_MAX).expect("valid").expect("whole")];
+    for call in &calls {
+        assert!(sender.forget_call(LINK_CHANNEL, *call).is_some());
+    }
+    frames.extend(sent(&mut sender));
+    let mut heard: Vec<(u32, &str)> = Vec::new();
+    for frame in frames {
+        for incoming in take(&mut receiver, frame).expect("allowed") {
+            match incoming {
+                Incoming::Call { call, .. } => heard.push((call, "call")),
+                Incoming::Cancelled { call, .. } => heard.push((call, "cancelled")),
+                other => panic!("unexpected: {other:?}"),
+            }
+        }
+    }
+    for call in calls {
+        let of_call: Vec<&str> = heard.iter().filter(|(of, _)| *of == call).map(|(_, what)| *what).collect();
+        assert_eq!(of_call, ["call", "cancelled"], "call {call}");
+        assert!(!receiver.caller_waits(LINK_CHANNEL, call));
+    }
+    assert_eq!(sender.lanes.queued_bytes(), 0);
+}
+
+#[test]
 fn too_many_large_calls_at_once_are_busy_and_each_has_its_answer() {
     let mut pair = Pair::new(1);
     let payload = Bytes::from(vec![7; 130_000]);

@@ -5,7 +5,9 @@
 use super::*;
 use crate::proto::head::EventKind;
 use crate::proto::identity::{Rank, Ticket};
-use crate::proto::message::{Adopt, Adopted, Describe, EventAck, Fenced, GoAway, Preferred, Resync, Update};
+use crate::proto::message::{
+    Adopt, Adopted, Describe, EventAck, ExclusiveBind, ExclusiveDial, ExclusiveHere, Fenced, GoAway, OutcomeAck, Preferred, Resync, Update,
+};
 use crate::types::{Meta, NodeId, NodeStatus, TaskId};
 
 fn node() -> NodeId {
@@ -40,10 +42,21 @@ fn messages() -> Vec<Message> {
         Message::Adopted(Adopted::Granted { term: 5, ticket: Ticket::from_bytes([7; 16]) }),
         Message::Adopted(Adopted::Refused { term: 5, holder: Some(node()), reason: "held".to_owned() }),
         Message::Fenced(Fenced { term: 6, holder: None }),
-        Message::EventAck(EventAck { class: class(), seq: 9 }),
+        Message::EventAck(EventAck { class: class(), seq: 9, followed: 0 }),
+        Message::EventAck(EventAck { class: class(), seq: 9, followed: 12 }),
         Message::Resync(Resync { class: class(), next_seq: 10, tasks: vec![TaskId::new("t1").expect("a valid name")], more: false }),
         Message::GoAway(GoAway { reason: error("bye"), reconnect_after_ms: Some(50) }),
         Message::Preferred(Preferred { addresses: listen }),
+        Message::ExclusiveDial(ExclusiveDial { request: 8 }),
+        Message::ExclusiveHere(ExclusiveHere { request: 8, refused: None }),
+        Message::ExclusiveBind(ExclusiveBind { term: 5, ticket: Ticket::from_bytes([7; 16]) }),
+        Message::OutcomeAck(OutcomeAck {
+            edge: Incarnation::from_bytes([4; 16]),
+            node: Some(node()),
+            below: 300,
+            ranges: vec![(302, 302), (310, 320)],
+        }),
+        Message::OutcomeAck(OutcomeAck { edge: Incarnation::from_bytes([4; 16]), node: None, below: 7, ranges: Vec::new() }),
         Message::Envelope(Bytes::from_static(b"who")),
     ]
 }
@@ -86,6 +99,12 @@ fn every_kind() -> Vec<(Kind, String)> {
     }
     while let StreamRead::Bytes(_) = session.stream_read(key, 60_000) {}
     one(&mut session);
+    let (_, starved) = session.call(channel, &head(), &Bytes::new(), true, 2).expect("there is room");
+    let starved = starved.expect("asked for");
+    session.stream_write(starved, &vec![0; STREAM_WINDOW_BYTES]).expect("open");
+    sent(&mut session);
+    session.stream_write(starved, b"more").expect("open");
+    one(&mut session);
     session.stream_reset(key);
     one(&mut session);
     session.forget_call(channel, call);
@@ -95,7 +114,11 @@ fn every_kind() -> Vec<(Kind, String)> {
         session.reply(channel, call, &outcome);
         one(&mut session);
     }
-    session.event(channel, &EventHead { seq: 7, time_ms: 8, kind: EventKind::Builtin, class: class() }, b"event");
+    session.event(
+        channel,
+        &EventHead { seq: 7, time_ms: 8, kind: EventKind::Builtin, class: class(), task: None, audience: Default::default() },
+        b"event",
+    );
     one(&mut session);
     for message in messages() {
         session.message(channel, &message);
@@ -131,6 +154,7 @@ fn bytes_of_version_1() {
         (Kind::StreamData, "0000000c160001000000010064617461"),
         (Kind::StreamData, "000000081600010000000101"),
         (Kind::StreamCredit, "0000000b170001000000010002bf20"),
+        (Kind::StreamData, "000000081600010000000302"),
         (Kind::StreamReset, "0000000718000100000001"),
         (Kind::Cancel, "0000000714000100000001"),
         (Kind::Reply, "0000000c1300010000000200646f6e65"),
@@ -155,13 +179,22 @@ fn bytes_of_version_1() {
         (Kind::Adopted, "0000002925000181a77265667573656483a47465726d05a6686f6c646572a26331a6726561736f6ea468656c64"),
         (Kind::Fenced, "0000001226000182a47465726d06a6686f6c646572c0"),
         (Kind::EventAck, "0000001427000182a5636c617373a4636f7265a373657109"),
+        (Kind::EventAck, "0000001e27000183a5636c617373a4636f7265a373657109a8666f6c6c6f7765640c"),
         (Kind::Resync, "0000002928000184a5636c617373a4636f7265a86e6578745f7365710aa57461736b7391a27431a46d6f7265c2"),
         (
             Kind::GoAway,
             "0000004f29000182a6726561736f6e83a4636f6465b1636f6e6e656374696f6e5f6661696c6564a76d657373616765a3627965a6656666656374a46e6f6e65b27265636f6e6e6563745f61667465725f6d7332",
         ),
         (Kind::Preferred, "0000002d2a000181a961646472657373657391bd6e6b636c75737465723a2f2f683a313b7472616e73706f72743d746370"),
-        (Kind::Envelope, "000000062c000177686f"),
+        (Kind::ExclusiveDial, "0000000d2c000181a77265717565737408"),
+        (Kind::ExclusiveHere, "000000162d000182a77265717565737408a772656675736564c0"),
+        (Kind::ExclusiveBind, "000000232e000182a47465726d05a67469636b6574c41007070707070707070707070707070707"),
+        (
+            Kind::OutcomeAck,
+            "000000422f000184a465646765c41004040404040404040404040404040404a46e6f6465a26331a562656c6f77cd012ca672616e6765739292cd012ecd012e92cd0136cd0140",
+        ),
+        (Kind::OutcomeAck, "000000222f000182a465646765c41004040404040404040404040404040404a562656c6f7707"),
+        (Kind::Envelope, "0000000630000177686f"),
         (
             Kind::ChannelClose,
             "0000003c23000181a6726561736f6e83a4636f6465b1636f6e6e656374696f6e5f6661696c6564a76d657373616765a46f766572a6656666656374a46e6f6e65",

@@ -18,7 +18,11 @@ fn with_streams(count: u64) -> (Session<u64>, Vec<StreamKey>) {
 }
 
 fn event(session: &mut Session<u64>, seq: u64, bytes: usize) {
-    session.event(LINK_CHANNEL, &EventHead { seq, time_ms: 0, kind: head::EventKind::Class, class: class() }, &vec![0; bytes]);
+    session.event(
+        LINK_CHANNEL,
+        &EventHead { seq, time_ms: 0, kind: head::EventKind::Class, class: class(), task: None, audience: Default::default() },
+        &vec![0; bytes],
+    );
 }
 
 fn kinds(session: &mut Session<u64>) -> Vec<Kind> {
@@ -31,7 +35,7 @@ fn urgent_frames_pass_everything_that_waits() {
     event(&mut session, 1, 100);
     session.stream_write(keys[0], &[0; 100_000]).expect("open");
     session.ping(LINK_CHANNEL, &Ping { seq: 1, time_ms: 0, rank: head::Rank::default() });
-    let ack = message::EventAck { class: class(), seq: 4 };
+    let ack = message::EventAck { class: class(), seq: 4, followed: 0 };
     session.message(LINK_CHANNEL, &Message::EventAck(ack));
     assert_eq!(kinds(&mut session), [Kind::Ping, Kind::EventAck, Kind::Event, Kind::StreamData, Kind::StreamData]);
 }

@@ -3,6 +3,7 @@
 use proptest::prelude::*;
 
 use super::super::STREAM_WINDOW_BYTES as WINDOW;
+use super::super::STREAM_WINDOW_BYTES_MAX as WINDOW_MAX;
 use super::super::streams::STREAMS_MAX;
 use super::pair::Mutant;
 use super::*;
@@ -33,7 +34,7 @@ impl Direction {
         let count = most.min(self.total - self.written);
         let taken = session.stream_write(key, &patterned(self.written, count));
         self.written += taken.map_err(|error| TestCaseError::fail(format!("writing failed: {error}")))?;
-        prop_assert!(self.written - self.read <= WINDOW, "more is on the way than was granted");
+        prop_assert!(self.written - self.read <= WINDOW_MAX, "more is on the way than was granted");
         if self.written == self.total && !self.finished {
             self.finished = true;
             session.stream_finish(key);
@@ -135,7 +136,7 @@ fn the_property_notices_a_repeated_frame() {
 fn data_never_arrives_before_its_call() {
     // The hot lane is long enough for the bulk lane to get turns before the call leaves.
     let mut pair = Pair::new(1);
-    let event = EventHead { seq: 1, time_ms: 0, kind: head::EventKind::Class, class: class() };
+    let event = EventHead { seq: 1, time_ms: 0, kind: head::EventKind::Class, class: class(), task: None, audience: Default::default() };
     for _ in 0..100 {
         pair.session(DIALLER).event(LINK_CHANNEL, &event, &[0; 50_000]);
     }
@@ -182,20 +183,26 @@ fn a_stalled_reader_holds_up_only_its_own_stream() {
 fn a_writer_is_woken_when_there_is_room_or_credit_again() {
     let mut pair = Pair::new(2);
     let key = open(&mut pair);
-    let bytes = vec![0; WINDOW];
+    // A window that is larger than what one stream may have in the lane.
+    flood(&mut pair, key);
+    read_all(&mut pair, key);
+    pair.settle();
+    pair.incoming(DIALLER);
+    let window = 2 * WINDOW;
+    let bytes = vec![0; window];
     let first = pair.session(DIALLER).stream_write(key, &bytes).expect("open");
-    assert!(first < WINDOW, "one stream does not fill the lane");
+    assert!(first < window, "one stream does not fill the lane");
     assert_eq!(pair.session(DIALLER).stream_write(key, &bytes), Ok(0));
     pair.settle();
     assert!(pair.ends[DIALLER].writable.contains(&key));
     let second = pair.session(DIALLER).stream_write(key, &bytes).expect("open");
-    assert_eq!(first + second, WINDOW);
+    assert_eq!(first + second, window);
     assert_eq!(pair.session(DIALLER).stream_write(key, &bytes), Ok(0));
     assert!(!pair.session(DIALLER).stream_flushed(key));
     pair.settle();
     assert!(pair.session(DIALLER).stream_flushed(key));
     assert_eq!(pair.incoming(DIALLER), []);
-    while let StreamRead::Bytes(_) = pair.session(LISTENER).stream_read(key, WINDOW) {}
+    while let StreamRead::Bytes(_) = pair.session(LISTENER).stream_read(key, window) {}
     pair.settle();
     assert!(pair.incoming(DIALLER).contains(&Incoming::Writable(key)));
 }
@@ -301,4 +308,80 @@ fn single_bytes_cost_no_more_than_their_bytes() {
         read += bytes.len();
     }
     assert_eq!(read, 50_000);
+}
+
+/// Writes until nothing is taken any more, and lets it arrive; how much it was.
+fn flood(pair: &mut Pair, key: StreamKey) -> usize {
+    let bytes = vec![0; WINDOW_MAX];
+    let mut written = 0;
+    loop {
+        let taken = pair.session(DIALLER).stream_write(key, &bytes).expect("open");
+        written += taken;
+        pair.settle();
+        if taken == 0 {
+            return written;
+        }
+    }
+}
+
+fn read_all(pair: &mut Pair, key: StreamKey) -> usize {
+    let mut read = 0;
+    while let StreamRead::Bytes(bytes) = pair.session(LISTENER).stream_read(key, WINDOW_MAX) {
+        read += bytes.len();
+    }
+    read
+}
+
+#[test]
+fn a_reader_that_keeps_up_with_a_sender_out_of_credit_gets_a_larger_window() {
+    let mut pair = Pair::new(2);
+    let key = open(&mut pair);
+    let mut rounds = Vec::new();
+    for _ in 0..8 {
+        let written = flood(&mut pair, key);
+        assert_eq!(read_all(&mut pair, key), written);
+        pair.settle();
+        rounds.push(written);
+    }
+    assert_eq!(rounds[0], WINDOW);
+    assert_eq!(rounds[1], 2 * WINDOW);
+    assert!((WINDOW_MAX / 8 * 7..=WINDOW_MAX).contains(&rounds[7]), "{rounds:?}");
+    pair.assert_no_fault();
+}
+
+#[test]
+fn a_reader_that_stalls_holds_no_more_than_the_first_window() {
+    let mut pair = Pair::new(2);
+    let key = open(&mut pair);
+    assert_eq!(flood(&mut pair, key), WINDOW);
+    for _ in 0..50 {
+        pair.session(LISTENER).stream_read(key, WINDOW / 16);
+        pair.settle();
+        flood(&mut pair, key);
+        assert!(pair.session(LISTENER).streams.granted(key) <= WINDOW);
+    }
+    pair.session(LISTENER).stream_reset(key);
+    pair.settle();
+    pair.assert_no_fault();
+}
+
+#[test]
+fn a_sender_tells_once_that_it_is_out_of_credit() {
+    let mut session = session(Side::Dialler);
+    let (_, key) = session.call(LINK_CHANNEL, &head(), &Bytes::new(), true, 1).expect("there is room");
+    let key = key.expect("asked for");
+    sent(&mut session);
+    let starved = |frames: &[Frame]| frames.iter().filter(|frame| frame.kind == Kind::StreamData && frame.body[4] == 2).count();
+    assert_eq!(session.stream_write(key, &vec![0; WINDOW]), Ok(WINDOW), "all of the credit, and no more");
+    assert_eq!(starved(&sent(&mut session)), 0);
+    for _ in 0..3 {
+        assert_eq!(session.stream_write(key, b"more"), Ok(0));
+    }
+    let frames = sent(&mut session);
+    assert_eq!((frames.len(), starved(&frames)), (1, 1));
+    let credit = [&key.stream.to_be_bytes()[..], &100_u32.to_be_bytes()].concat();
+    take(&mut session, frame(Kind::StreamCredit, LINK_CHANNEL, credit)).expect("allowed");
+    assert_eq!(session.stream_write(key, &[0; 101]), Ok(100));
+    let frames = sent(&mut session);
+    assert_eq!((frames.len(), starved(&frames)), (1, 1), "with the last bytes");
 }

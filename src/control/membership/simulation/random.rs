@@ -77,7 +77,7 @@ fn settles(simulation: &mut Simulation) {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 48, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 24, ..ProptestConfig::default() })]
 
     #[test]
     fn whatever_happened_all_agree_when_it_is_over(seed: u64, story in proptest::collection::vec(mischief(), 1..40)) {

@@ -94,6 +94,42 @@ Examples:
         /// The node.
         node: NodeId,
     },
+    /// List the control nodes, alive or not, with what they own.
+    #[command(after_help = "\
+Example:
+  nkcluster members
+
+States: joined, suspected (silent for 3 s), staged (waits for `commit`), leaving, left (runs, owns nothing), stopped (as asked, expected back),
+unreachable, refused (cannot be a member; the reason is told below the table).")]
+    Members,
+    /// Show which control node owns how many partitions; with --json the owner of each.
+    #[command(after_help = "Example:\n  nkcluster ring --json | jq -r '.owners[17]'")]
+    Ring,
+    /// Make the control node behind --connect and the one at an address members of one cluster.
+    #[command(after_help = "\
+Examples:
+  nkcluster join 'nkcluster://10.0.0.2:1973;transport=tls'
+
+Control nodes join by themselves through `cluster_addr`; this is for those that have none. Of the two, one must be alone.")]
+    Join {
+        /// Where the other control node listens.
+        #[arg(value_parser = uri)]
+        uri: Box<NodeUri>,
+    },
+    /// Let a control node leave for good: its part of the ring goes to the others at once.
+    #[command(
+        after_help = "Example:\n  nkcluster leave c3\n\nOne that is dead is dropped with `forget`. A node that is only stopped for a while needs neither."
+    )]
+    Leave {
+        /// The control node.
+        node: NodeId,
+    },
+    /// Show what a commit would move, where joins are staged (`staged_joins`).
+    #[command(after_help = "Example:\n  nkcluster plan")]
+    Plan,
+    /// Let every staged control node join.
+    #[command(after_help = "Example:\n  nkcluster plan && nkcluster commit")]
+    Commit,
     /// Attach a worker that listens at an address.
     #[command(after_help = "Example:\n  nkcluster connect 'nkcluster://10.0.0.7:1973;transport=tls'")]
     Connect {
@@ -101,7 +137,7 @@ Examples:
         #[arg(value_parser = uri)]
         uri: Box<NodeUri>,
     },
-    /// Drop a node for good. A worker that lives and knows our addresses announces itself again.
+    /// Drop a node for good. A worker that lives and knows our addresses announces itself again; a control node must be dead.
     #[command(after_help = "Example:\n  nkcluster forget dev4")]
     Forget {
         /// The node.

@@ -3,6 +3,7 @@
 mod events;
 mod files;
 mod keygen;
+mod members;
 mod nodes;
 mod ping;
 mod resolve;
@@ -98,6 +99,12 @@ impl Session {
             }
             Command::Nodes { select } => nodes::list(self, select).await,
             Command::Info { node } => nodes::info(self, &node).await,
+            Command::Members => members::list(self).await,
+            Command::Ring => members::ring(self).await,
+            Command::Join { uri } => members::join(self, &uri).await,
+            Command::Leave { node } => members::leave(self, &node).await,
+            Command::Plan => members::plan(self).await,
+            Command::Commit => members::commit(self).await,
             Command::Connect { uri } => nodes::connect(self, &uri).await,
             Command::Forget { node } => nodes::forget(self, &node).await,
             Command::Status { node, status } => nodes::status(self, &node, status).await,

@@ -105,10 +105,10 @@ kinds! {
     Preferred = 42,
     /// The link ends because of a fault.
     Fault = 43,
-    /// The holder asks a worker for a direct link.
-    Redirect = 49,
     /// Membership of the control nodes; read by them only.
     Envelope = 48,
+    /// The holder asks a worker for a direct link.
+    Redirect = 49,
     /// Asks a worker for one more connection to where it is connected.
     ExclusiveDial = 44,
     /// That connection, in its first frame; or why there is none.

@@ -365,7 +365,7 @@ mod tests {
             let mut out = BytesMut::new();
             put_call(&mut out, 5, 9, &head);
             out.extend_from_slice(b"payload");
-            assert_eq!(out[9], flags);
+            assert_eq!(out[9], flags | 2 << HOPS_SHIFT);
             let mut body = out.freeze();
             assert_eq!(take_call(&mut body), Ok((5, 9, head)));
             assert_eq!(&body[..], b"payload");

@@ -2,6 +2,7 @@
 
 mod development;
 mod failures;
+mod members;
 mod quic;
 mod reload;
 mod security;

@@ -268,7 +268,10 @@ impl Keeper {
             }
             Event::Decided { key, carrier } => {
                 match self.links.get_mut(&key) {
-                    Some((_, way)) => way.decide(carrier),
+                    Some((link, way)) => {
+                        tracing::info!(peer = %link.peer().id, "membership travels between actors");
+                        way.decide(carrier);
+                    }
                     None => carrier.close(),
                 }
                 Vec::new()

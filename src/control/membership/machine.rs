@@ -46,6 +46,8 @@ const AWAKE: Duration = Duration::from_secs(15);
 const STANDS_BACK: Duration = Duration::from_secs(15);
 /// Small changes are told, and acted on, together.
 const GATHER: Duration = Duration::from_millis(20);
+/// How long two lives of one id may be heard by different nodes until it is told: the time after which the last one has noticed that the first has ended, and some.
+const DOUBLE: Duration = Duration::from_secs(8);
 /// An incumbent that talks so long after a newcomer of its id came is alive.
 const INCUMBENT_TALKS: Duration = Duration::from_millis(1500);
 
@@ -118,6 +120,8 @@ struct Session {
     ours: u64,
     /// What we write on ours; none until it said hello.
     theirs: Option<u64>,
+    /// Of its hello.
+    generation: u64,
     /// It has shown that it knows our number.
     confirmed: bool,
     since: Instant,
@@ -132,12 +136,15 @@ struct Hearing {
     last: Instant,
     /// Since when it was heard without a gap.
     since: Instant,
+    generation: u64,
     /// Its only session has ended then.
     ended: Option<Instant>,
     /// It stands in our row.
     named: bool,
     /// Heard since we were asleep.
     fresh: bool,
+    /// It knows what we know, since then.
+    synced: bool,
 }
 
 /// The machine.
@@ -165,6 +172,8 @@ pub(crate) struct Machine {
     asleep_until: Option<Instant>,
     stands_back_until: Option<Instant>,
     view: View,
+    /// Ids with two lives within reach, and when that becomes a fault; none if it is one.
+    doubles: BTreeMap<NodeId, Option<Instant>>,
     /// Digest of the table from which the view was made.
     judged: Option<u64>,
     /// When to look again who is heard; at once, if something of it has changed.
@@ -221,6 +230,7 @@ impl Machine {
             asleep_until: None,
             stands_back_until: None,
             view,
+            doubles: BTreeMap::new(),
             judged: None,
             listen_at: now,
             redial: true,
@@ -261,6 +271,7 @@ impl Machine {
             we_dialled: dial.is_some(),
             ours,
             theirs: None,
+            generation: 0,
             confirmed: false,
             since: now,
             summarized: None,
@@ -348,8 +359,15 @@ impl Machine {
     /// When [`Machine::handle_timeout`] is to be called.
     pub(crate) fn next_deadline(&self) -> Instant {
         let own = [self.ticked + HEARTBEAT, self.listen_at];
-        let others = [self.tell_at, self.asleep_until, self.stands_back_until, self.dials.next_deadline(self.sessions.is_empty())];
+        let double = self.doubles.values().flatten().min().copied();
+        let others = [double, self.tell_at, self.asleep_until, self.stands_back_until, self.dials.next_deadline(self.sessions.is_empty())];
         own.into_iter().chain(others.into_iter().flatten()).fold(own[0], Instant::min)
+    }
+
+    /// One life of this node.
+    #[cfg(test)]
+    pub(super) fn incarnation(&self) -> Incarnation {
+        self.me.1
     }
 
     /// The state of this node itself.
@@ -466,6 +484,8 @@ impl Machine {
             let state = match row.state {
                 RowState::Left if live.is_none() => continue,
                 RowState::Stopped => "stopped",
+                // Its last word may have been lost with its session.
+                RowState::Leaving if live.is_none() => "stopped",
                 _ if live.is_none() => "unreachable",
                 RowState::Joined if suspected => "suspected",
                 RowState::Joined => "joined",
@@ -517,6 +537,7 @@ impl Machine {
         }
         let Some(known) = self.sessions.get_mut(&session) else { return };
         known.theirs = Some(hello.number);
+        known.generation = hello.generation;
         if hello.answer == Some(known.ours) {
             self.heard(session, peer, now);
             self.summarize(session, now);
@@ -570,13 +591,11 @@ impl Machine {
     }
 
     fn heard(&mut self, session: SessionKey, peer: &Life, now: Instant) {
-        if let Some(session) = self.sessions.get_mut(&session)
-            && !session.confirmed
-        {
-            session.confirmed = true;
+        let Some(known) = self.sessions.get_mut(&session) else { return };
+        if !std::mem::replace(&mut known.confirmed, true) {
             (self.listen_at, self.redial) = (now, true);
         }
-        let first = Hearing { last: now, since: now, ended: None, named: false, fresh: true };
+        let first = Hearing { last: now, since: now, generation: known.generation, ended: None, named: false, fresh: true, synced: false };
         let hearing = self.hearing.entry(peer.clone()).or_insert(first);
         if now >= hearing.last + SUSPECT {
             hearing.since = now;
@@ -623,6 +642,9 @@ impl Machine {
     /// Two tables that differ for longer than news take are compared.
     fn compare(&mut self, session: SessionKey, digest: u64, now: Instant) {
         let differs = digest != self.table.digest();
+        if let Some(hearing) = self.sessions.get(&session).and_then(|session| self.hearing.get_mut(&session.peer)) {
+            hearing.synced |= !differs;
+        }
         let Some(known) = self.sessions.get_mut(&session) else { return };
         let again = std::mem::replace(&mut known.differed, differs) && differs;
         if again && self.news.is_empty() {
@@ -651,7 +673,8 @@ impl Machine {
         self.asleep_until = Some(now + AWAKE);
         for hearing in self.hearing.values_mut() {
             // What they said meanwhile may lie unread: they get the time to say it again.
-            *hearing = Hearing { last: now, since: now, fresh: false, ended: hearing.ended.map(|_| now), named: hearing.named };
+            (hearing.last, hearing.since, hearing.ended) = (now, now, hearing.ended.map(|_| now));
+            (hearing.fresh, hearing.synced) = (false, false);
         }
         let keys: Vec<SessionKey> = self.sessions.keys().copied().collect();
         for key in keys {
@@ -665,7 +688,10 @@ impl Machine {
 
     /// Whether the peers of a node that was asleep have it back, or nobody is left.
     fn is_back(&self, component: &Component) -> bool {
-        self.hearing.iter().all(|(life, hearing)| hearing.fresh && component.reached.contains_key(life))
+        // Whoever has lost everybody may be the one who was lost: it waits for them a while.
+        let is_alone = self.saved.members.is_empty();
+        (is_alone || !self.hearing.is_empty())
+            && self.hearing.iter().all(|(life, hearing)| hearing.synced && component.reached.contains_key(life))
     }
 
     fn change_state(&mut self, state: RowState, now: Instant) {
@@ -703,7 +729,8 @@ impl Machine {
             self.tell();
         }
         let unjudged = self.judged != Some(self.table.digest());
-        if self.tell_at.is_none() && (unjudged || self.asleep_until.is_some() || self.stands_back_until.is_some()) {
+        let again = self.doubles.values().flatten().any(|at| now >= *at);
+        if self.tell_at.is_none() && (unjudged || again || self.asleep_until.is_some() || self.stands_back_until.is_some()) {
             self.publish(now);
         }
         let is_due = self.dials.next_deadline(self.sessions.is_empty()).is_some_and(|at| at <= now);
@@ -724,7 +751,8 @@ impl Machine {
         let mut gone: Vec<Life> = Vec::new();
         let mut refused: Vec<Life> = Vec::new();
         for (life, hearing) in &self.hearing {
-            let stopped = self.table.row(life).is_some_and(|row| row.state == RowState::Stopped);
+            let stopped =
+                self.table.row(life).is_some_and(|row| matches!(row.state, RowState::Stopped | RowState::Leaving | RowState::Left));
             let ended = hearing.ended.is_some_and(|ended| stopped || now >= ended + REDIAL);
             let is_gone = ended || now >= hearing.last + OUT;
             // Another life of the id that came later.
@@ -737,7 +765,9 @@ impl Machine {
             } else if let Some((other, later)) = successor
                 && hearing.last >= later.since + INCUMBENT_TALKS
             {
-                refused.push(other.clone());
+                // Both live. The elder keeps the name, whoever came first.
+                let is_elder = (hearing.generation, life.1) < (later.generation, other.1);
+                refused.push(if is_elder { other.clone() } else { life.clone() });
             }
         }
         for life in &refused {
@@ -834,7 +864,7 @@ impl Machine {
     }
 
     fn publish(&mut self, now: Instant) {
-        let component = Component::of(&self.table);
+        let component = self.judge(now);
         self.judged = Some(self.table.digest());
         self.redial = true;
         let impostor = component.impostors.contains(&self.me);
@@ -857,9 +887,13 @@ impl Machine {
         if own.state == RowState::Staged {
             live.insert(self.me.0.clone(), alone);
         } else {
-            for (life, next_hop) in &component.reached {
-                let Some(row) = self.table.row(life) else { continue };
-                if row.state == RowState::Joined && !component.impostors.contains(life) && live.len() < NODES_MAX {
+            let mut newest_last: Vec<(&Row, &Option<NodeId>)> =
+                component.reached.iter().filter_map(|(life, next_hop)| Some((self.table.row(life)?, next_hop))).collect();
+            // Of two lives of one id the newer is meant, until it is known that both live; our own is always ourselves.
+            newest_last.sort_by_key(|(row, _)| (row.incarnation == self.me.1, row.generation, row.incarnation));
+            for (row, next_hop) in newest_last {
+                let life = (row.id.clone(), row.incarnation);
+                if row.state == RowState::Joined && !component.impostors.contains(&life) && live.len() < NODES_MAX {
                     let member = Member { incarnation: row.incarnation, listen: row.listen.clone(), next_hop: next_hop.clone() };
                     live.insert(life.0.clone(), member);
                 }
@@ -874,6 +908,19 @@ impl Machine {
         let ring = if same_set { self.view.ring.clone() } else { Ring::new(self.ring_size, live.keys().cloned()) };
         self.view = View { me: self.me.0.clone(), live, ring, frozen };
         self.actions.push(Action::Publish(Box::new(self.view.clone())));
+    }
+
+    /// The component, in which two lives of one id count as a fault only if neither ends for a while: after a restart some hear the old one longer than others.
+    fn judge(&mut self, now: Instant) -> Component {
+        let mut component = Component::of(&self.table);
+        let doubles: BTreeSet<NodeId> = component.impostors.iter().map(|(id, _)| id.clone()).collect();
+        self.doubles.retain(|id, _| doubles.contains(id));
+        for id in doubles {
+            let at = self.doubles.entry(id).or_insert(Some(now + DOUBLE));
+            *at = at.filter(|at| now < *at);
+        }
+        component.impostors.retain(|(id, _)| self.doubles.get(id) == Some(&None));
+        component
     }
 
     fn is_minority(&self, live: &BTreeMap<NodeId, Member>) -> bool {

@@ -90,6 +90,8 @@ struct State {
     /// Dropped when nobody waits for the call any more, which ends the other half.
     cancels: HashMap<(u16, u32), Vec<oneshot::Sender<()>>>,
     next_ping: u64,
+    /// When the link itself has sent its last ping, until that is answered.
+    probed: Option<Instant>,
     /// Why it is to end.
     closing: Option<Error>,
     ended: Option<Error>,
@@ -163,6 +165,7 @@ impl Link {
             pings: HashMap::new(),
             cancels: HashMap::new(),
             next_ping: 1,
+            probed: None,
             closing: None,
             ended: None,
         };

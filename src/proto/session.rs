@@ -468,6 +468,11 @@ impl<T> Session<T> {
         self.streams.read(key, bytes_max, &mut self.lanes)
     }
 
+    /// A round trip was measured: streams over a long way may have more on it.
+    pub fn round_trip(&mut self, measured: std::time::Duration) {
+        self.streams.round_trip(measured);
+    }
+
     /// Ends a stream by an error, in both directions.
     pub fn stream_reset(&mut self, key: StreamKey) {
         self.streams.reset(key, &mut self.lanes);

@@ -106,11 +106,12 @@ mod tests {
 
         #[test]
         fn head_is_the_same_however_it_is_cut_up(
-            text in "( ?[a-z]{0,20}(\r\n)?){0,20}",
+            // No line is empty: the first such line ends the head.
+            text in "([a-z ]{1,20}(\r\n)?){0,20}",
             rest in prop::collection::vec(any::<u8>(), 0..50),
             sizes in prop::collection::vec(1usize..40, 1..20),
         ) {
-            let head = [START, text.replace("\r\n\r\n", "\r\n").as_bytes(), b"x\r\n\r\n"].concat();
+            let head = [START, text.as_bytes(), b"x\r\n\r\n"].concat();
             let whole = [head.clone(), rest.clone()].concat();
             let (mut pieces, mut left) = (Vec::new(), whole.as_slice());
             for size in sizes.into_iter().cycle() {

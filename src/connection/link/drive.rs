@@ -123,6 +123,8 @@ impl ReadLoop {
         let mut timer = pin!(tokio::time::sleep(silence));
         let mut incoming = Vec::new();
         let mut misses = 0;
+        // Nothing is on its way yet, so this is the round trip of the network alone.
+        self.probe();
         loop {
             let taken = self.take_frames(&mut incoming);
             let mut over = None;
@@ -191,11 +193,17 @@ impl ReadLoop {
                         return Error::new(ErrorCode::ConnectionFailed, what);
                     }
                     timer.as_mut().reset(self.heard + silence * (misses + 1));
-                    let ping = Ping { seq: 0, time_ms: unix_time_ms(), rank: Rank::default() };
-                    self.link.with_session(|session| session.ping(LINK_CHANNEL, &ping));
+                    self.probe();
                 }
             }
         }
+    }
+
+    /// A ping of the link itself: shows whether the peer is there, and how far.
+    fn probe(&self) {
+        self.link.lock().probed = Some(Instant::now());
+        let ping = Ping { seq: 0, time_ms: unix_time_ms(), rank: Rank::default() };
+        self.link.with_session(|session| session.ping(LINK_CHANNEL, &ping));
     }
 
     fn take_frames(&mut self, incoming: &mut Vec<Incoming<Token>>) -> Result<(), frame::Fault> {
@@ -239,7 +247,13 @@ impl ReadLoop {
                 link.with_session(|session| session.pong(channel, &pong));
             }
             Incoming::Pong { pong, .. } => {
-                if let Some(token) = link.lock().pings.remove(&pong.seq) {
+                let mut state = link.lock();
+                if pong.seq == 0
+                    && let Some(sent) = state.probed.take()
+                {
+                    state.session.round_trip(sent.elapsed());
+                }
+                if let Some(token) = state.pings.remove(&pong.seq) {
                     let _ = token.send(PongReceived { at: Instant::now(), time_ms: pong.time_ms });
                 }
             }

@@ -85,17 +85,20 @@ impl Output {
         }
         let Some(half) = &mut self.half else { return Poll::Ready(Ok(())) };
         for _ in 0..turns {
-            let is_relaying = {
-                let mut state = link.lock();
-                state.session.transmit(&mut self.outbox, WRITE_BYTES, &mut self.writable);
-                state.session.is_relaying()
-            };
-            if is_relaying {
-                link.inner.relayed.notify_waiters();
-            }
-            bulk::calls_left(link);
-            if !self.writable.is_empty() {
-                link.wake_writable(&mut self.writable);
+            // What has not left yet is not added to: a peer that does not read would be written for without bound, and the session would never notice.
+            if self.outbox.is_empty() {
+                let is_relaying = {
+                    let mut state = link.lock();
+                    state.session.transmit(&mut self.outbox, WRITE_BYTES, &mut self.writable);
+                    state.session.is_relaying()
+                };
+                if is_relaying {
+                    link.inner.relayed.notify_waiters();
+                }
+                bulk::calls_left(link);
+                if !self.writable.is_empty() {
+                    link.wake_writable(&mut self.writable);
+                }
             }
             if self.outbox.is_empty() {
                 break;

@@ -66,7 +66,9 @@ async fn a_peer_that_breaks_the_protocol_is_told_the_number_of_its_fault() {
     assert_eq!(reason.code(), &ErrorCode::ProtocolError);
     let mut received = bytes::BytesMut::new();
     while in_time("its last words", other.read_buf(&mut received)).await.expect("readable") > 0 {}
-    let notice = frame::take_frame(&mut received, frame::BYTES_MAX).expect("valid").expect("whole");
+    let mut next = || frame::take_frame(&mut received, frame::BYTES_MAX).expect("valid").expect("whole");
+    assert_eq!(next().kind, Kind::Ping, "the first word of every link");
+    let notice = next();
     assert_eq!(notice.kind, Kind::Fault);
     assert_eq!(message::decode::<message::FaultNotice>(Kind::Fault, &notice.body), Ok(message::FaultNotice { number: 3 }));
 }

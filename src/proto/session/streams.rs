@@ -12,6 +12,7 @@
 mod window;
 
 use std::collections::{HashMap, VecDeque};
+use std::time::Duration;
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 
@@ -152,7 +153,11 @@ impl Streams {
             Side::Dialler => 1,
             Side::Listener => 2,
         };
-        Self { side, streams_max, streams: HashMap::new(), budget: Budget::default(), opened: 0, next }
+        Self { side, streams_max, streams: HashMap::new(), budget: Budget::new(), opened: 0, next }
+    }
+
+    pub(super) fn round_trip(&mut self, measured: Duration) {
+        self.budget.round_trip(measured);
     }
 
     pub(super) fn ours(&self, stream: u32) -> bool {

@@ -10,9 +10,14 @@
 //! for credit, and the window doubles; if there is, the reader is the slower one, and the window gives an eighth back. A sender that is out of credit has used
 //! what came with the last growth: one that says so before is not believed, or said it while more was on its way.
 //!
+//! No window is larger than the shortest round trip of the link asks for: a link whose socket is the bottleneck looks starved as well, and more on its way
+//! would only wait there, with the pings behind it.
+//!
 //! Every window has [`STREAM_WINDOW_BYTES`]. What it has beyond that comes out of the [`Budget`] of its link, of which a stream may take as much as it leaves to all
 //! others together: the first one finds plenty, and a thousand of them share it without any of them being asked. Credit that was given cannot be taken
 //! back, so a window shrinks by giving less of it.
+
+use std::time::Duration;
 
 /// Bytes that each side may send at first, and may always have on the way.
 pub const STREAM_WINDOW_BYTES: usize = 256 * 1024;
@@ -22,13 +27,34 @@ pub const STREAM_WINDOW_BYTES_MAX: usize = 16 * 1024 * 1024;
 pub const WINDOW_BUDGET_BYTES: usize = 64 * 1024 * 1024;
 /// Credit is given in steps, so that there are few frames of it.
 const STEP_BYTES: usize = 128 * 1024;
+/// The rate for which windows are made: 160 MB/s.
+const BYTES_PER_MICROSECOND: usize = 168;
 /// The part of itself that a window gives back when its reader is the slower one.
 const SHRINK_PART: usize = 8;
 
 /// Bytes of a link that its windows have beyond their first.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Budget {
     used: usize,
+    /// Shortest round trip that was seen on the link.
+    round_trip: Option<Duration>,
+}
+
+impl Budget {
+    pub(super) fn new() -> Self {
+        Self { used: 0, round_trip: None }
+    }
+
+    /// A round trip was measured.
+    pub(super) fn round_trip(&mut self, measured: Duration) {
+        self.round_trip = Some(self.round_trip.map_or(measured, |known| known.min(measured)));
+    }
+
+    /// The largest window that the way is long enough for. What is more than that waits in buffers on the way, and pings wait behind it.
+    fn window_max(&self) -> usize {
+        let micros = self.round_trip.map_or(0, |round_trip| usize::try_from(round_trip.as_micros()).unwrap_or(usize::MAX));
+        micros.saturating_mul(BYTES_PER_MICROSECOND).clamp(STREAM_WINDOW_BYTES, STREAM_WINDOW_BYTES_MAX)
+    }
 }
 
 /// What one stream may receive.
@@ -108,7 +134,7 @@ impl Window {
                 self.since_growth = 0;
             }
         }
-        self.size = self.size.min(fair).clamp(STREAM_WINDOW_BYTES, STREAM_WINDOW_BYTES_MAX);
+        self.size = self.size.min(fair).clamp(STREAM_WINDOW_BYTES, budget.window_max());
         let extra = self.size.max(self.granted + self.unread) - STREAM_WINDOW_BYTES;
         budget.used = budget.used - self.extra + extra;
         self.extra = extra;
@@ -121,9 +147,30 @@ mod tests {
 
     use super::*;
 
+    fn far() -> Budget {
+        let mut budget = Budget::new();
+        budget.round_trip(Duration::from_millis(100));
+        budget
+    }
+
+    #[test]
+    fn a_window_is_no_larger_than_its_way_is_long() {
+        for (millis, most) in [(0, STREAM_WINDOW_BYTES), (1, STREAM_WINDOW_BYTES), (10, 1_680_000), (500, STREAM_WINDOW_BYTES_MAX)] {
+            let (mut window, mut budget) = (Window::new(), Budget::new());
+            budget.round_trip(Duration::from_millis(millis));
+            budget.round_trip(Duration::from_secs(9));
+            for _ in 0..20 {
+                window.arrived(window.granted(), true, &mut budget);
+                window.taken(window.unread, &mut budget);
+                window.top_up();
+            }
+            assert_eq!(window.size, most, "{millis} ms");
+        }
+    }
+
     /// A stream whose sender takes everything at once, and waits `round_trips` for credit; `reads` of each round are read.
     fn rounds(count: usize, reads: impl Fn(usize) -> usize) -> (Window, Budget, usize) {
-        let (mut window, mut budget) = (Window::new(), Budget::default());
+        let (mut window, mut budget) = (Window::new(), far());
         let (mut credit, mut most) = (STREAM_WINDOW_BYTES, 0);
         for round in 0..count {
             let sent = std::mem::take(&mut credit);
@@ -167,7 +214,7 @@ mod tests {
 
     #[test]
     fn many_streams_share_the_budget_evenly() {
-        let mut budget = Budget::default();
+        let mut budget = far();
         let mut windows: Vec<Window> = (0..200).map(|_| Window::new()).collect();
         for _ in 0..400 {
             for window in &mut windows {
@@ -186,7 +233,7 @@ mod tests {
 
     #[test]
     fn a_sender_that_lies_gets_no_more_than_it_has_used() {
-        let (mut window, mut budget) = (Window::new(), Budget::default());
+        let (mut window, mut budget) = (Window::new(), far());
         for arrived in 1..=1000 {
             window.arrived(1000, true, &mut budget);
             window.taken(1000, &mut budget);
@@ -216,7 +263,7 @@ mod tests {
     proptest! {
         #[test]
         fn windows_keep_their_bounds_and_never_run_dry(steps in proptest::collection::vec(step(), 0..600)) {
-            let mut budget = Budget::default();
+            let mut budget = far();
             let mut windows: Vec<Window> = (0..8).map(|_| Window::new()).collect();
             for step in steps {
                 match step {

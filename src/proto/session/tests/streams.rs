@@ -13,6 +13,9 @@ fn open(pair: &mut Pair) -> StreamKey {
     let (_, key) = pair.session(DIALLER).call(LINK_CHANNEL, &head(), &Bytes::new(), true, 1).expect("there is room");
     pair.settle();
     pair.incoming(LISTENER);
+    for end in [DIALLER, LISTENER] {
+        pair.session(end).round_trip(std::time::Duration::from_millis(100));
+    }
     key.expect("a stream was asked for")
 }
 

@@ -223,6 +223,10 @@ fn host(shared: &Arc<Shared>, key: &PlacedKey, hash: u64, arrived: Option<Record
         Error::new(ErrorCode::UnknownClass, what)
     })?;
     let mut state = shared.placed.lock();
+    if shared.is_stopping() {
+        // Nothing would end it: the actors of this node have been ended already.
+        return Err(Error::new(ErrorCode::ShuttingDown, format!("control node {} is stopping", shared.id)));
+    }
     match state.actors.get(key) {
         // It packs, or has just ended.
         Some(host) if host.mailbox.is_closed() => return Err(moved(key)),
@@ -300,7 +304,9 @@ async fn find(shared: &Arc<Shared>, key: &PlacedKey, hash: u64) -> Result<Option
         let mut state = shared.placed.lock();
         // Here too: the first message may come before the change was followed.
         state.saw(&view);
-        let rings = state.rings.iter();
+        // A node that has just joined remembers nothing: whoever would own the key without it has the actor.
+        let before = shared.earlier_ring(&view, None);
+        let rings = state.rings.iter().chain([&*before]);
         let named = rings.flat_map(|ring| {
             let partition = ring.size().partition_of(KeyHash::from_bits(hash));
             ring.owner_of(partition).into_iter().chain(ring.successors(partition, COPIES)).cloned().collect::<Vec<_>>()

@@ -243,7 +243,7 @@ impl Machine {
     pub(crate) fn linked(&mut self, session: SessionKey, peer: Life, dial: Option<DialNumber>, now: Instant) -> Vec<Action> {
         self.wake(now);
         if let Some(number) = dial {
-            self.dials.succeeded(number, &peer.0);
+            self.dials.succeeded(number, &peer.0, now);
         }
         if peer == self.me {
             self.close(session, Error::new(ErrorCode::LoopedRequest, "this node dialled itself"));

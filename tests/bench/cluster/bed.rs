@@ -31,6 +31,9 @@ pub(crate) fn config(mut config: Config, id: &str, dir: &std::path::Path) -> Con
     config.max_connections = 100_000;
     config.drain_timeout = Duration::from_secs(1);
     config.accept_rate = crate::ACCEPT_RATE;
+    if let Some(most) = number("NKCLUSTER_BENCH_UNAUTHENTICATED") {
+        config.max_unauthenticated = most;
+    }
     config
 }
 
@@ -212,5 +215,10 @@ pub(crate) async fn until(what: &str, mut is_so: impl AsyncFnMut() -> bool) {
 
 /// Workers of the largest rows, at most so many.
 pub(crate) fn at_most(workers: usize) -> usize {
-    std::env::var("NKCLUSTER_BENCH_WORKERS").ok().and_then(|text| text.parse().ok()).map_or(workers, |limit: usize| workers.min(limit))
+    number("NKCLUSTER_BENCH_WORKERS").map_or(workers, |limit| workers.min(limit))
+}
+
+/// What a variable of the environment says.
+pub(crate) fn number(variable: &str) -> Option<usize> {
+    std::env::var(variable).ok().and_then(|text| text.parse().ok())
 }

@@ -19,6 +19,7 @@ mod counts;
 mod join;
 mod parts;
 #[path = "../link/report.rs"]
+#[expect(dead_code, reason = "budgets of other benches")]
 mod report;
 mod storm;
 

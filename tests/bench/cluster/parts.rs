@@ -12,7 +12,7 @@ use nkcluster::types::{NodeId, NodeUri};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::task::JoinSet;
 
-use crate::bed::{TIMEOUT, config};
+use crate::bed::{TIMEOUT, config, number};
 use crate::counts;
 
 /// The argument by which the bench runs itself again; a part and more follow.
@@ -26,12 +26,17 @@ const ROUND_TRIPS: Duration = Duration::from_millis(500);
 
 pub(crate) fn run(words: &[String]) {
     raise_file_limit();
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().expect("a runtime");
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(threads()).enable_all().build().expect("a runtime");
     match words {
         [part, id, listen, others @ ..] if part == "control" => runtime.block_on(control(id, listen, others)),
         [part, count, uris @ ..] if part == "workers" => runtime.block_on(workers(count.parse().expect("a number"), uris)),
         _ => panic!("unknown part {words:?}"),
     }
+}
+
+/// Threads of each process.
+fn threads() -> usize {
+    number("NKCLUSTER_BENCH_THREADS").unwrap_or(2)
 }
 
 fn raise_file_limit() {

@@ -212,3 +212,22 @@ async fn workers_behind_one_address_work_like_any_other() {
     let reply = three.cluster("c2").nodes(None, TIMEOUT).await.expect("answered");
     assert_eq!(reply.nodes.len(), 9, "{:?}", reply.nodes.iter().map(|info| info.id.as_str()).collect::<Vec<_>>());
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_worker_that_could_not_be_redirected_is_asked_again_within_seconds() {
+    let three = Three::start().await;
+    let ring = three.cluster("c1").ring(TIMEOUT).await.expect("answered");
+    let size = nkcluster::ring::RingSize::new(ring.owners.len()).expect("a size");
+    let ring = nkcluster::ring::Ring::new(size, NAMES.map(node_id));
+    let name = (1..).map(|number| format!("w{number}")).find(|name| ring.owner(name) == Some(&node_id("c2"))).expect("a name");
+    three.net.set_refused(&name, "c2", true);
+    let _worker = three.worker(&name, &["c1"], |_| ()).await;
+    let remote = async || three.cluster("c1").info(&node_id(&name), TIMEOUT).await.expect("known").remote.expect("connected");
+    assert!(remote().await.ends_with(" via c1"));
+    // The first attempt has met a closed door by now.
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    three.net.set_refused(&name, "c2", false);
+    let opened = tokio::time::Instant::now();
+    eventually("it is reached directly", async || !remote().await.contains(" via ")).await;
+    assert!(opened.elapsed() < Duration::from_secs(15), "{:?}", opened.elapsed());
+}

@@ -81,7 +81,8 @@ impl Search {
             if !is_direct && self.proxy.cast(Msg::Redirect).is_err() {
                 return;
             }
-            tokio::time::sleep(pause.mul_f64(rand::rng().random_range(0.5..1.0))).await;
+            let part = rand::rng().random_range(0.5..1.0);
+            tokio::time::sleep(pause.mul_f64(part)).await;
             pause = (pause * 2).min(PAUSE_MAX);
         }
     }

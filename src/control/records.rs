@@ -169,8 +169,9 @@ fn write(path: &Path, parts: impl Iterator<Item = Vec<Record>>) -> io::Result<()
 /// Who keeps the record of a worker beside its owner: those that would own it next.
 pub(super) fn copies(shared: &Shared, worker: &NodeId) -> Vec<NodeId> {
     let view = shared.view();
-    let next = view.ring.successors(view.ring.partition(worker.as_str()), COPIES + 1);
-    next.into_iter().filter(|node| **node != view.me).take(COPIES).cloned().collect()
+    // A control node hosts its own worker, whoever the ring names: that one comes first then.
+    let next = view.ring.successors(view.ring.partition(worker.as_str()), COPIES);
+    view.ring.owner(worker.as_str()).into_iter().chain(next).filter(|node| **node != view.me).take(COPIES).cloned().collect()
 }
 
 /// The owner knows something new of a worker: it is kept here, and by these others. The version of `record` is set here.

@@ -240,3 +240,22 @@ async fn a_client_cannot_ask_what_only_control_nodes_ask_of_each_other() {
         assert_eq!(answer.expect_err("refused").code(), &ErrorCode::NotAllowed, "of {node}");
     }
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_worker_that_could_not_be_redirected_is_asked_again_within_seconds() {
+    let three = Three::start().await;
+    let ring = three.cluster("c1").ring(TIMEOUT).await.expect("answered");
+    let size = nkcluster::ring::RingSize::new(ring.owners.len()).expect("a size");
+    let ring = nkcluster::ring::Ring::new(size, NAMES.map(node_id));
+    let name = (1..).map(|number| format!("w{number}")).find(|name| ring.owner(name) == Some(&node_id("c2"))).expect("a name");
+    three.net.set_refused(&name, "c2", true);
+    let _worker = three.worker(&name, &["c1"], |_| ()).await;
+    let remote = async || three.cluster("c1").info(&node_id(&name), TIMEOUT).await.expect("known").remote.expect("connected");
+    assert!(remote().await.ends_with(" via c1"));
+    // The first attempt has met a closed door by now.
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    three.net.set_refused(&name, "c2", false);
+    let opened = tokio::time::Instant::now();
+    eventually("it is reached directly", async || !remote().await.contains(" via ")).await;
+    assert!(opened.elapsed() < Duration::from_secs(15), "{:?}", opened.elapsed());
+}

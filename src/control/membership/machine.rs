@@ -25,6 +25,7 @@ use std::time::{Duration, Instant};
 
 use super::dials::{DialNumber, Dials, Target};
 use super::envelope::{Body, Envelope, Hello, LISTEN_MAX, NODES_MAX, Row, RowState, Tombstone, packed};
+use super::fault::{Fault, has};
 use super::table::{Life, Table};
 use crate::config::Split;
 use crate::control::view::View;
@@ -319,7 +320,8 @@ impl Machine {
             return self.done(now);
         }
         let is_hello = matches!(envelope.body, Body::Hello(_));
-        if !is_hello && envelope.to != known.ours && !matches!(envelope.body, Body::Refused { .. }) {
+        let is_late = envelope.to != known.ours && !has(Fault::NoFencing);
+        if !is_hello && is_late && !matches!(envelope.body, Body::Refused { .. }) {
             // Meant for a session that was given up.
             return self.done(now);
         }

@@ -12,6 +12,7 @@ use std::time::Instant;
 
 use super::{AWAKE, HEARTBEAT, Hearing, INCUMBENT_TALKS, Machine, OUT, REDIAL, REENTER, SUSPECT, SessionKey};
 use crate::control::membership::envelope::{NODES_MAX, RowState};
+use crate::control::membership::fault::{Fault, has};
 use crate::control::membership::graph::Component;
 use crate::control::membership::table::Life;
 use crate::error::{Error, ErrorCode};
@@ -40,7 +41,7 @@ impl Machine {
             return;
         }
         (self.ticked, self.listen_at, self.redial) = (now, now, true);
-        self.asleep_until = Some(now + AWAKE);
+        self.asleep_until = (!has(Fault::NoFreeze)).then_some(now + AWAKE);
         for hearing in self.hearing.values_mut() {
             // What they said meanwhile may lie unread: they get the time to say it again.
             (hearing.last, hearing.since, hearing.ended) = (now, now, hearing.ended.map(|_| now));
@@ -87,6 +88,7 @@ impl Machine {
             if is_gone || replaced {
                 gone.push(life.clone());
             } else if let Some((other, later)) = successor
+                && !has(Fault::NoElder)
                 && hearing.last >= later.since + INCUMBENT_TALKS
             {
                 // Both live. The elder keeps the name, whoever came first.
@@ -114,7 +116,7 @@ impl Machine {
         }
         let contested = self.contested();
         for (life, hearing) in &mut self.hearing {
-            let steady = !self.lost.contains(life) || now >= hearing.since + REENTER;
+            let steady = !self.lost.contains(life) || now >= hearing.since + REENTER || has(Fault::NoReentry);
             hearing.named |= steady && hearing.fresh && !contested.contains(life);
         }
         let heard: BTreeMap<NodeId, Incarnation> =

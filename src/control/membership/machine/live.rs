@@ -6,6 +6,7 @@ use std::time::Instant;
 use super::{Action, DOUBLE, Machine, Saved};
 use crate::config::Split;
 use crate::control::membership::envelope::{NODES_MAX, Row, RowState};
+use crate::control::membership::fault::{Fault, has};
 use crate::control::membership::graph::Component;
 use crate::control::view::{Member, View};
 use crate::error::{Error, ErrorCode};
@@ -76,7 +77,7 @@ impl Machine {
     pub(super) fn is_minority(&self, live: &BTreeMap<NodeId, Member>) -> bool {
         let members = self.saved.members.len() + 1;
         let joined = self.own_state() == RowState::Joined;
-        self.split == Split::Majority && joined && live.len() * 2 <= members
+        self.split == Split::Majority && !has(Fault::NoMinority) && joined && live.len() * 2 <= members
     }
 
     /// Keeps the list of members, and what is written down of it.

@@ -17,7 +17,10 @@ impl Machine {
     /// This node changes its own state: it leaves, has left, or stops.
     pub(crate) fn become_state(&mut self, state: RowState, now: Instant) -> Vec<Action> {
         self.wake(now);
-        self.change_state(state, now);
+        // Who has left is not expected back, also when it stops.
+        if (self.own_state(), state) != (RowState::Left, RowState::Stopped) {
+            self.change_state(state, now);
+        }
         // Whoever stops may have no other moment to say so.
         self.tell_at = Some(now);
         self.done(now)

@@ -5,7 +5,7 @@
 
 use super::*;
 use crate::control::membership::fault::{Fault, build_in};
-use crate::control::membership::machine::{OUT, REENTER};
+use crate::control::membership::machine::{HEARTBEAT, OUT, REENTER};
 
 const FAULTS: [Fault; 8] = [
     Fault::NoFencing,
@@ -112,6 +112,8 @@ impl Script {
             self.simulation.split(&[name], &others, true);
             self.within(OUT * 2, "it is out", |simulation| others.iter().all(|other| !simulation.sees(*other, name)))?;
             let apart = self.pick(0, 8_000);
+            // Each side notices by a clock of its own.
+            self.within(HEARTBEAT * 2, "the smaller part freezes", |simulation| simulation.view(name).frozen)?;
             self.never(Duration::from_millis(1_500 + apart), "the smaller part of a split acts", |simulation| {
                 !simulation.view(name).frozen
             })?;

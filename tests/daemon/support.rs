@@ -126,11 +126,6 @@ impl Daemon {
         self.log.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// Its process.
-    pub(crate) fn pid(&self) -> u32 {
-        self.child.id()
-    }
-
     /// The directory of its state.
     pub(crate) fn dir(&self) -> &Path {
         &self.dir

@@ -18,7 +18,7 @@ impl Machine {
     pub(crate) fn become_state(&mut self, state: RowState, now: Instant) -> Vec<Action> {
         self.wake(now);
         // Who has left is not expected back, also when it stops.
-        if (self.own_state(), state) != (RowState::Left, RowState::Stopped) {
+        if self.own_state() != RowState::Left {
             self.change_state(state, now);
         }
         // Whoever stops may have no other moment to say so.

@@ -4,6 +4,7 @@
 //! component have the same live set, exactly that component, with one ring; nobody is frozen; and nothing changes any more.
 
 mod claims;
+mod mutants;
 mod random;
 
 use std::collections::{BTreeMap, BTreeSet};

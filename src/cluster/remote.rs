@@ -30,6 +30,8 @@ use crate::types::{Incarnation, NodeId, NodeUri, Payload, Secret};
 const KEEPALIVE: Duration = Duration::from_secs(3);
 /// How much later than the control node we give up ourselves, so that its better-informed error arrives.
 const GRACE: Duration = Duration::from_millis(500);
+/// Pause before another control node is asked.
+const AGAIN: Duration = Duration::from_millis(20);
 
 /// How to reach a cluster and prove oneself.
 #[derive(Clone, Debug)]
@@ -113,14 +115,19 @@ pub(super) async fn connect(options: ConnectOptions) -> Result<(Arc<dyn Backend>
 }
 
 impl Remote {
-    /// The channel of a living link, dialled if there is none. One caller dials, the others wait for it.
+    /// The channel of a living link, dialled if there is none.
     async fn channel(&self) -> Result<Channel> {
+        self.connected().await.map(|(channel, _)| channel)
+    }
+
+    /// The same, with what its control node said. One caller dials, the others wait for it.
+    async fn connected(&self) -> Result<(Channel, Arc<Client>)> {
         let mut link = self.link.lock().await;
         if let Some((channel, client)) = &*link
             && channel.is_open()
             && !client.leaving.load(Ordering::Acquire)
         {
-            return Ok(channel.clone());
+            return Ok((channel.clone(), Arc::clone(client)));
         }
         let expect = Expect { role: Role::Control, id: None };
         let established = dial_and_establish(&self.uris, &self.party, &expect, Order::Shuffled, &self.dial).await.map_err(Error::from)?;
@@ -129,11 +136,37 @@ impl Remote {
         let parts = LinkParts { established, side: Side::Dialler };
         let made = Link::start(parts, LinkOptions { keepalive: Some(KEEPALIVE) }, |_| handler);
         let channel = made.open_channel()?;
-        if let Some((old, _)) = link.replace((channel.clone(), client)) {
+        if let Some((old, _)) = link.replace((channel.clone(), Arc::clone(&client))) {
             // It may still bring answers to earlier calls; its control node closes it when they are given.
             tracing::debug!(remote = old.link().remote(), "changed to another control node");
         }
-        Ok(channel)
+        Ok((channel, client))
+    }
+
+    /// Asks a control node; if that one is going and has done nothing, another one: whoever knows several must not notice that one of them stops.
+    async fn ask(&self, mut head: CallHead, payload: &Bytes, timeout: Duration) -> Result<Bytes> {
+        let deadline = Instant::now() + timeout;
+        let left = || deadline.saturating_duration_since(Instant::now());
+        let mut refused = None;
+        loop {
+            let (channel, client) = match Self::within(left(), self.connected()).await {
+                Ok(connected) => connected,
+                // Nobody else is there.
+                Err(error) => return Err(refused.unwrap_or(error)),
+            };
+            head.timeout_ms = millis(left());
+            let answer = channel.call(&head, payload, left() + GRACE).await;
+            let is_going = client.leaving.load(Ordering::Acquire) || !channel.is_open();
+            match answer {
+                Err(error) if is_going && *error.code() == ErrorCode::ShuttingDown && !error.may_have_run() && left() > AGAIN => {
+                    tracing::debug!(remote = channel.link().remote(), "refused by a control node that is going, asking another one");
+                    refused = Some(error);
+                    // It may still have let us in again.
+                    tokio::time::sleep(AGAIN).await;
+                }
+                answer => return answer,
+            }
+        }
     }
 
     async fn within<T>(timeout: Duration, work: impl Future<Output = Result<T>>) -> Result<T> {
@@ -167,14 +200,8 @@ impl Drop for Remote {
 }
 
 impl Backend for Remote {
-    fn call(&self, mut call: NodeCall) -> BoxFuture<'_, Result<Bytes>> {
-        Box::pin(async move {
-            let deadline = Instant::now() + call.timeout;
-            let channel = Self::within(call.timeout, self.channel()).await?;
-            let left = deadline.saturating_duration_since(Instant::now());
-            call.head.timeout_ms = millis(left);
-            channel.call(&call.head, &call.payload.into_bytes(), left + GRACE).await
-        })
+    fn call(&self, call: NodeCall) -> BoxFuture<'_, Result<Bytes>> {
+        Box::pin(async move { self.ask(call.head, &call.payload.into_bytes(), call.timeout).await })
     }
 
     fn call_with_stream(&self, call: NodeCall) -> BoxFuture<'_, Result<StreamedCall>> {
@@ -187,9 +214,8 @@ impl Backend for Remote {
 
     fn operate(&self, operation: Operation, timeout: Duration) -> BoxFuture<'_, Result<OperationReply>> {
         Box::pin(async move {
-            let channel = Self::within(timeout, self.channel()).await?;
             let payload = Payload::encode(&operation)?.into_bytes();
-            let reply = channel.call(&self.operation_head(timeout), &payload, timeout + GRACE).await?;
+            let reply = self.ask(self.operation_head(timeout), &payload, timeout).await?;
             Payload::from_bytes(reply).decode()
         })
     }

@@ -13,7 +13,7 @@ use crate::connection::{ByteStream, Channel, IncomingCall, Link, LinkHandler};
 use crate::error::{Error, ErrorCode, Result};
 use crate::proto::auth::Role;
 use crate::proto::head::{CallHead, EventHead, Outcome, Rank, Verb};
-use crate::proto::message::Message;
+use crate::proto::message::{GoAway, Message};
 use crate::types::Payload;
 
 /// Buffer of a relayed stream, each way.
@@ -36,7 +36,11 @@ impl LinkHandler for Handler {
     fn call(&self, call: IncomingCall) {
         if self.shared.is_stopping() {
             let what = format!("control node {} is stopping; ask another one", self.shared.id);
-            call.reply(&Err(Error::new(ErrorCode::ShuttingDown, what)));
+            let reason = Error::new(ErrorCode::ShuttingDown, what);
+            // Before the refusal: a client that hears it now knows that this is of us, not of the worker, and asks another one.
+            let away = Message::GoAway(GoAway { reason: reason.clone(), reconnect_after_ms: None });
+            call.channel().link().channel_zero().message(&away);
+            call.reply(&Err(reason));
             return;
         }
         tokio::spawn(serve(Arc::clone(&self.backend), call));

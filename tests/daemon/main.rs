@@ -3,6 +3,7 @@
 mod development;
 mod failures;
 mod members;
+mod plane;
 mod quic;
 mod reload;
 mod security;

@@ -7,6 +7,7 @@ mod cluster;
 mod firewall;
 mod http_proxy;
 mod namespace;
+mod plane;
 mod web;
 
 #[expect(dead_code, reason = "shared with the tests of the daemon and the command, which need more of it")]

@@ -82,8 +82,8 @@ impl Plane {
     fn drop_packets(&self, ways: &[(&str, &str)]) {
         let rules: Vec<String> =
             ways.iter().map(|(from, to)| format!("ip saddr 10.78.{}.2 ip daddr 10.78.{}.2 drop;", number(from), number(to))).collect();
-        let chain = format!("chain pass {{ type filter hook forward priority filter; {} }}", rules.join(" "));
-        self.hub.filter(&format!("table inet cut\ndelete table inet cut\ntable inet cut {{ {chain} }}"));
+        let chain = format!("chain pass {{ type filter hook forward priority filter; {}\n }}", rules.join("\n"));
+        self.hub.filter(&format!("table inet cut\ndelete table inet cut\ntable inet cut {{ {chain}\n }}"));
     }
 
     /// Uses the command on the machine of a control node.

@@ -186,6 +186,7 @@ impl Control {
         for link in links.iter().filter(|link| link.peer().role == Role::Worker) {
             link.channel_zero().message(&away);
         }
+        self.shared.hub.close();
         self.shared.membership.become_state(RowState::Stopped).await;
         self.end(&reason);
         for link in &links {

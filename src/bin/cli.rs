@@ -73,9 +73,12 @@ pub(crate) enum Command {
     /// Run a cluster of real processes on this machine.
     #[command(after_help = "\
 Examples:
-  nkcluster dev                                   one control node, four workers, until Ctrl-C
+  nkcluster dev                                   three control nodes, two workers, until Ctrl-C
+  nkcluster dev --controls 1 --workers 4          one control node only
   nkcluster dev --workers 2 --base-port 16001     another one beside it
-  nkcluster dev --once                            the tour: does every step once, exits with its result")]
+  nkcluster dev --once                            the tour: does every step once, exits with its result
+
+Nodes are dev1, dev2, …: control nodes first. All control nodes are equal: any of them takes any command.")]
     Dev(DevArgs),
     /// List the nodes of the cluster.
     #[command(after_help = "\
@@ -312,11 +315,11 @@ Examples:
 
 #[derive(Debug, Args)]
 pub(crate) struct DevArgs {
-    /// Control nodes.
-    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=128))]
+    /// Control nodes; the tour needs three.
+    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u16).range(1..=128))]
     pub(crate) controls: u16,
     /// Workers.
-    #[arg(long, default_value_t = 4, value_parser = clap::value_parser!(u16).range(0..=256))]
+    #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u16).range(0..=256))]
     pub(crate) workers: u16,
     /// Port of dev1; the next nodes have the next ports. 0 takes any that are free.
     #[arg(long, default_value_t = 15001)]

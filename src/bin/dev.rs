@@ -2,8 +2,9 @@
 //!
 //! ```text
 //! nkcluster dev ── standard input of each child ──► nkcluster-node --control … --node-id dev1   DIR/dev1   port base
-//!       │                                           nkcluster-node --worker …  --node-id dev2   DIR/dev2   port base + 1
-//!       └ nkcluster nodes, until all are ready      …
+//!       │                                           nkcluster-node --control … --node-id dev2   DIR/dev2   port base + 1
+//!       └ nkcluster ring, members, nodes, until     …
+//!         all agree on one ring and all are ready   nkcluster-node --worker …  --node-id dev5   DIR/dev5   port base + 4
 //! ```
 //!
 //! The children are our own executable under the name of the daemon. They end when their standard input does, so none outlives us, however we die; a signal of
@@ -11,6 +12,7 @@
 
 mod child;
 mod cluster;
+mod plane;
 mod ports;
 mod public;
 mod tour;
@@ -32,9 +34,9 @@ use crate::signals::StopSignals;
 
 /// Runs the development cluster until a signal, or the tour to its end.
 pub(crate) async fn run(args: DevArgs, form: Form) -> Outcome {
-    if args.controls > 1 {
-        let message = "one control node only: control nodes do not share the workers of a cluster yet; leave --controls out";
-        return Err(Failure::new("not_allowed", message));
+    if args.once && args.controls < tour::CONTROLS_MIN {
+        let message = format!("the tour loses a control node and needs {} of them: leave --controls out", tour::CONTROLS_MIN);
+        return Err(Failure::usage("invalid_usage", message));
     }
     let mut signals = StopSignals::install().map_err(|error| Failure::io("cannot handle signals", &error))?;
     let home = Home::new(args.dir.clone())?;
@@ -68,8 +70,11 @@ async fn work(cluster: &mut DevCluster, args: &DevArgs, form: Form) -> Outcome {
         return tour::run(cluster, &public, form).await;
     }
     match form {
-        Form::Json => form.document(&json!({ "connect": cluster.connect_uri(), "dir": cluster.dir(), "nodes": nodes }))?,
-        Form::People => form.line(welcome(cluster, &public.table().await?))?,
+        Form::Json => {
+            let members = public.json(&["members"]).await?;
+            form.document(&json!({ "connect": cluster.connect_uri(), "dir": cluster.dir(), "nodes": nodes, "members": members }))?;
+        }
+        Form::People => form.line(welcome(cluster, &public.text("nodes").await?, &public.text("members").await?))?,
     }
     loop {
         let (node, status) = cluster.next_death().await;
@@ -101,11 +106,11 @@ fn tell_death(cluster: &DevCluster, form: Form, node: &NodeId, status: ExitStatu
     });
 }
 
-fn welcome(cluster: &DevCluster, table: &str) -> String {
+fn welcome(cluster: &DevCluster, nodes: &str, members: &str) -> String {
     let connect = cluster.connect_argument();
     let (first, worker) = (cluster.first(), cluster.last());
     format!(
-        "{table}\n\n\
+        "{nodes}\n\n{members}\n\n\
          Everything of a node is in {}/<node>, its log in the file `log` there.\n\
          Try, in another terminal:\n\
          \x20 nkcluster{connect} nodes --select 'order && status=ready'\n\
@@ -114,6 +119,7 @@ fn welcome(cluster: &DevCluster, table: &str) -> String {
          \x20 nkcluster{connect} data {worker} put colour blue\n\
          \x20 nkcluster{connect} send {worker} Cargo.toml projects/Cargo.toml\n\
          \x20 nkcluster{connect} events\n\
+         \x20 nkcluster{connect} members\n\
          \x20 nkcluster{connect} ping {first}\n\
          Ctrl-C stops all.",
         cluster.dir().display()

@@ -69,6 +69,11 @@ impl Hub {
         sinks.push(sink);
     }
 
+    /// Ends every subscription in peace, behind what is queued: nothing more happens here.
+    pub(super) fn close(&self) {
+        self.sinks.lock().unwrap_or_else(PoisonError::into_inner).clear();
+    }
+
     fn has_followers(&self) -> bool {
         !self.sinks.lock().unwrap_or_else(PoisonError::into_inner).is_empty()
     }

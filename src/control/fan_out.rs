@@ -1,6 +1,6 @@
 //! Questions that every control node answers for the workers whose proxies it has, put together.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -23,8 +23,10 @@ const AFTER_HOLDER: Duration = Duration::from_millis(250);
 fn ask(shared: &Arc<Shared>, request: &PeerRequest, timeout: Duration) -> JoinSet<(NodeId, Result<PeerReply>)> {
     let view = shared.view();
     let mut asked = JoinSet::new();
-    for peer in view.live.keys().filter(|peer| **peer != view.me) {
-        let (shared, view, peer, request) = (Arc::clone(shared), Arc::clone(&view), peer.clone(), request.clone());
+    // Also those that leave, which have workers until these have moved.
+    let peers: BTreeSet<NodeId> = view.live.keys().cloned().chain(shared.peers.names()).filter(|peer| *peer != view.me).collect();
+    for peer in peers {
+        let (shared, view, request) = (Arc::clone(shared), Arc::clone(&view), request.clone());
         asked.spawn(async move {
             let answer = shared.peers.ask(&view, &peer, &request, timeout.min(PATIENCE)).await;
             (peer, answer)

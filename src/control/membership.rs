@@ -11,6 +11,7 @@
 mod carrier;
 mod dials;
 mod envelope;
+mod fault;
 mod graph;
 mod keeper;
 mod machine;

@@ -124,6 +124,9 @@ pub(super) struct Package {
     /// How far each class has come.
     #[serde(default)]
     pub(super) marks: Vec<Marks>,
+    /// The record of the worker, so that those of the new owner are newer.
+    #[serde(default)]
+    pub(super) record: Option<Box<Record>>,
 }
 
 /// What outlives the proxy of a worker.

@@ -44,8 +44,8 @@ const ACTORS_MAX: usize = 65_536;
 const RECORD_BYTES_MAX: usize = 1024 * 1024;
 /// Nodes behind the owner that keep copies.
 const COPIES: usize = 2;
-/// Views that are looked back upon when somebody must know of a key.
-const PAST_RINGS: usize = 4;
+/// Views that are looked back upon when somebody must know of a key, the present one included.
+const RINGS_MAX: usize = 5;
 /// Pause before a call is tried at the next owner.
 const MOVED_PAUSE_MS: std::ops::Range<u64> = 20..200;
 /// How long another control node may take to say what it knows of a key.
@@ -85,8 +85,8 @@ pub(super) struct Belongings {
 struct State {
     actors: BTreeMap<PlacedKey, Host>,
     copies: Copies,
-    /// Of earlier views, the latest first.
-    past: VecDeque<Ring>,
+    /// Of the views that were seen, the latest first.
+    rings: VecDeque<Ring>,
     next: u64,
 }
 
@@ -101,6 +101,16 @@ struct Host {
 #[derive(Default)]
 pub(super) struct Placed {
     state: Mutex<State>,
+}
+
+impl State {
+    /// Remembers the ring of a view: whoever owned a key in it may know of it.
+    fn saw(&mut self, view: &View) {
+        if self.rings.front() != Some(&view.ring) {
+            self.rings.push_front(view.ring.clone());
+            self.rings.truncate(RINGS_MAX);
+        }
+    }
 }
 
 impl Placed {
@@ -213,6 +223,10 @@ fn host(shared: &Arc<Shared>, key: &PlacedKey, hash: u64, arrived: Option<Record
         Error::new(ErrorCode::UnknownClass, what)
     })?;
     let mut state = shared.placed.lock();
+    if shared.is_stopping() {
+        // Nothing would end it: the actors of this node have been ended already.
+        return Err(Error::new(ErrorCode::ShuttingDown, format!("control node {} is stopping", shared.id)));
+    }
     match state.actors.get(key) {
         // It packs, or has just ended.
         Some(host) if host.mailbox.is_closed() => return Err(moved(key)),
@@ -287,23 +301,36 @@ pub(super) async fn surrender(shared: &Arc<Shared>, key: &PlacedKey, hash: u64) 
 async fn find(shared: &Arc<Shared>, key: &PlacedKey, hash: u64) -> Result<Option<Record>> {
     let view = shared.view();
     let asked: BTreeSet<NodeId> = {
-        let state = shared.placed.lock();
-        let rings = state.past.iter().chain([&view.ring]);
+        let mut state = shared.placed.lock();
+        // Here too: the first message may come before the change was followed.
+        state.saw(&view);
+        // A node that has just joined remembers nothing: whoever would own the key without it has the actor.
+        let before = shared.earlier_ring(&view, None);
+        let rings = state.rings.iter().chain([&*before]);
         let named = rings.flat_map(|ring| {
             let partition = ring.size().partition_of(KeyHash::from_bits(hash));
             ring.owner_of(partition).into_iter().chain(ring.successors(partition, COPIES)).cloned().collect::<Vec<_>>()
         });
-        named.filter(|node| *node != shared.id && view.live.contains_key(node)).collect()
+        // Also one that is leaving: it is not in the view any more, but still there.
+        let is_there = |node: &NodeId| view.live.contains_key(node) || shared.peers.find(node).is_some();
+        named.filter(|node| *node != shared.id && is_there(node)).collect()
     };
     let mut questions = tokio::task::JoinSet::new();
     for node in asked {
         let (shared, request) = (Arc::clone(shared), PeerRequest::Surrender { key: key.clone(), hash });
         questions.spawn(async move {
-            let reply = shared.peers.ask(&shared.view(), &node, &request, FIND_TIMEOUT).await;
-            reply.map_err(|error| {
-                let what = format!("control node {node}, which may know of it, does not answer: {}", error.message());
-                Error::new(ErrorCode::NotConnected, what)
-            })
+            let view = shared.view();
+            match shared.peers.ask(&view, &node, &request, FIND_TIMEOUT).await {
+                Ok(reply) => Ok(reply),
+                // Whatever it had is lost, but for the copies of others.
+                Err(error) if *error.code() != ErrorCode::Moved && !view.live.contains_key(&node) => {
+                    Ok(PeerReply::Surrendered { record: None })
+                }
+                Err(error) => {
+                    let what = format!("control node {node}, which may know of it, does not answer: {}", error.message());
+                    Err(Error::new(ErrorCode::NotConnected, what))
+                }
+            }
         });
     }
     let mut newest = shared.placed.lock().copies.find(key);
@@ -328,16 +355,11 @@ pub(super) async fn all_moved(shared: &Shared) {
 /// Follows the view: what belongs elsewhere moves there. Ends with the node.
 pub(super) async fn follow(shared: Weak<Shared>) {
     let Some(mut views) = shared.upgrade().map(|shared| shared.view.subscribe()) else { return };
-    let mut ring = views.borrow_and_update().ring.clone();
     loop {
         let again = {
             let Some(shared) = shared.upgrade() else { return };
-            let view = shared.view();
-            if view.ring != ring {
-                let mut state = shared.placed.lock();
-                state.past.push_front(std::mem::replace(&mut ring, view.ring.clone()));
-                state.past.truncate(PAST_RINGS);
-            }
+            let view = Arc::clone(&views.borrow_and_update());
+            shared.placed.lock().saw(&view);
             !view.frozen && move_out(&shared, &view).await
         };
         tokio::select! {

@@ -38,6 +38,8 @@ pub(super) async fn run(shared: Weak<Shared>) {
             _ = tick.tick() => false,
         };
         let Some(shared) = shared.upgrade() else { return };
+        // Of a tick and a change at the same moment, the tick may have come first.
+        let is_new = is_new || views.has_changed().unwrap_or(false);
         let view = Arc::clone(&views.borrow_and_update());
         if is_new {
             shared.has_changed(&view);

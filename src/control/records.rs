@@ -7,6 +7,8 @@
 //! The same records are in the state directory, a few seconds late: written as a whole beside the old file, and renamed.
 
 use std::collections::BTreeMap;
+use std::io::{BufRead as _, BufReader, BufWriter};
+use std::ops::Bound;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -23,6 +25,9 @@ const COPIES: usize = 2;
 const PATIENCE: Duration = Duration::from_secs(5);
 /// Records of one control node.
 const RECORDS_MAX: usize = 131_072;
+
+/// Records that are copied at once to be written.
+const PART: usize = 256;
 
 /// Name of the file in the state directory.
 const NAME: &str = "workers.records";
@@ -68,6 +73,18 @@ impl Records {
         true
     }
 
+    /// All of them, part by part: a copy of the whole would be as large as they are, and nobody may wait for a disk.
+    fn parts(&self) -> impl Iterator<Item = Vec<Record>> + '_ {
+        let mut last = None::<NodeId>;
+        std::iter::from_fn(move || {
+            let from = last.as_ref().map_or(Bound::Unbounded, Bound::Excluded);
+            let part: Vec<Record> =
+                self.lock().range::<NodeId, _>((from, Bound::Unbounded)).take(PART).map(|(_, record)| record.clone()).collect();
+            last = Some(part.last()?.worker.clone());
+            Some(part)
+        })
+    }
+
     /// Leaves a mark that the worker was forgotten; whether it was known.
     pub(super) fn forget(&self, worker: &NodeId) -> bool {
         let mut records = self.lock();
@@ -110,10 +127,7 @@ pub(super) async fn save(shared: &Arc<Shared>) {
         return;
     }
     let (path, shared) = (shared.config.state_dir.join(NAME), Arc::clone(shared));
-    let written = tokio::task::spawn_blocking(move || {
-        let records: Vec<Record> = shared.records.lock().values().cloned().collect();
-        write(&path, &records).map_err(|error| (path, error))
-    });
+    let written = tokio::task::spawn_blocking(move || write(&path, shared.records.parts()).map_err(|error| (path, error)));
     match written.await {
         Ok(Ok(())) => {}
         Ok(Err((path, error))) => {
@@ -130,25 +144,34 @@ fn read(path: &Path) -> io::Result<Vec<Record>> {
         Ok(facts) if facts.len() > BYTES_MAX => return Err(io::Error::other(format!("it has {} bytes", facts.len()))),
         Ok(_) => {}
     }
-    rmp_serde::from_slice(&fs::read(path)?).map_err(io::Error::other)
+    let mut file = BufReader::new(fs::File::open(path)?);
+    let mut records = Vec::new();
+    while !file.fill_buf()?.is_empty() {
+        records.push(rmp_serde::from_read(&mut file).map_err(io::Error::other)?);
+    }
+    Ok(records)
 }
 
-fn write(path: &Path, records: &[Record]) -> io::Result<()> {
+/// One record after the other.
+fn write(path: &Path, parts: impl Iterator<Item = Vec<Record>>) -> io::Result<()> {
     use std::os::unix::fs::OpenOptionsExt as _;
     let new = path.with_extension("new");
-    let bytes = rmp_serde::to_vec_named(records).map_err(io::Error::other)?;
     // Addresses may have passwords.
-    let mut file = fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&new)?;
-    io::Write::write_all(&mut file, &bytes)?;
-    file.sync_all()?;
+    let file = fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&new)?;
+    let mut file = BufWriter::new(file);
+    for record in parts.flatten() {
+        rmp_serde::encode::write_named(&mut file, &record).map_err(io::Error::other)?;
+    }
+    file.into_inner().map_err(io::IntoInnerError::into_error)?.sync_all()?;
     fs::rename(&new, path)
 }
 
 /// Who keeps the record of a worker beside its owner: those that would own it next.
 pub(super) fn copies(shared: &Shared, worker: &NodeId) -> Vec<NodeId> {
     let view = shared.view();
-    let next = view.ring.successors(view.ring.partition(worker.as_str()), COPIES + 1);
-    next.into_iter().filter(|node| **node != view.me).take(COPIES).cloned().collect()
+    // A control node hosts its own worker, whoever the ring names: that one comes first then.
+    let next = view.ring.successors(view.ring.partition(worker.as_str()), COPIES);
+    view.ring.owner(worker.as_str()).into_iter().chain(next).filter(|node| **node != view.me).take(COPIES).cloned().collect()
 }
 
 /// The owner knows something new of a worker: it is kept here, and by these others. The version of `record` is set here.
@@ -215,8 +238,14 @@ mod tests {
         let dir = tempfile::tempdir().expect("a directory");
         let path = dir.path().join(NAME);
         assert_eq!(read(&path).expect("no file is no record"), []);
-        write(&path, &[record(1), record(2)]).expect("written");
-        assert_eq!(read(&path).expect("read"), [record(1), record(2)]);
+        let many: Vec<Record> =
+            (0..PART + 2).map(|number| Record { worker: NodeId::new(format!("w{number:04}")).expect("valid"), ..record(1) }).collect();
+        let records = Records::default();
+        for record in &many {
+            assert!(records.keep(record.clone()));
+        }
+        write(&path, records.parts()).expect("written");
+        assert_eq!(read(&path).expect("read"), many);
         assert_eq!(fs::metadata(&path).expect("there").permissions().mode() & 0o777, 0o600);
         fs::write(&path, b"nonsense").expect("written");
         assert!(read(&path).is_err());

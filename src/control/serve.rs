@@ -11,7 +11,8 @@ use super::shared::Shared;
 use crate::cluster::{Backend as _, NodeCall, Operation, write_events};
 use crate::connection::{ByteStream, Channel, IncomingCall, Link, LinkHandler};
 use crate::error::{Error, ErrorCode, Result};
-use crate::proto::head::{EventHead, Outcome, Rank, Verb};
+use crate::proto::auth::Role;
+use crate::proto::head::{CallHead, EventHead, Outcome, Rank, Verb};
 use crate::proto::message::Message;
 use crate::types::Payload;
 
@@ -96,6 +97,10 @@ pub(super) async fn serve(backend: Arc<Local>, mut call: IncomingCall) {
 
 async fn answer(backend: &Local, call: &IncomingCall, stream: Option<ByteStream>) -> Outcome {
     let timeout = Duration::from_millis(u64::from(call.head.timeout_ms));
+    if call.head.verb == Verb::Peer {
+        // Those of control nodes are answered elsewhere. Passed on, it would come out of a control link, as if we had asked.
+        return Err(Error::new(ErrorCode::NotAllowed, "only control nodes ask this of each other"));
+    }
     if call.head.verb == Verb::Cluster {
         let operation: Operation = Payload::from_bytes(call.payload.clone()).decode()?;
         if let Some(what) = audited(&operation) {
@@ -104,7 +109,10 @@ async fn answer(backend: &Local, call: &IncomingCall, stream: Option<ByteStream>
         }
         return operate(backend, operation, stream, timeout).await;
     }
-    let node_call = NodeCall { head: call.head.clone(), payload: Payload::from_bytes(call.payload.clone()), timeout };
+    let is_client = call.channel().link().peer().role == Role::Admin;
+    // A client is where a call begins, whatever it says.
+    let head = CallHead { hops: if is_client { 0 } else { call.head.hops }, ..call.head.clone() };
+    let node_call = NodeCall { head, payload: Payload::from_bytes(call.payload.clone()), timeout };
     match stream {
         None => backend.call(node_call).await,
         Some(client) => {

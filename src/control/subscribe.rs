@@ -36,16 +36,22 @@ pub(super) async fn everywhere(shared: &Arc<Shared>, filter: EventFilter) -> Eve
 }
 
 /// Follows the view until nobody reads any more.
-async fn follow(shared: Weak<Shared>, filter: EventFilter, sink: EventSink, asking: mpsc::Sender<()>) {
+async fn follow(shared: Weak<Shared>, filter: EventFilter, mut sink: EventSink, asking: mpsc::Sender<()>) {
     let mut asking = Some(asking);
     let mut peers: BTreeMap<NodeId, (Incarnation, JoinHandle<()>)> = BTreeMap::new();
     let Some(mut views) = shared.upgrade().map(|shared| shared.view.subscribe()) else { return };
     loop {
         let view = Arc::clone(&views.borrow_and_update());
         peers.retain(|peer, (incarnation, task)| {
-            let stays = view.live.get(peer).is_some_and(|member| member.incarnation == *incarnation);
-            if !stays {
+            let stays = match view.live.get(peer) {
+                Some(member) => member.incarnation == *incarnation,
+                // It leaves, and tells of its workers until they have moved.
+                None => linked(&shared, peer, *incarnation),
+            };
+            if !stays && !task.is_finished() {
                 task.abort();
+                // It may have told something that did not arrive.
+                lost(&mut sink, peer, *incarnation);
             }
             stays
         });
@@ -91,12 +97,18 @@ impl Inflow {
             self.asking = None;
             match opened {
                 Ok(mut events) => {
-                    while let Some(Ok(record)) = events.next().await {
+                    let mut next = events.next().await;
+                    while let Some(Ok(record)) = next {
                         if !self.sink.offer(&record) {
                             return;
                         }
+                        next = events.next().await;
                     }
-                    self.lost();
+                    // One that has left ends in peace when its workers have moved.
+                    let has_left = shared.upgrade().is_none_or(|shared| !shared.view().live.contains_key(&self.peer));
+                    if next.is_some() || !has_left {
+                        lost(&mut self.sink, &self.peer, self.incarnation);
+                    }
                 }
                 Err(error) => tracing::debug!(peer = %self.peer, %error, "a control node tells no events"),
             }
@@ -110,16 +122,22 @@ impl Inflow {
         answer.wait(PATIENCE).await?;
         Ok(read_events(stream))
     }
+}
 
-    fn lost(&mut self) {
-        self.sink.tell(EventRecord {
-            node: self.peer.clone(),
-            incarnation: self.incarnation,
-            class: core_class(),
-            seq: 0,
-            time_ms: unix_time_ms(),
-            task: None,
-            event: EventBody::Nkcluster(BuiltinEvent::Gap { from: 0, to: 0 }),
-        });
-    }
+/// Tells that something of a control node may be missing.
+fn lost(sink: &mut EventSink, peer: &NodeId, incarnation: Incarnation) {
+    sink.tell(EventRecord {
+        node: peer.clone(),
+        incarnation,
+        class: core_class(),
+        seq: 0,
+        time_ms: unix_time_ms(),
+        task: None,
+        event: EventBody::Nkcluster(BuiltinEvent::Gap { from: 0, to: 0 }),
+    });
+}
+
+/// Whether there is a link with this life of a control node.
+fn linked(shared: &Weak<Shared>, peer: &NodeId, incarnation: Incarnation) -> bool {
+    shared.upgrade().and_then(|shared| shared.peers.find(peer)).is_some_and(|link| link.peer().incarnation == incarnation)
 }

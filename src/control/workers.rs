@@ -41,8 +41,12 @@ pub(super) fn start_lent(
     parts: LinkParts,
     via: Via,
     found_at: Option<NodeUri>,
-    package: Option<Box<Package>>,
+    mut package: Option<Box<Package>>,
 ) -> Arc<Handler> {
+    let record = package.as_mut().and_then(|package| package.record.take());
+    if let Some(record) = record.filter(|record| record.worker == parts.established.peer.id) {
+        super::records::learn(shared, *record);
+    }
     begin(shared, parts, Origin { dialled: found_at, via: Some(via), package })
 }
 
@@ -163,7 +167,9 @@ impl Handler {
             // Its owner, which is elsewhere, has asked; whoever asks us hears of it at the next hand-over.
             return;
         }
-        if is_first && self.via.is_none() && !self.shared.owns(id) {
+        // A frozen node believes to own everything, as it sees nobody else: it turns workers away, but for its own.
+        let is_frozen = self.shared.view().frozen && *id != self.shared.id;
+        if is_first && self.via.is_none() && (is_frozen || !self.shared.owns(id)) {
             let Some(handler) = self.me.upgrade() else { return };
             tokio::spawn(place(handler, describe));
             return;
@@ -266,6 +272,13 @@ impl Handler {
 
 /// Brings a worker that has come here to its owner. If that cannot be reached it is better off here than nowhere: it moves as soon as it can.
 async fn place(handler: Arc<Handler>, describe: Describe) {
+    // Held until somebody has it: an owner that refuses gives it up, which is no reason to end it.
+    handler.draining.fetch_add(1, Ordering::SeqCst);
+    place_held(&handler, describe).await;
+    handler.is_drained();
+}
+
+async fn place_held(handler: &Arc<Handler>, describe: Describe) {
     let (shared, id) = (&handler.shared, &handler.link.peer().id);
     for _ in 0..PLACE_TRIES {
         let view = shared.view();
@@ -274,7 +287,7 @@ async fn place(handler: Arc<Handler>, describe: Describe) {
             return handler.link.close(Error::new(ErrorCode::Busy, what));
         }
         let Some(owner) = view.owner(id).filter(|owner| **owner != shared.id) else { break };
-        match super::lease::lend(&handler, owner, describe.clone(), None).await {
+        match super::lease::lend(handler, owner, describe.clone(), None).await {
             Ok(()) => {
                 tracing::info!(worker = %id, %owner, remote = handler.link.remote(), "the link of a worker was lent to its owner");
                 return;

@@ -5,7 +5,7 @@
 //! themselves, who register again and again, if nothing is left of it.
 //!
 //! The mastership is a lease: a candidate that has not been heard for [`SILENCE_MAX`] loses its place, and believes in itself only for [`BELIEF_MAX`] after it
-//! last asked successfully. So two candidates never both take themselves for the master, as long as clocks run at the same rate and the control nodes
+//! last asked successfully, and a list that was lost names nobody until then. So two candidates never both take themselves for the master, as long as clocks run at the same rate and the control nodes
 //! are not split; in a split each side has one. What must never be done twice belongs to a worker, or behind conditional storage.
 
 use std::sync::Arc;
@@ -128,6 +128,8 @@ async fn campaign(cluster: Cluster, name: ClassName, id: Incarnation, standing: 
 /// The list of one name.
 pub(super) struct Register {
     candidates: Vec<(Incarnation, Instant)>,
+    /// A list that begins with nothing names nobody until then: one whose list was lost may still take itself for the master.
+    quiet_until: Option<Instant>,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -161,8 +163,9 @@ impl PlacedActor for Register {
     async fn start(_: PlacedContext, record: Option<Vec<Incarnation>>) -> Result<Self> {
         // Each has the whole silence to be heard here.
         let now = Instant::now();
+        let quiet_until = record.is_none().then(|| now + BELIEF_MAX);
         let candidates = record.unwrap_or_default().into_iter().take(CANDIDATES_MAX).map(|candidate| (candidate, now));
-        Ok(Self { candidates: candidates.collect() })
+        Ok(Self { candidates: candidates.collect(), quiet_until })
     }
 
     async fn handle(&mut self, message: Message) -> Result<Standing> {
@@ -171,7 +174,10 @@ impl PlacedActor for Register {
             Message::Register(candidate) => self.enter(candidate),
             Message::Leave(candidate) => self.candidates.retain(|(known, _)| *known != candidate),
         }
-        Ok(Standing { candidates: self.list() })
+        match self.quiet_until {
+            Some(until) if Instant::now() < until => Ok(Standing::default()),
+            _ => Ok(Standing { candidates: self.list() }),
+        }
     }
 
     async fn hand_over(self) -> Vec<Incarnation> {
@@ -184,6 +190,10 @@ impl PlacedActor for Register {
 
     fn record(&self) -> Option<Vec<Incarnation>> {
         Some(self.list())
+    }
+
+    fn is_over(&self) -> bool {
+        self.candidates.is_empty()
     }
 }
 
@@ -201,7 +211,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn the_first_one_is_the_master_and_the_next_in_order_follows() {
-        let mut list = Register { candidates: Vec::new() };
+        let mut list = Register { candidates: Vec::new(), quiet_until: None };
         for n in [3, 1, 2, 3] {
             register(&mut list, n).await;
         }
@@ -214,7 +224,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn one_that_is_silent_loses_its_place_and_not_before() {
-        let mut list = Register { candidates: Vec::new() };
+        let mut list = Register { candidates: Vec::new(), quiet_until: None };
         register(&mut list, 1).await;
         register(&mut list, 2).await;
         tokio::time::advance(SILENCE_MAX - Duration::from_millis(1)).await;
@@ -224,8 +234,18 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
+    async fn a_list_that_was_lost_names_nobody_while_one_may_believe_in_itself() {
+        let mut list = Register { candidates: Vec::new(), quiet_until: Some(Instant::now() + BELIEF_MAX) };
+        assert_eq!(register(&mut list, 1).await, []);
+        tokio::time::advance(BELIEF_MAX - Duration::from_millis(1)).await;
+        assert_eq!(register(&mut list, 2).await, []);
+        tokio::time::advance(Duration::from_millis(1)).await;
+        assert_eq!(register(&mut list, 2).await, [who(1), who(2)]);
+    }
+
+    #[tokio::test(start_paused = true)]
     async fn the_order_survives_a_move_and_others_stand_behind_when_two_lists_join() {
-        let mut list = Register { candidates: vec![(who(2), Instant::now()), (who(1), Instant::now())] };
+        let mut list = Register { candidates: vec![(who(2), Instant::now()), (who(1), Instant::now())], quiet_until: None };
         list.join(vec![who(3), who(1)]).await;
         assert_eq!(list.hand_over().await, [who(2), who(1), who(3)]);
     }

@@ -67,6 +67,12 @@ pub trait PlacedActor: Send + Sync + Sized + 'static {
     fn record(&self) -> Option<Self::Record> {
         None
     }
+
+    /// Whether it may end, asked after messages were handled: nothing is kept of it on this node, and the next message starts it from its last record elsewhere, or
+    /// from nothing. An actor that never says so lives as long as its node, which hosts a bounded number.
+    fn is_over(&self) -> bool {
+        false
+    }
 }
 
 /// What an actor knows of its place.
@@ -103,6 +109,7 @@ pub(crate) trait ErasedActor: Send {
     fn handle(&mut self, message: Payload) -> BoxFuture<'_, Result<Bytes>>;
     fn join(&mut self, other: Payload) -> BoxFuture<'_, Result<()>>;
     fn record(&self) -> Result<Option<Payload>>;
+    fn is_over(&self) -> bool;
     fn hand_over(self: Box<Self>) -> BoxFuture<'static, Result<Payload>>;
 }
 
@@ -129,6 +136,10 @@ impl<A: PlacedActor> ErasedActor for Typed<A> {
 
     fn record(&self) -> Result<Option<Payload>> {
         self.0.record().map(|record| Payload::encode(&record)).transpose()
+    }
+
+    fn is_over(&self) -> bool {
+        self.0.is_over()
     }
 
     fn hand_over(self: Box<Self>) -> BoxFuture<'static, Result<Payload>> {

@@ -15,6 +15,7 @@
 
 mod apart;
 mod assembly;
+mod incoming;
 mod lanes;
 mod streams;
 #[cfg(test)]
@@ -27,6 +28,7 @@ use bytes::{BufMut, Bytes, BytesMut};
 use self::apart::Announced;
 pub use self::apart::stream_of;
 use self::assembly::{Assembly, Piece};
+pub use self::incoming::Incoming;
 pub use self::lanes::Outbox;
 use self::lanes::{Lanes, Outgoing};
 pub use self::streams::{STREAM_WINDOW_BYTES, STREAM_WINDOW_BYTES_MAX, StreamKey, StreamRead, WINDOW_BUDGET_BYTES};
@@ -65,85 +67,6 @@ pub enum Side {
     Dialler,
     /// This end listened: its ids are even.
     Listener,
-}
-
-/// What a peer's frame means for the shell.
-#[derive(Debug, PartialEq)]
-pub enum Incoming<T> {
-    /// A call; the answer goes to [`Session::reply`].
-    Call {
-        /// Where it came in.
-        channel: u16,
-        /// Names the call in its reply.
-        call: u32,
-        /// What it asks for.
-        head: CallHead,
-        /// Bytes of the class.
-        payload: Bytes,
-        /// The stream that came with it.
-        stream: Option<StreamKey>,
-    },
-    /// The answer to a call of ours.
-    Reply {
-        /// What the shell gave with the call.
-        token: T,
-        /// How it ended.
-        outcome: Outcome,
-    },
-    /// The caller no longer waits.
-    Cancelled {
-        /// Channel of the call.
-        channel: u16,
-        /// The call.
-        call: u32,
-    },
-    /// An entry of the peer's journal.
-    Event {
-        /// Where it came in.
-        channel: u16,
-        /// Its header.
-        head: EventHead,
-        /// Bytes of the class.
-        payload: Bytes,
-    },
-    /// A ping to be answered with [`Session::pong`].
-    Ping {
-        /// Where it came in.
-        channel: u16,
-        /// Its body.
-        ping: Ping,
-    },
-    /// The answer to a ping.
-    Pong {
-        /// Where it came in.
-        channel: u16,
-        /// Its body.
-        pong: Pong,
-    },
-    /// A control message.
-    Message {
-        /// Where it came in.
-        channel: u16,
-        /// Its body.
-        message: Message,
-    },
-    /// A frame on a channel that was opened for somebody else, as it came.
-    Relayed(Frame),
-    /// The peer opened a channel.
-    ChannelOpened(u16),
-    /// The peer closed a channel; its calls were answered, its streams reset.
-    ChannelClosed {
-        /// Which.
-        channel: u16,
-        /// Why.
-        reason: Error,
-    },
-    /// A stream has bytes, its end or its error to read.
-    Readable(StreamKey),
-    /// A stream may send again.
-    Writable(StreamKey),
-    /// The peer ends the link because of a fault of ours.
-    PeerFault(u16),
 }
 
 /// A call that could not be sent, with what the shell gave along.

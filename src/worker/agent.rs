@@ -89,6 +89,8 @@ async fn look(shared: &Arc<Shared>, connector: &dyn Connector) {
                 }
                 tracing::warn!(node = %shared.id, control = %link.peer().id, "the control node did not adopt us");
                 link.close(Error::new(crate::ErrorCode::Timeout, "not adopted in time"));
+                // Whoever told these addresses is of no use now: those of the configuration come first again.
+                shared.lock().preferred.clear();
             }
             Err(DialFailure { error, retry_after }) => {
                 if let Some(wait) = retry_after {

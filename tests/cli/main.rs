@@ -6,6 +6,7 @@ mod errors;
 mod events;
 mod files;
 mod keygen;
+mod members;
 mod nodes;
 mod resolve;
 mod tasks;

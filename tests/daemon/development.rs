@@ -57,6 +57,12 @@ impl Drop for Dev {
     }
 }
 
+/// What members say of themselves, without what changes from one look to the next.
+fn members(members: &Value) -> Vec<Value> {
+    let parts = |member: &Value| json!({ "id": member["id"], "state": member["state"], "partitions": member["partitions"] });
+    members.as_array().expect("an array").iter().map(parts).collect()
+}
+
 /// The processes whose command line names a directory.
 fn processes_of(dir: &str) -> Vec<Pid> {
     let mut found = Vec::new();
@@ -85,19 +91,29 @@ fn the_tour_goes_to_its_end() {
     let report: Value = serde_json::from_str(&stdout).expect("one document");
     assert_eq!(report["ok"], true);
     let steps = report["steps"].as_array().expect("steps");
-    assert!(steps.len() >= 10 && steps.iter().all(|step| step["ok"] == true), "{report}");
+    assert!(steps.len() >= 17 && steps.iter().all(|step| step["ok"] == true), "{report}");
     assert_eq!(std::fs::read_dir(tmp.path()).expect("reads").count(), 0, "nothing is left behind");
 }
 
 #[test]
 fn a_development_cluster_is_ready_stops_and_leaves_nothing() {
     let tmp = tempfile::tempdir().expect("a directory");
-    let mut dev = Dev::start(tmp.path(), &["--workers", "2"]);
+    let mut dev = Dev::start(tmp.path(), &[]);
     let nodes = dev.cli().json(&["nodes"]);
     let seen: Vec<_> = nodes.as_array().expect("an array").iter().map(|node| json!([node["id"], node["status"]])).collect();
-    assert_eq!(seen, [json!(["dev1", "ready"]), json!(["dev2", "ready"]), json!(["dev3", "ready"])]);
+    assert_eq!(seen, ["dev1", "dev2", "dev3", "dev4", "dev5"].map(|id| json!([id, "ready"])));
     let dir = dev.ready["dir"].as_str().expect("a directory").to_owned();
-    assert_eq!(processes_of(&dir).len(), 3);
+    assert_eq!(processes_of(&dir).len(), 5);
+    // Three control nodes, and every one of them says the same of all.
+    let addresses = dev.ready["connect"].as_str().expect("addresses").split(", ");
+    let each = addresses.map(|address| Cli { connect: address.to_owned(), rounds: ROUNDS_DEFAULT });
+    let views: Vec<_> = each.map(|cli| (cli.json(&["ring"]), members(&cli.json(&["members"])))).collect();
+    assert_eq!(views.len(), 3);
+    assert!(views.iter().all(|view| *view == views[0]), "{views:?}");
+    let joined: Vec<_> = views[0].1.iter().map(|member| json!([member["id"], member["state"]])).collect();
+    assert_eq!(joined, ["dev1", "dev2", "dev3"].map(|id| json!([id, "joined"])));
+    assert!(views[0].1.iter().all(|member| member["partitions"].as_u64() > Some(0)), "{views:?}");
+    assert_eq!(members(&dev.ready["members"]), views[0].1);
     assert!(Path::new(&dir).join("dev2/log").is_file());
     kill_process(pid(&dev.child), Signal::TERM).expect("it runs");
     let status = wait_for("the end of the cluster", || dev.child.try_wait().expect("ours"));
@@ -109,7 +125,7 @@ fn a_development_cluster_is_ready_stops_and_leaves_nothing() {
 #[test]
 fn its_children_end_when_it_is_killed() {
     let tmp = tempfile::tempdir().expect("a directory");
-    let mut dev = Dev::start(tmp.path(), &["--workers", "1"]);
+    let mut dev = Dev::start(tmp.path(), &["--controls", "1", "--workers", "1"]);
     let dir = dev.ready["dir"].as_str().expect("a directory").to_owned();
     assert_eq!(processes_of(&dir).len(), 2);
     dev.child.kill().expect("it runs");
@@ -120,7 +136,7 @@ fn its_children_end_when_it_is_killed() {
 #[test]
 fn a_child_that_dies_is_told_and_not_started_again() {
     let tmp = tempfile::tempdir().expect("a directory");
-    let mut dev = Dev::start(tmp.path(), &["--workers", "1"]);
+    let mut dev = Dev::start(tmp.path(), &["--controls", "1", "--workers", "1"]);
     let worker = Path::new(dev.ready["dir"].as_str().expect("a directory")).join("dev2");
     let [process] = processes_of(&worker.display().to_string())[..] else { panic!("one process of dev2") };
     kill_process(process, Signal::KILL).expect("it runs");
@@ -148,7 +164,7 @@ fn a_tour_that_is_interrupted_has_failed() {
 fn a_directory_of_the_user_stays() {
     let tmp = tempfile::tempdir().expect("a directory");
     let kept = tmp.path().join("kept");
-    let mut dev = Dev::start(tmp.path(), &["--workers", "0", "--dir", &kept.display().to_string()]);
+    let mut dev = Dev::start(tmp.path(), &["--controls", "1", "--workers", "0", "--dir", &kept.display().to_string()]);
     kill_process(pid(&dev.child), Signal::INT).expect("it runs");
     assert_eq!(wait_for("its end", || dev.child.try_wait().expect("ours")).code(), Some(0));
     assert!(kept.join("dev1/log").is_file());
@@ -163,23 +179,27 @@ fn a_taken_port_is_named_and_nothing_is_left_behind() {
             Some((TcpListener::bind(("127.0.0.1", base)).map(|_| base).ok()?, TcpListener::bind(("127.0.0.1", base + 1)).ok()?))
         })
         .expect("two free ports");
-    let ran = Ran::of(dev(tmp.path(), &["--workers", "1", "--base-port", &base.to_string()]), "");
+    let ran = Ran::of(dev(tmp.path(), &["--controls", "1", "--workers", "1", "--base-port", &base.to_string()]), "");
     ran.fails(1, "port_in_use").naming(&[&format!("port {} of dev2", base + 1), "--base-port"]);
     assert_eq!(processes_of(&tmp.path().display().to_string()), []);
     assert_eq!(std::fs::read_dir(tmp.path()).expect("reads").count(), 0, "nothing is left behind");
 }
 
 #[test]
-fn more_control_nodes_than_it_can_have_are_refused() {
+fn a_tour_that_could_lose_no_control_node_is_refused() {
     let tmp = tempfile::tempdir().expect("a directory");
-    Ran::of(dev(tmp.path(), &["--controls", "3"]), "").fails(1, "not_allowed").naming(&["--controls"]);
+    Ran::of(dev(tmp.path(), &["--once", "--controls", "2"]), "").fails(2, "invalid_usage").naming(&["--controls", "3"]);
+    assert_eq!(std::fs::read_dir(tmp.path()).expect("reads").count(), 0, "nothing is left behind");
 }
 
 #[test]
 fn people_get_a_table_and_what_to_try() {
     let tmp = tempfile::tempdir().expect("a directory");
-    let mut child =
-        dev(tmp.path(), &["--workers", "1", "--base-port", "0"]).stdin(Stdio::null()).stdout(Stdio::piped()).spawn().expect("starts");
+    let mut child = dev(tmp.path(), &["--controls", "1", "--workers", "1", "--base-port", "0"])
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .spawn()
+        .expect("starts");
     let stdout = BufReader::new(child.stdout.take().expect("piped"));
     let (send, lines) = std::sync::mpsc::channel();
     let reader = thread::spawn(move || stdout.lines().map_while(Result::ok).for_each(|line| drop(send.send(line))));
@@ -189,7 +209,7 @@ fn people_get_a_table_and_what_to_try() {
     reader.join().expect("the reader does not panic");
     let text = text.join("\n");
     assert!(text.starts_with("ID"), "{text}");
-    for part in ["dev1", "dev2", "ready", "nkcluster --connect", "events"] {
+    for part in ["dev1", "dev2", "ready", "joined", "nkcluster --connect", "events"] {
         assert!(text.contains(part), "{part} is not in {text}");
     }
 }

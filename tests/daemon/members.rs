@@ -1,5 +1,8 @@
 //! Control nodes as real processes: membership travels between their actors, over ractor_cluster.
 
+use std::collections::BTreeSet;
+use std::fs;
+use std::net::Ipv4Addr;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -112,4 +115,49 @@ fn a_cluster_that_was_killed_as_a_whole_finds_itself_again() {
     let second = Daemon::start(&dir.path().join("c2"), &arguments);
     let first = first.again();
     agree(&[&first, &second], &["c1", "c2"]);
+}
+
+/// The process of a daemon: its command line names its directory.
+fn pid(daemon: &Daemon) -> u32 {
+    let dir = daemon.dir().to_string_lossy().into_owned();
+    let mut pids = fs::read_dir("/proc").expect("Linux").flatten().filter_map(|entry| entry.file_name().to_str()?.parse().ok());
+    let is_it = |pid: &u32| {
+        let line = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+        line.split(|byte| *byte == 0).any(|word| word == dir.as_bytes())
+    };
+    pids.find(is_it).expect("it runs")
+}
+
+/// Addresses on which a process listens for TCP over IPv4, and the number of its listening sockets of IPv6.
+fn listening(pid: u32) -> (Vec<Ipv4Addr>, usize) {
+    let mut own = BTreeSet::new();
+    for entry in fs::read_dir(format!("/proc/{pid}/fd")).expect("it runs").flatten() {
+        if let Ok(target) = fs::read_link(entry.path()) {
+            own.extend(target.to_string_lossy().strip_prefix("socket:[").and_then(|rest| rest.strip_suffix(']')).map(str::to_owned));
+        }
+    }
+    let sockets = |table: &str| -> Vec<String> {
+        let text = fs::read_to_string(format!("/proc/{pid}/net/{table}")).unwrap_or_default();
+        let rows = text.lines().skip(1).map(|line| line.split_whitespace().collect::<Vec<_>>());
+        // 0A: it listens.
+        rows.filter(|row| row[3] == "0A" && own.contains(row[9])).map(|row| row[1].to_owned()).collect()
+    };
+    let address = |text: &String| {
+        let digits = text.split(':').next().expect("address and port");
+        Ipv4Addr::from(u32::from_str_radix(digits, 16).expect("hexadecimal digits").to_ne_bytes())
+    };
+    (sockets("tcp").iter().map(address).collect(), sockets("tcp6").len())
+}
+
+#[test]
+fn the_server_of_the_actors_listens_on_loopback_only() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let first = Daemon::control(dir.path(), "c1");
+    let second = control(dir.path(), "c2", &first);
+    agree(&[&first, &second], &["c1", "c2"]);
+    wait_for("a session of ractor_cluster", || uses_actors(&second).then_some(()));
+    for daemon in [&first, &second] {
+        // Its own listener, and that of ractor_cluster.
+        assert_eq!(listening(pid(daemon)), (vec![Ipv4Addr::LOCALHOST; 2], 0));
+    }
 }

@@ -71,3 +71,13 @@ fn an_embedded_cluster_sees_a_worker_die_and_return() {
         assert!(said.contains(part), "{part:?} is missing in:\n{said}");
     }
 }
+
+#[test]
+fn counters_survive_a_rolling_restart_of_all_control_nodes() {
+    let said = run("counters");
+    let lines: Vec<&str> = said.lines().collect();
+    assert!(lines[0].starts_with("counted on {") && ["c1", "c2", "c3"].iter().all(|name| lines[0].contains(name)), "{said}");
+    let each = |name: &str, count: u64| format!("without {name}: {count} on each of 12 counters");
+    assert_eq!(lines[1..4], [each("c1", 2), each("c2", 3), each("c3", 4)]);
+    assert_eq!(lines[4..], ["restarted all of them: 5 on each of 12 counters"]);
+}

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 /// Sections of the checklist with the number of their rows.
 const SECTIONS: &[(&str, usize)] =
-    &[("N2.", 20), ("N3.", 17), ("N4.", 8), ("N5.", 8), ("N6.", 14), ("N7.", 19), ("N8.", 16), ("N9.", 11), ("A14-", 22)];
+    &[("N1.", 26), ("N2.", 20), ("N3.", 17), ("N4.", 8), ("N5.", 8), ("N6.", 14), ("N7.", 19), ("N8.", 16), ("N9.", 11), ("A14-", 25)];
 
 /// Rows that are not simply counted. Of the defects, 13 to 21 are those of the copy.
 const OTHERS: &[&str] = &["A10", "A11"];

@@ -4,16 +4,20 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use nkcluster::cluster::{CallOptions, Cluster};
+use nkcluster::cluster::{CallOptions, Cluster, random_incarnation};
 use nkcluster::config::Config;
 use nkcluster::job::TypedCalls as _;
 use nkcluster::node::{Node, NodeHandle};
+use nkcluster::proto::auth::Role;
+use nkcluster::proto::head::{CallHead, Verb};
+use nkcluster::proto::identity::CallIdentity;
 use nkcluster::transport::MemoryNet;
-use nkcluster::types::{NodeId, NodeStatus};
-use nkcluster::{Error, Result};
+use nkcluster::types::{Incarnation, NodeId, NodeStatus, Payload};
+use nkcluster::{Error, ErrorCode, Result};
 
 use crate::classes::{Ask, Probe, Spec, Tell};
-use crate::harness::{DEADLINE, TIMEOUT, control_config, eventually, logged, node_id, once, task_id, uri, worker_config};
+use crate::harness::{C1, DEADLINE, TIMEOUT, control_config, eventually, logged, node_id, once, task_id, uri, worker_config};
+use crate::raw::{dial, party};
 
 /// Control nodes `c1` to `c3`, each with the addresses of the first two.
 struct Three {
@@ -211,4 +215,47 @@ async fn workers_behind_one_address_work_like_any_other() {
     assert!(owners.len() > 1, "they belong to more than one: {owners:?}");
     let reply = three.cluster("c2").nodes(None, TIMEOUT).await.expect("answered");
     assert_eq!(reply.nodes.len(), 9, "{:?}", reply.nodes.iter().map(|info| info.id.as_str()).collect::<Vec<_>>());
+}
+
+/// Through a control node that passes calls on, a question would come out of a control link, as if that node had asked.
+#[tokio::test(start_paused = true)]
+async fn a_client_cannot_ask_what_only_control_nodes_ask_of_each_other() {
+    let three = Three::start().await;
+    let admin = dial(&three.net, &party(Role::Admin, "evil").await, C1, Role::Control).await.expect("proved");
+    for node in NAMES {
+        let head = CallHead {
+            verb: Verb::Peer,
+            timeout_ms: 5000,
+            identity: CallIdentity { edge: random_incarnation(), number: 1 },
+            retry: false,
+            hops: 0,
+            exclusive: false,
+            incarnation: Incarnation::default(),
+            node: Some(node_id(node)),
+            class: None,
+            task: None,
+        };
+        let question = Payload::encode("proxies").expect("encodes").into_bytes();
+        let answer = admin.link.channel_zero().call(&head, &question, TIMEOUT).await;
+        assert_eq!(answer.expect_err("refused").code(), &ErrorCode::NotAllowed, "of {node}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_worker_that_could_not_be_redirected_is_asked_again_within_seconds() {
+    let three = Three::start().await;
+    let ring = three.cluster("c1").ring(TIMEOUT).await.expect("answered");
+    let size = nkcluster::ring::RingSize::new(ring.owners.len()).expect("a size");
+    let ring = nkcluster::ring::Ring::new(size, NAMES.map(node_id));
+    let name = (1..).map(|number| format!("w{number}")).find(|name| ring.owner(name) == Some(&node_id("c2"))).expect("a name");
+    three.net.set_refused(&name, "c2", true);
+    let _worker = three.worker(&name, &["c1"], |_| ()).await;
+    let remote = async || three.cluster("c1").info(&node_id(&name), TIMEOUT).await.expect("known").remote.expect("connected");
+    assert!(remote().await.ends_with(" via c1"));
+    // The first attempt has met a closed door by now.
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    three.net.set_refused(&name, "c2", false);
+    let opened = tokio::time::Instant::now();
+    eventually("it is reached directly", async || !remote().await.contains(" via ")).await;
+    assert!(opened.elapsed() < Duration::from_secs(15), "{:?}", opened.elapsed());
 }

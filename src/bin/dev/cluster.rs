@@ -9,9 +9,9 @@ use rustix::process::Signal;
 use serde_json::Value;
 use tokio::task::JoinSet;
 
-use super::child::{Running, Start};
+use super::child::{Running, STOP_TIMEOUT, Start};
 use super::public::Public;
-use super::{field, ports};
+use super::{field, plane, ports};
 use crate::cli::{DEVELOPMENT_URI, DevArgs};
 use crate::failure::{Failure, Outcome};
 
@@ -81,7 +81,7 @@ impl DevCluster {
         flag("--meta", labels(number, is_control));
         flag("--state-dir", text(&dir));
         flag("--http", "off".to_owned());
-        if !is_control {
+        if !is_control || controls.len() > 1 {
             flag("--cluster-addr", controls.join(", "));
         }
         Ok(DevNode { id, number, port, start: Start { arguments, log }, running: None, is_death_told: false })
@@ -108,31 +108,21 @@ impl DevCluster {
         failure.map_or(Ok(()), Err)
     }
 
-    /// Waits until the cluster shows every node as ready; returns them.
+    /// Waits until all control nodes agree on one ring and show every node as ready; returns the nodes.
     pub(super) async fn wait_ready(&self, public: &Public) -> Outcome<Vec<Value>> {
-        let poll = async {
-            loop {
-                let nodes = public.nodes().await;
-                if let Ok(nodes) = &nodes
-                    && self.are_ready(nodes)
-                {
-                    return nodes.clone();
+        let controls = self.controls();
+        plane::until(ALL_READY_TIMEOUT, async || {
+            plane::agreed(public, &controls).await?;
+            let nodes = public.nodes().await?;
+            match self.are_ready(&nodes) {
+                true => Ok(nodes),
+                false => {
+                    let seen: Vec<_> = nodes.iter().map(|node| format!("{} {}", field(node, "id"), field(node, "status"))).collect();
+                    Err(Failure::new("timeout", format!("not all nodes are ready: {}", seen.join(", "))))
                 }
-                tokio::time::sleep(POLL).await;
             }
-        };
-        match tokio::time::timeout(ALL_READY_TIMEOUT, poll).await {
-            Ok(nodes) => Ok(nodes),
-            Err(_) => {
-                let seen = match public.nodes().await {
-                    Ok(nodes) => {
-                        nodes.iter().map(|node| format!("{} {}", field(node, "id"), field(node, "status"))).collect::<Vec<_>>().join(", ")
-                    }
-                    Err(failure) => failure.to_string(),
-                };
-                Err(Failure::new("timeout", format!("not all nodes are ready within {} s: {seen}", ALL_READY_TIMEOUT.as_secs())))
-            }
-        }
+        })
+        .await
     }
 
     /// Whether a list of nodes shows all of ours as ready, and nobody else.
@@ -181,6 +171,15 @@ impl DevCluster {
     /// Sends a signal to a node.
     pub(super) fn signal(&self, id: &NodeId, signal: Signal) -> Outcome {
         self.running(id)?.signal(signal)
+    }
+
+    /// Asks a node to end as SIGTERM does, and waits until it has drained.
+    pub(super) async fn end_node(&mut self, id: &NodeId) -> Outcome<ExitStatus> {
+        let node = self.node_mut(id)?;
+        let mut running = node.running.take().ok_or_else(|| Failure::new("not_found", format!("{id} does not run")))?;
+        running.signal(Signal::TERM)?;
+        let ended = tokio::time::timeout(STOP_TIMEOUT, running.wait()).await;
+        ended.map_err(|_| Failure::new("timeout", format!("{id} has not ended within {} s", STOP_TIMEOUT.as_secs())))
     }
 
     /// Kills one node and waits for its end, without a chance to say goodbye.
@@ -240,17 +239,21 @@ impl DevCluster {
         self.nodes.iter().map(|node| node.id.clone()).collect()
     }
 
+    /// The control nodes, with their addresses.
+    pub(super) fn controls(&self) -> Vec<(NodeId, String)> {
+        self.nodes[..usize::from(self.controls)].iter().map(|node| (node.id.clone(), uri(node.port))).collect()
+    }
+
     /// Addresses of the control nodes.
     pub(super) fn connect_uri(&self) -> String {
-        let controls = &self.nodes[..usize::from(self.controls)];
-        controls.iter().map(|node| uri(node.port)).collect::<Vec<_>>().join(", ")
+        self.controls().into_iter().map(|(_, uri)| uri).collect::<Vec<_>>().join(", ")
     }
 
     /// What a person must add to `nkcluster` to reach this cluster.
     pub(super) fn connect_argument(&self) -> String {
-        match self.connect_uri() {
-            uri if uri == DEVELOPMENT_URI => String::new(),
-            uri => format!(" --connect '{uri}'"),
+        match self.controls().first() {
+            Some((_, first)) if first != DEVELOPMENT_URI => format!(" --connect '{}'", self.connect_uri()),
+            _ => String::new(),
         }
     }
 }
@@ -296,6 +299,8 @@ mod tests {
     fn labels_are_those_of_the_quick_start() {
         assert_eq!(labels(1, true), "control, node1, order;odd=true");
         assert_eq!(labels(2, true), "control, node2");
+        assert_eq!(labels(3, true), "control, node3, order;odd=true");
+        assert_eq!(labels(4, false), "node4");
         assert_eq!(labels(5, false), "node5");
         assert!(labels(1, true).parse::<Meta>().is_ok());
     }

@@ -20,8 +20,8 @@ pub(super) fn without_settings(command: &mut std::process::Command) {
     }
 }
 
-/// `nkcluster --connect …`.
-#[derive(Clone, Debug)]
+/// `nkcluster --connect …`. Each command tries the control nodes in another order: whatever is done, it must not matter through whom.
+#[derive(Debug)]
 pub(super) struct Public {
     program: PathBuf,
     connect: String,
@@ -50,6 +50,11 @@ impl Public {
     pub(super) fn new(connect: String) -> Outcome<Self> {
         let program = std::env::current_exe().map_err(|error| Failure::io("cannot find our own executable", &error))?;
         Ok(Self { program, connect })
+    }
+
+    /// The same through one control node only.
+    pub(super) fn through(&self, control: &str) -> Self {
+        Self { program: self.program.clone(), connect: control.to_owned() }
     }
 
     fn command(&self, arguments: &[&str]) -> Command {
@@ -113,12 +118,12 @@ impl Public {
         }
     }
 
-    /// The table of nodes for people.
-    pub(super) async fn table(&self) -> Outcome<String> {
-        let ran = self.run(&["nodes"]).await?;
+    /// What a command prints for people.
+    pub(super) async fn text(&self, command: &str) -> Outcome<String> {
+        let ran = self.run(&[command]).await?;
         match ran.exit == Some(exit::DONE) {
             true => Ok(ran.output),
-            false => Err(Failure::new("unexpected", format!("`nkcluster nodes` ended with {}: {}", ran.code(), ran.errors))),
+            false => Err(Failure::new("unexpected", format!("`nkcluster {command}` ended with {}: {}", ran.code(), ran.errors))),
         }
     }
 

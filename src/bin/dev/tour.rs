@@ -3,8 +3,10 @@
 //! Each step runs `nkcluster` as a process, as a script would, and compares what it prints with what must be. A step that fails fails the tour; none can be
 //! skipped. The only things done otherwise are those that no command does: signals to our own children, and a large file in the file root of a worker.
 
+mod controls;
 mod failures;
 mod files;
+mod load;
 mod tree;
 mod values;
 
@@ -23,6 +25,8 @@ use crate::output::Form;
 
 /// Longest wait for something that must come about.
 const WAIT: Duration = Duration::from_secs(60);
+/// The tour loses one of them; the others must still be several.
+pub(super) const CONTROLS_MIN: u16 = 3;
 
 /// What the steps share.
 struct Tour<'a> {
@@ -73,7 +77,12 @@ impl Tour<'_> {
         report.step("files are fetched back, byte for byte", self.fetch(&files)).await?;
         report.step("a worker is drained while a task runs, and comes back", self.drain()).await?;
         report.step("a worker is killed, told as such, and comes back as a new incarnation", self.kill()).await?;
-        report.step("a worker freezes, is told as such, and goes on", self.freeze()).await
+        report.step("a worker freezes, is told as such, and goes on", self.freeze()).await?;
+        report.step("the control nodes share one ring", self.ring()).await?;
+        report.step("every control node takes every request", self.any_control()).await?;
+        let lost = report.step("a control node is killed, the ring heals, and its worker's task goes on", self.lose()).await?;
+        report.step("it comes back under the same name and gets its part of the ring again", self.regain(&lost)).await?;
+        report.step("a control node is stopped under load and no request is lost", self.leave(&lost.node)).await
     }
 
     /// Waits until the cluster shows a status of a node.

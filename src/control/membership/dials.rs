@@ -92,15 +92,13 @@ impl Dials {
     }
 
     /// A dial led to a node, whoever that is.
-    pub(crate) fn succeeded(&mut self, number: DialNumber, id: &NodeId) {
+    pub(crate) fn succeeded(&mut self, number: DialNumber, id: &NodeId, now: Instant) {
         let Some(target) = self.target(number) else { return };
         match target {
             Target::Seed(index) => {
                 self.seeds[index].1 = Some(id.clone());
-                if let Some(plan) = self.plans.get_mut(&Target::Seed(index)) {
-                    plan.under_way = None;
-                    plan.failures = 0;
-                }
+                // Whoever answers there may refuse us: until the session is good, each attempt counts.
+                self.postpone(&Target::Seed(index), Some(now));
             }
             // The plan stays until the session is good: a node that accepts and closes is not dialled in a tight loop.
             member @ Target::Member(_) => self.postpone(&member, None),
@@ -123,6 +121,13 @@ impl Dials {
     /// The session to a member is good.
     pub(crate) fn established(&mut self, id: &NodeId) {
         self.plans.remove(&Target::Member(id.clone()));
+        for (index, (_, found)) in self.seeds.iter().enumerate() {
+            if found.as_ref() == Some(id)
+                && let Some(plan) = self.plans.get_mut(&Target::Seed(index))
+            {
+                plan.failures = 0;
+            }
+        }
     }
 
     fn postpone(&mut self, target: &Target, now: Option<Instant>) {

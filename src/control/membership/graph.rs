@@ -7,6 +7,7 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use super::envelope::{Row, RowState};
+use super::fault::{Fault, has};
 use super::table::{Life, Table};
 use crate::types::NodeId;
 
@@ -33,7 +34,8 @@ impl Component {
             for (id, incarnation) in &row.heard {
                 let next = (id.clone(), *incarnation);
                 let Some(other) = table.row(&next) else { continue };
-                if other.heard.get(&row.id) != Some(&row.incarnation) || reached.contains_key(&next) || is_gone(other) {
+                let is_mutual = other.heard.get(&row.id) == Some(&row.incarnation) || has(Fault::OneWay);
+                if !is_mutual || reached.contains_key(&next) || is_gone(other) {
                     continue;
                 }
                 let by = hop.clone().or_else(|| (life == me).then(|| id.clone()));

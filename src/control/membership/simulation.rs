@@ -4,6 +4,7 @@
 //! component have the same live set, exactly that component, with one ring; nobody is frozen; and nothing changes any more.
 
 mod claims;
+mod mutants;
 mod random;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -72,6 +73,8 @@ pub(super) struct Simulation {
     pub(super) change: fn(&mut Setup),
     disks: BTreeMap<Name, Saved>,
     lives: u64,
+    /// Envelopes that were sent, and their bytes.
+    sent: (u64, u64),
 }
 
 impl Simulation {
@@ -92,6 +95,7 @@ impl Simulation {
             change: |_| (),
             disks: BTreeMap::new(),
             lives: 0,
+            sent: (0, 0),
         }
     }
 
@@ -208,6 +212,7 @@ impl Simulation {
             match action {
                 Action::Send { session, envelope } => {
                     let bytes = envelope.encode();
+                    self.sent = (self.sent.0 + 1, self.sent.1 + bytes.len() as u64);
                     let envelope = Envelope::decode(&bytes).expect("what a machine sends can be read");
                     if let Some(at) = self.wires.get(&(name, life, session)).copied() {
                         let lost = self.loss.is_some_and(|one_of| self.random(one_of) == 0);
@@ -365,6 +370,11 @@ impl Simulation {
             let view = self.view(*name);
             view.live.keys().eq(wanted.iter()) && view.ring.nodes().iter().eq(wanted.iter()) && !view.frozen
         })
+    }
+
+    /// Envelopes that were sent since the last call, and their bytes.
+    pub(super) fn sent(&mut self) -> (u64, u64) {
+        std::mem::take(&mut self.sent)
     }
 
     pub(super) fn running(&self) -> Vec<Name> {

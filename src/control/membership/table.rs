@@ -9,6 +9,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use xxhash_rust::xxh3::Xxh3Default;
 
 use super::envelope::{Known, NODES_MAX, Row, RowState, Tombstone};
+use super::fault::{Fault, has};
 use crate::types::{Incarnation, NodeId};
 
 /// One life of one node.
@@ -121,7 +122,7 @@ impl Table {
     }
 
     pub(crate) fn is_forgotten(&self, node: &NodeId, generation: u64) -> bool {
-        self.forgotten.get(node).is_some_and(|until| *until >= generation)
+        self.forgotten.get(node).is_some_and(|until| *until >= generation) && !has(Fault::NoTombstones)
     }
 
     /// What is here, for somebody whose digest differs.
@@ -141,7 +142,7 @@ impl Table {
     fn clean(&mut self) {
         let me = self.me.clone();
         let forgotten = &self.forgotten;
-        let is_forgotten = |row: &Row| forgotten.get(&row.id).is_some_and(|until| *until >= row.generation);
+        let is_forgotten = |row: &Row| forgotten.get(&row.id).is_some_and(|until| *until >= row.generation) && !has(Fault::NoTombstones);
         self.rows.retain(|life, row| *life == me || !is_forgotten(row));
         let mut lives: BTreeMap<NodeId, Vec<(u64, Incarnation)>> = BTreeMap::new();
         for row in self.rows.values() {

@@ -99,10 +99,20 @@ pub(super) async fn run(mut birth: Birth, mut asks: mpsc::Receiver<Ask>) {
                 Ok(None) => {}
                 Err(error) => tracing::error!(actor = %birth.key, %error, "a record cannot be encoded"),
             }
+            if actor.is_over() {
+                asks.close();
+                break;
+            }
         }
     }
     drop(records);
-    let Some(answer) = handed_to else { return };
+    let Some(answer) = handed_to else {
+        // It is over: what came in this moment starts another one.
+        while let Some(ask) = asks.recv().await {
+            refuse(ask, &moved(&birth.key));
+        }
+        return;
+    };
     keeper.abort();
     // Whoever asks from now on is sent on; what came before is still handled here.
     asks.close();

@@ -79,7 +79,15 @@ impl Copies {
     pub(super) fn give(&mut self, key: &PlacedKey) -> Known {
         match self.own.get(key) {
             Some(packed) if packed.on_its_way => Known::OnItsWay,
-            Some(_) => self.own.remove(key).map_or(Known::Nothing, |packed| Known::Record(packed.belongings.record)),
+            Some(_) => match self.own.remove(key) {
+                Some(packed) => {
+                    let record = packed.belongings.record.clone();
+                    // Whoever asked may have stopped waiting. If not, its next record is newer.
+                    self.keep(packed.belongings);
+                    Known::Record(record)
+                }
+                None => Known::Nothing,
+            },
             None => self.find(key).map_or(Known::Nothing, Known::Record),
         }
     }
@@ -154,9 +162,11 @@ mod tests {
         assert!(copies.send_off().is_empty());
         assert_eq!(copies.give(&packed.key), Known::OnItsWay);
         copies.arrived(&packed.key, false);
-        assert_eq!(copies.give(&packed.key), Known::Record(packed.record));
-        assert_eq!(copies.give(&packed.key), Known::Nothing);
+        assert_eq!(copies.give(&packed.key), Known::Record(packed.record.clone()));
         assert!(copies.is_empty_handed());
+        // The answer may be lost: it can be asked for again.
+        assert_eq!(copies.give(&packed.key), Known::Record(packed.record));
+        assert_eq!(copies.give(&belongings(2, 0, 0).key), Known::Nothing);
     }
 
     #[test]

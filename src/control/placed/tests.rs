@@ -85,6 +85,7 @@ fn id(name: &str) -> NodeId {
 
 struct Plane {
     nodes: Vec<Control>,
+    _dir: tempfile::TempDir,
 }
 
 impl Plane {
@@ -92,7 +93,7 @@ impl Plane {
         let input =
             KeyringInput { cluster: "test".into(), iterations: 1, password: Some(Secret::new("a secret")), ..KeyringInput::default() };
         let keyring = Arc::new(Keyring::derive(Role::Control, &input).expect("a good keyring"));
-        let mut nodes = Vec::new();
+        let (mut nodes, dir) = (Vec::new(), tempfile::tempdir().expect("a directory"));
         for name in names {
             let incarnation = random_incarnation();
             let identity = Identity {
@@ -105,10 +106,17 @@ impl Plane {
             };
             let party = Party::new(identity, Arc::clone(&keyring));
             let classes = Classes::new().with_placed::<Counter>();
-            let shared = Shared::new(Arc::new(Config::control()), id(name), incarnation, classes, party, DialOptions::default());
+            let shared = Shared::new(
+                Arc::new(Config { state_dir: dir.path().join(name), ..Config::control() }),
+                id(name),
+                incarnation,
+                classes,
+                party,
+                DialOptions::default(),
+            );
             nodes.push(Control::new(shared));
         }
-        let plane = Self { nodes };
+        let plane = Self { nodes, _dir: dir };
         for (index, one) in plane.nodes.iter().enumerate() {
             for other in &plane.nodes[..index] {
                 link(&one.shared, &other.shared);
@@ -317,7 +325,7 @@ async fn an_owner_that_does_not_answer_is_not_replaced_by_a_blank_one() {
         link.close(Error::new(ErrorCode::ConnectionFailed, "cut by the test"));
         link.ended().await;
     }
-    plane.node("c2").shared.placed.lock().past.push_front(view.ring.clone());
+    plane.node("c2").shared.placed.lock().rings.push_front(view.ring.clone());
     let live = ["c1", "c2"].map(|name| (id(name), Member { incarnation: Incarnation::NONE, listen: Vec::new(), next_hop: None }));
     let view = View { me: id("c2"), live: live.into(), ring: with_two, frozen: false };
     plane.node("c2").shared.view.send_replace(Arc::new(view));

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use ractor::ActorRef;
+use rand::RngExt as _;
 use tokio::task::JoinHandle;
 
 use super::state::LinkKey;
@@ -19,8 +20,8 @@ use crate::proto::message::{Message, Redirect};
 use crate::proto::session::Side;
 use crate::types::{NodeId, NodeUri};
 
-/// Pause after the first attempt; it doubles with each further one.
-const PAUSE: Duration = Duration::from_secs(60);
+/// Pause after the first attempt, which may have met a crowd at the door; it doubles with each further one. Half of it is random.
+const PAUSE: Duration = Duration::from_secs(4);
 /// Longest pause.
 const PAUSE_MAX: Duration = Duration::from_secs(30 * 60);
 
@@ -80,7 +81,8 @@ impl Search {
             if !is_direct && self.proxy.cast(Msg::Redirect).is_err() {
                 return;
             }
-            tokio::time::sleep(pause).await;
+            let part = rand::rng().random_range(0.5..1.0);
+            tokio::time::sleep(pause.mul_f64(part)).await;
             pause = (pause * 2).min(PAUSE_MAX);
         }
     }

@@ -132,7 +132,8 @@ impl ProxyActor {
         let (shared, proxy, actor, tasks) = (Arc::clone(&self.shared), Arc::clone(&self.proxy), myself.clone(), own.tasks);
         own.moving = Some(tokio::spawn(async move {
             let marks = proxy.dispatcher.pause(CLASSES_PATIENCE).await;
-            let package = Package { ticket: given.ticket, term: given.term, describe: given.describe, tasks, marks };
+            let record = shared.records.find(&proxy.id).map(Box::new);
+            let package = Package { ticket: given.ticket, term: given.term, describe: given.describe, tasks, marks, record };
             let result = match shared.worker_link(given.link) {
                 None => Err(Error::new(ErrorCode::ConnectionFailed, "the link has ended")),
                 Some(worker) => match &worker.via {

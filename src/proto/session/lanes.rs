@@ -301,6 +301,8 @@ impl Lanes {
             Kind::Ping | Kind::Pong | Kind::EventAck | Kind::StreamCredit => self.urgent(kind, channel, &body),
             Kind::StreamData | Kind::StreamReset | Kind::Fragment => self.push_relayed(kind, channel, body),
             Kind::Call if has_stream => self.push_relayed(kind, channel, body),
+            // It must not pass its call.
+            Kind::Cancel if self.bulk.contains_key(&Source::Relayed(channel)) => self.push_relayed(kind, channel, body),
             _ => self.hot(kind, channel, body),
         }
     }

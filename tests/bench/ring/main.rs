@@ -17,6 +17,9 @@ const RECOMPUTE_MAX_MS: f64 = 5.0;
 /// Clusters over which the moves of a join are summed.
 const CLUSTERS: usize = 20;
 
+/// Control nodes of the large cluster.
+const PLANE_NODES: usize = 100;
+
 fn nodes(cluster: usize, count: usize) -> Vec<NodeId> {
     (0..count).map(|node| NodeId::new(format!("control-{cluster}-{node}")).expect("a valid id")).collect()
 }
@@ -66,10 +69,35 @@ fn join(partitions: usize, count: usize) -> (f64, f64) {
     (moved as f64 / CLUSTERS as f64, least as f64 / CLUSTERS as f64)
 }
 
+/// Of a large cluster: how uneven workers are spread, and how many move when a control node comes or goes.
+struct Plane {
+    /// Workers of the node that has most.
+    most: usize,
+    joined: usize,
+    lost: usize,
+}
+
+fn plane(workers: usize) -> Plane {
+    let mut nodes = nodes(0, PLANE_NODES + 1);
+    let newcomer = nodes.pop().expect("there is one more");
+    let ring = Ring::new(size(4096), nodes.clone());
+    let (with, without) = (ring.with(newcomer), ring.without(&nodes[PLANE_NODES / 2]));
+    let mut held = std::collections::BTreeMap::<&NodeId, usize>::new();
+    let (mut joined, mut lost) = (0, 0);
+    for worker in 0..workers {
+        let key = format!("worker-{worker}");
+        let owner = ring.owner(&key).expect("there are nodes");
+        *held.entry(owner).or_default() += 1;
+        joined += usize::from(with.owner(&key) != Some(owner));
+        lost += usize::from(without.owner(&key) != Some(owner));
+    }
+    Plane { most: held.values().copied().max().unwrap_or(0), joined, lost }
+}
+
 /// Prints and keeps a row; says if it is beyond its bound.
 fn row(name: &str, value: f64, unit: &str, baseline: f64, ratio_max: f64) -> Option<String> {
     let ratio = value / baseline;
-    println!("{name:<16} {value:>10.3} {unit:<6} {baseline:>10.1} {ratio:>7.3}   <= {ratio_max}");
+    println!("{name:<18} {value:>10.3} {unit:<7} {baseline:>10.1} {ratio:>7.3}   <= {ratio_max}");
     if let Some(path) = std::env::var_os("NKCLUSTER_BENCH_JSON") {
         let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(path);
         let row = serde_json::json!({ "name": name, "value": value, "unit": unit, "baseline": baseline, "ratio": ratio });
@@ -80,7 +108,7 @@ fn row(name: &str, value: f64, unit: &str, baseline: f64, ratio_max: f64) -> Opt
 }
 
 fn main() {
-    println!("{:<16} {:>10} {:<6} {:>10} {:>7}   budget", "row", "value", "unit", "baseline", "ratio");
+    println!("{:<18} {:>10} {:<7} {:>10} {:>7}   budget", "row", "value", "unit", "baseline", "ratio");
     let mut missed = Vec::new();
     missed.extend(row("ring_lookup", lookup(), "ns", LOOKUP_MAX_NS, 1.0));
     missed.extend(row("ring_recompute", recompute(), "ms", RECOMPUTE_MAX_MS, 1.0));
@@ -89,6 +117,16 @@ fn main() {
     {
         let (moved, least) = join(partitions, count);
         missed.extend(row(name, moved, "moves", least, bound));
+    }
+    for (workers, names) in [
+        (20_000, ["plane_20000_most", "plane_20000_join", "plane_20000_lost"]),
+        (100_000, ["plane_100000_most", "plane_100000_join", "plane_100000_lost"]),
+    ] {
+        let Plane { most, joined, lost } = plane(workers);
+        let share = workers as f64 / PLANE_NODES as f64;
+        missed.extend(row(names[0], most as f64, "workers", share, 1.4));
+        missed.extend(row(names[1], joined as f64, "moves", workers as f64 / (PLANE_NODES + 1) as f64, 4.0));
+        missed.extend(row(names[2], lost as f64, "moves", share, 4.0));
     }
     assert!(missed.is_empty(), "{}", missed.join("; "));
 }

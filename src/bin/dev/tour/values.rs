@@ -14,8 +14,9 @@ impl Tour<'_> {
             let seen: Vec<_> = nodes.iter().map(|node| (field(node, "id"), field(node, "status"))).collect();
             return Err(unexpected(format!("{:?} should all be ready, but the cluster shows {seen:?}", self.cluster.ids())));
         }
-        let first = self.cluster.first().to_string();
-        self.wait_selected("control && order && odd=true && status=ready", &[&first]).await?;
+        let controls = self.cluster.controls();
+        let odd: Vec<&str> = controls.iter().step_by(2).map(|(id, _)| id.as_str()).collect();
+        self.wait_selected("control && order && odd=true && status=ready", &odd).await?;
         self.wait_selected(&format!("{} && !control", self.worker.as_str().replace("dev", "node")), &[self.worker.as_str()]).await?;
         let info = self.public.json(&["info", self.worker.as_str()]).await?;
         expect("the id that `info` shows", &info["id"], &json!(self.worker))?;

@@ -382,3 +382,50 @@ fn forty_nodes_agree_and_lose_one_quickly() {
     let changes = simulation.changes();
     assert!(changes.values().all(|changes| *changes <= 2), "{changes:?}");
 }
+
+/// What a change costs: `(envelopes, bytes, changes of a view at most)` of a cluster that loses one node and gets it back.
+fn change(count: usize) -> [(&'static str, u64, u64, usize); 3] {
+    let mut simulation = Simulation::with_nodes(count, 11);
+    let names: Vec<Name> = (1..=count).collect();
+    simulation.until("they find each other", Duration::from_secs(60), |simulation| simulation.agree(&names));
+    simulation.seconds(12);
+    let most = |simulation: &mut Simulation| simulation.changes().into_values().max().unwrap_or(0);
+    // Of how they found each other.
+    simulation.sent();
+    most(&mut simulation);
+    simulation.seconds(10);
+    let quiet = simulation.sent();
+    assert_eq!(most(&mut simulation), 0);
+    simulation.kill(count / 2, false);
+    let rest: Vec<Name> = names.iter().copied().filter(|name| *name != count / 2).collect();
+    simulation.until("it is out", OUT + SLACK, |simulation| simulation.agree(&rest));
+    simulation.seconds(10);
+    let (lost, changes_lost) = (simulation.sent(), most(&mut simulation));
+    simulation.start_node(count / 2);
+    simulation.until("it is back", Duration::from_secs(30), |simulation| simulation.agree(&names));
+    simulation.seconds(10);
+    let (back, changes_back) = (simulation.sent(), most(&mut simulation));
+    [("quiet", quiet.0, quiet.1, 0), ("lost", lost.0, lost.1, changes_lost), ("back", back.0, back.1, changes_back)]
+}
+
+#[test]
+fn a_change_costs_few_envelopes_and_one_view() {
+    for (what, envelopes, bytes, changes) in change(12) {
+        // Pairs of nodes, each with a heartbeat per second and side, for twenty seconds at most; the change itself is a share of that.
+        let heartbeats = 12 * 11 * 20;
+        assert!(envelopes < 2 * heartbeats && bytes < 2 * heartbeats * 1024 && changes <= 3, "{what}: {envelopes} {bytes} {changes}");
+    }
+}
+
+/// Minutes without optimisation: `NKCLUSTER_TEST_LARGE=1 cargo test --release --lib a_hundred_control_nodes -- --nocapture`
+#[test]
+fn a_hundred_control_nodes_agree_on_each_change() {
+    if std::env::var_os("NKCLUSTER_TEST_LARGE").is_none() {
+        println!("skipped: it takes minutes; NKCLUSTER_TEST_LARGE=1 runs it");
+        return;
+    }
+    for (what, envelopes, bytes, changes) in change(100) {
+        println!("{what}: {envelopes} envelopes, {bytes} bytes, {changes} views at most");
+        assert!(changes <= 3);
+    }
+}

@@ -10,3 +10,4 @@ mod security;
 mod start;
 mod stop;
 mod support;
+mod workers;

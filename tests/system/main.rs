@@ -13,3 +13,5 @@ mod web;
 #[expect(dead_code, reason = "shared with the tests of the daemon and the command, which need more of it")]
 #[path = "../daemon/support.rs"]
 mod support;
+#[path = "../daemon/workers.rs"]
+mod workers;

@@ -143,7 +143,12 @@ impl EventSink {
 
     /// Offers an event whatever the filter wants: it says something of the subscription itself.
     pub fn tell(&mut self, record: EventRecord) {
-        if self.sender.try_send(Ok(record)).is_err() {
+        // Held until it is counted: its reader takes the bytes off again.
+        let mut gaps = lock(&self.gaps);
+        let bytes = record_bytes(&record);
+        if self.sender.try_send(Ok(record)).is_ok() {
+            gaps.queued_bytes += bytes;
+        } else {
             tracing::debug!("a subscriber is too slow to be told what it misses");
         }
     }
@@ -308,6 +313,16 @@ mod tests {
             assert_eq!(gap.event, EventBody::Nkcluster(BuiltinEvent::Gap { from: first + room, to: first + room + 4 }));
             assert_eq!(lock(stream.gaps.as_ref().expect("in process")).queued_bytes, 0);
         }
+    }
+
+    #[tokio::test]
+    async fn what_is_told_of_the_subscription_counts_like_an_event() {
+        let (mut sink, mut stream) = event_queue(EventFilter::default());
+        sink.tell(record(0));
+        assert_eq!(stream.next().await, Some(Ok(record(0))));
+        assert_eq!(lock(stream.gaps.as_ref().expect("in process")).queued_bytes, 0);
+        assert!(sink.offer(&record(1)));
+        assert_eq!(stream.next().await, Some(Ok(record(1))), "no gap: the queue was empty");
     }
 
     #[tokio::test]

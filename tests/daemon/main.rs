@@ -3,9 +3,11 @@
 mod development;
 mod failures;
 mod members;
+mod plane;
 mod quic;
 mod reload;
 mod security;
 mod start;
 mod stop;
 mod support;
+mod workers;

@@ -23,7 +23,7 @@ pub(crate) struct Control<'a> {
 }
 
 /// The settings of every node: on such a network a password must be a real one, and these tests are about the way.
-fn open(command: &mut std::process::Command) {
+pub(crate) fn open(command: &mut std::process::Command) {
     command.env("NKCLUSTER_ALLOW_DEFAULT_PASSWORD", "true");
 }
 

@@ -7,8 +7,11 @@ mod cluster;
 mod firewall;
 mod http_proxy;
 mod namespace;
+mod plane;
 mod web;
 
 #[expect(dead_code, reason = "shared with the tests of the daemon and the command, which need more of it")]
 #[path = "../daemon/support.rs"]
 mod support;
+#[path = "../daemon/workers.rs"]
+mod workers;

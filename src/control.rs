@@ -49,6 +49,8 @@ use crate::proto::message::{GoAway, Message};
 const FAREWELL: Duration = Duration::from_secs(1);
 /// How long a node that stops waits for workers that others reach over its links. Those which find no other way come back through another node.
 const LENT_PATIENCE: Duration = Duration::from_secs(2);
+/// How long the last word to the other control nodes may take.
+const LAST_ROW: Duration = Duration::from_millis(250);
 /// Pause between two looks at the answers that are missing.
 const ANSWERS_PAUSE: Duration = Duration::from_millis(10);
 
@@ -188,6 +190,10 @@ impl Control {
         }
         self.shared.hub.close();
         self.shared.membership.become_state(RowState::Stopped).await;
+        if !self.shared.peers.names().is_empty() {
+            // A session of ractor_cluster tells nobody when what was said has left, and takes what has not along when it ends.
+            tokio::time::sleep(LAST_ROW).await;
+        }
         self.end(&reason);
         for link in &links {
             let _ = tokio::time::timeout(FAREWELL, link.ended()).await;

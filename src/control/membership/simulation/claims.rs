@@ -408,12 +408,18 @@ fn change(count: usize) -> [(&'static str, u64, u64, usize); 3] {
     [("quiet", quiet.0, quiet.1, 0), ("lost", lost.0, lost.1, changes_lost), ("back", back.0, back.1, changes_back)]
 }
 
+/// A node that comes back sees the others one after the other, and its own views count too.
+const VIEWS_MAX: usize = 6;
+
 #[test]
-fn a_change_costs_few_envelopes_and_one_view() {
+fn a_change_costs_few_envelopes_and_few_views() {
     for (what, envelopes, bytes, changes) in change(12) {
         // Pairs of nodes, each with a heartbeat per second and side, for twenty seconds at most; the change itself is a share of that.
         let heartbeats = 12 * 11 * 20;
-        assert!(envelopes < 2 * heartbeats && bytes < 2 * heartbeats * 1024 && changes <= 3, "{what}: {envelopes} {bytes} {changes}");
+        assert!(
+            envelopes < 2 * heartbeats && bytes < 2 * heartbeats * 1024 && changes <= VIEWS_MAX,
+            "{what}: {envelopes} {bytes} {changes}"
+        );
     }
 }
 
@@ -426,6 +432,6 @@ fn a_hundred_control_nodes_agree_on_each_change() {
     }
     for (what, envelopes, bytes, changes) in change(100) {
         println!("{what}: {envelopes} envelopes, {bytes} bytes, {changes} views at most");
-        assert!(changes <= 3);
+        assert!(changes <= VIEWS_MAX);
     }
 }

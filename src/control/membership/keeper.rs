@@ -407,7 +407,10 @@ impl Keeper {
             {
                 tokio::time::sleep(DRAIN_PAUSE).await;
             }
-            handle.become_state(RowState::Left).await;
+            // One that stops is expected back.
+            if shared.upgrade().is_some_and(|shared| !shared.is_stopping()) {
+                handle.become_state(RowState::Left).await;
+            }
         }));
     }
 }

@@ -11,7 +11,7 @@ use crate::proto::message::Message;
 /// What a peer's frame means for the shell.
 #[derive(Debug, PartialEq)]
 pub enum Incoming<T> {
-    /// A call; the answer goes to [`Session::reply`].
+    /// A call; the answer goes to [`Session::reply`](super::Session::reply).
     Call {
         /// Where it came in.
         channel: u16,
@@ -47,7 +47,7 @@ pub enum Incoming<T> {
         /// Bytes of the class.
         payload: Bytes,
     },
-    /// A ping to be answered with [`Session::pong`].
+    /// A ping to be answered with [`Session::pong`](super::Session::pong).
     Ping {
         /// Where it came in.
         channel: u16,

@@ -87,7 +87,7 @@ mod tests {
 
     #[test]
     fn a_run_id_returns_from_its_text_and_nothing_else_is_one() {
-        let id = RunId::from_random(std::array::from_fn(|at| at as u8 * 37));
+        let id = RunId::from_random(std::array::from_fn(|at| (at * 37) as u8));
         assert_eq!(id.to_string().parse(), Ok(id));
         assert_eq!(serde_json::from_str::<RunId>(&serde_json::to_string(&id).expect("text")).expect("the same"), id);
         for text in ["", "short", "ABCDEFGHIJKLMNOPQRST", "../../../etc/passwd0", "aaaaaaaaaaaaaaaaaaaaa"] {

@@ -11,13 +11,24 @@
 //! that wakes up late changes nothing.
 
 mod attempt;
+mod engine;
 mod entry;
+mod fence;
 mod operation;
 mod path;
+mod remote;
+mod stats;
 mod storage;
 
 pub use crate::attempt::{Attempt, RunId};
+pub use crate::engine::{Bandwidth, Cancel, Done, Effect, Engine, EngineOptions, Failure, Links, OperationError, Verify};
 pub use crate::entry::{Entry, EntryKind};
+pub use crate::fence::{ClaimError, Fence, FenceStrength, changed_remotes, prepare, retire, revoke, strength};
 pub use crate::operation::{Operation, Planned, Seen};
 pub use crate::path::{EntryPath, PATH_BYTES_MAX, PathError};
+pub use crate::remote::{
+    ConfigError, Place, Remote, RemoteConfig, RemoteError, RemoteSpec, Remotes, SPEC_BYTES_MAX, STAGING_PREFIX, SpecError, is_staging_name,
+    without_secrets,
+};
+pub use crate::stats::{Counter, Stats, StatsReport, TransferGuard, Transferring};
 pub use crate::storage::{Abilities, Condition, Content, ErrorKind, Hash, Storage, StorageError, WriteOptions, Writer};

@@ -1,0 +1,1 @@
+//! What a revoked attempt does, at every step.

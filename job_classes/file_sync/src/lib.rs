@@ -12,12 +12,19 @@
 
 mod attempt;
 mod entry;
+mod filter;
 mod operation;
+mod options;
 mod path;
 mod storage;
 
 pub use crate::attempt::{Attempt, RunId};
 pub use crate::entry::{Entry, EntryKind};
+pub use crate::filter::{Filter, FilterError, FilterOptions, GlobError, RuleOptions};
 pub use crate::operation::{Operation, Planned, Seen};
+pub use crate::options::{
+    Age, Audience, Cleanup, DeleteMode, Options, OptionsError, OptionsJson, OptionsJsonError, Rate, RateError, SizeSuffix, Span, UnitError,
+    UnknownWord,
+};
 pub use crate::path::{EntryPath, PATH_BYTES_MAX, PathError};
 pub use crate::storage::{Abilities, Condition, Content, ErrorKind, Hash, Storage, StorageError, WriteOptions, Writer};

@@ -11,20 +11,28 @@
 //! that wakes up late changes nothing.
 
 mod attempt;
+mod comparison;
 mod entry;
 mod filter;
+mod listing;
 mod operation;
 mod options;
 mod path;
+mod plan;
 mod storage;
 
 pub use crate::attempt::{Attempt, RunId};
 pub use crate::entry::{Entry, EntryKind};
 pub use crate::filter::{Filter, FilterError, FilterOptions, GlobError, RuleOptions};
+pub use crate::listing::{OWN_NAME_PREFIX, Scope, Side};
 pub use crate::operation::{Operation, Planned, Seen};
 pub use crate::options::{
     Age, Audience, Cleanup, DeleteMode, Options, OptionsError, OptionsJson, OptionsJsonError, Rate, RateError, SizeSuffix, Span, UnitError,
     UnknownWord,
 };
 pub use crate::path::{EntryPath, PATH_BYTES_MAX, PathError};
+pub use crate::plan::{
+    Checking, Difference, Finding, Location, Notice, NoticeKind, OverlapError, Place, PlanCounts, PlanRequest, Planner, Problem,
+    ProblemKind, Relation, Step, Task, check, relation,
+};
 pub use crate::storage::{Abilities, Condition, Content, ErrorKind, Hash, Storage, StorageError, WriteOptions, Writer};

@@ -4,31 +4,43 @@
 //! more of each other than this:
 //!
 //! ```text
-//!   storage ◄── listing ◄── comparison ──► operations ──► queue ──► worker ──► engine ──► storage
+//!   storage ◄── listing ◄── comparison ──► plan ──► run ──operations──► here, a queue, or a cluster ──► engine ──► storage
 //! ```
 //!
 //! The layout of the queue, its files and the meaning of the flags are those of rclone's cluster mode; what is different is that every effect is fenced: a worker
 //! that wakes up late changes nothing.
 
 mod attempt;
-mod engine;
+mod comparison;
+pub mod engine;
 mod entry;
-mod fence;
+pub mod fence;
+mod filter;
+mod gate;
+mod listing;
 mod operation;
+mod options;
 mod path;
-mod remote;
+pub mod plan;
+pub mod remote;
+mod run;
 mod stats;
 mod storage;
 
-pub use crate::attempt::{Attempt, RunId};
-pub use crate::engine::{Bandwidth, Cancel, Done, Effect, Engine, EngineOptions, Failure, Links, OperationError, Verify};
+pub use crate::attempt::{Attempt, RunId, RunIdError};
+pub use crate::engine::{Cancel, Engine, EngineOptions};
 pub use crate::entry::{Entry, EntryKind};
-pub use crate::fence::{ClaimError, Fence, FenceStrength, changed_remotes, prepare, retire, revoke, strength};
+pub use crate::filter::{Filter, FilterError, FilterOptions, GlobError, RuleOptions};
+pub use crate::gate::Gate;
+pub use crate::listing::{OWN_NAME_PREFIX, Scope, Side};
 pub use crate::operation::{Operation, Planned, Seen};
-pub use crate::path::{EntryPath, PATH_BYTES_MAX, PathError};
-pub use crate::remote::{
-    ConfigError, Place, Remote, RemoteConfig, RemoteError, RemoteSpec, Remotes, SPEC_BYTES_MAX, STAGING_PREFIX, SpecError, is_staging_name,
-    without_secrets,
+pub use crate::options::{
+    Age, Audience, Cleanup, DeleteMode, Options, OptionsError, OptionsJson, OptionsJsonError, Rate, RateError, SizeSuffix, Span, UnitError,
+    UnknownWord,
 };
+pub use crate::path::{EntryPath, PATH_BYTES_MAX, PathError};
+pub use crate::plan::Task;
+pub use crate::remote::{Remote, RemoteConfig, RemoteError, Remotes};
+pub use crate::run::{Control, End, Here, Order, OrderError, Snapshot, Summary, Told, Way, run};
 pub use crate::stats::{Counter, Stats, StatsReport, TransferGuard, Transferring};
 pub use crate::storage::{Abilities, Condition, Content, ErrorKind, Hash, Storage, StorageError, WriteOptions, Writer};

@@ -20,6 +20,8 @@ mod options;
 mod path;
 mod plan;
 mod storage;
+#[cfg(test)]
+mod test_tree;
 
 pub use crate::attempt::{Attempt, RunId};
 pub use crate::entry::{Entry, EntryKind};

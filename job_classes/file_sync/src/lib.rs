@@ -26,6 +26,8 @@ pub mod remote;
 mod run;
 mod stats;
 mod storage;
+#[cfg(test)]
+mod test_tree;
 
 pub use crate::attempt::{Attempt, RunId, RunIdError};
 pub use crate::engine::{Cancel, Engine, EngineOptions};

@@ -16,6 +16,9 @@ use crate::storage::{ErrorKind, Storage, StorageError};
 /// Entries from which on a directory is very large: only one such directory is held at a time.
 const LARGE_ENTRIES: usize = 100_000;
 
+/// Errors of single entries that one directory remembers until they are told; further ones are dropped, as there are enough then.
+const ERRORS_MAX: usize = 1000;
+
 /// The permission to hold a very large directory, shared by both sides of it.
 #[derive(Debug)]
 pub(super) struct LargeDirectory {
@@ -46,14 +49,19 @@ pub(super) struct Reading<'a> {
     pub(super) large: &'a LargeDirectory,
 }
 
-/// A directory that is being read.
-pub(super) enum Cursor {
+/// A directory that is being read. What of it cannot be read is remembered, and the rest is told.
+pub(super) struct Cursor {
+    entries: Entries,
+    errors: Vec<StorageError>,
+}
+
+enum Entries {
     Sorted(Sorted, usize),
     Streamed(Box<Streamed>),
 }
 
 /// A listing in order, read one entry ahead: of two entries of one name, the directory is told first.
-pub(super) struct Streamed {
+struct Streamed {
     entries: BoxStream<'static, Result<Entry, StorageError>>,
     storage: Arc<dyn Storage>,
     scope: Scope,
@@ -64,23 +72,25 @@ pub(super) struct Streamed {
 impl Cursor {
     /// A directory without entries.
     pub(super) fn empty() -> Self {
-        Self::Sorted(Sorted::default(), 0)
+        Self { entries: Entries::Sorted(Sorted::default(), 0), errors: Vec::new() }
     }
 
     /// Begins to read a directory; it is at its first entry then.
     pub(super) async fn open(directory: &EntryPath, reading: Reading<'_>) -> Result<Self, StorageError> {
         let Reading { storage, scope, folds, large } = reading;
         let mut entries = storage.list(directory);
+        let mut cursor = Self::empty();
         if storage.abilities().lists_in_order && !folds {
             let (storage, scope) = (storage.clone(), scope.clone());
             let mut streamed = Box::new(Streamed { entries, storage, scope, current: None, next: None });
-            streamed.next = streamed.read().await?;
-            streamed.advance().await?;
-            return Ok(Self::Streamed(streamed));
+            streamed.next = streamed.read(&mut cursor.errors).await;
+            streamed.advance(&mut cursor.errors).await?;
+            cursor.entries = Entries::Streamed(streamed);
+            return Ok(cursor);
         }
         let mut arena = Arena::default();
         while let Some(entry) = entries.next().await {
-            let Some(entry) = admitted(entry?, storage.as_ref(), scope).await? else { continue };
+            let Some(entry) = admitted(entry, storage.as_ref(), scope, &mut cursor.errors).await else { continue };
             let key = folds.then(|| folded(entry.path.name()));
             let too_much = |error| StorageError::new(ErrorKind::Failed, format!("the directory {directory:?} cannot be held: {error}"));
             arena.push(&entry, key.as_deref()).map_err(too_much)?;
@@ -88,36 +98,42 @@ impl Cursor {
                 large.wait().await;
             }
         }
-        Ok(Self::Sorted(arena.sort(), 0))
+        cursor.entries = Entries::Sorted(arena.sort(), 0);
+        Ok(cursor)
     }
 
     /// The entry where it is, and what it is ordered by; none at the end.
     pub(super) fn current(&self) -> Option<(Item<'_>, &str)> {
-        match self {
-            Self::Sorted(sorted, at) => sorted.at(*at),
-            Self::Streamed(streamed) => streamed.current.as_ref().map(|entry| (Item::of(entry), entry.path.name())),
+        match &self.entries {
+            Entries::Sorted(sorted, at) => sorted.at(*at),
+            Entries::Streamed(streamed) => streamed.current.as_ref().map(|entry| (Item::of(entry), entry.path.name())),
         }
     }
 
     /// Goes to the next entry.
     pub(super) async fn advance(&mut self) -> Result<(), StorageError> {
-        match self {
-            Self::Sorted(_, at) => {
+        match &mut self.entries {
+            Entries::Sorted(_, at) => {
                 *at += 1;
                 Ok(())
             }
-            Self::Streamed(streamed) => streamed.advance().await,
+            Entries::Streamed(streamed) => streamed.advance(&mut self.errors).await,
         }
+    }
+
+    /// What could not be read since it was last asked.
+    pub(super) fn take_errors(&mut self) -> Vec<StorageError> {
+        std::mem::take(&mut self.errors)
     }
 }
 
 impl Streamed {
-    async fn advance(&mut self) -> Result<(), StorageError> {
+    async fn advance(&mut self, errors: &mut Vec<StorageError>) -> Result<(), StorageError> {
         let left = std::mem::replace(&mut self.current, self.next.take());
         if self.current.is_none() {
             return Ok(());
         }
-        self.next = self.read().await?;
+        self.next = self.read(errors).await;
         let Some(current) = &mut self.current else { return Ok(()) };
         if let Some(next) = &mut self.next
             && next.path.name() == current.path.name()
@@ -133,18 +149,38 @@ impl Streamed {
         })
     }
 
-    async fn read(&mut self) -> Result<Option<Entry>, StorageError> {
-        while let Some(entry) = self.entries.next().await {
-            if let Some(entry) = admitted(entry?, self.storage.as_ref(), &self.scope).await? {
-                return Ok(Some(entry));
+    async fn read(&mut self, errors: &mut Vec<StorageError>) -> Option<Entry> {
+        loop {
+            let entry = self.entries.next().await?;
+            if let Some(entry) = admitted(entry, self.storage.as_ref(), &self.scope, errors).await {
+                return Some(entry);
             }
         }
-        Ok(None)
     }
 }
 
-/// The entry, if it belongs to the run.
-async fn admitted(mut entry: Entry, storage: &dyn Storage, scope: &Scope) -> Result<Option<Entry>, StorageError> {
+/// The entry, if it can be read and belongs to the run.
+async fn admitted(
+    entry: Result<Entry, StorageError>,
+    storage: &dyn Storage,
+    scope: &Scope,
+    errors: &mut Vec<StorageError>,
+) -> Option<Entry> {
+    let is_admitted = match entry {
+        Ok(entry) if scope.is_simple() => return scope.admits(&entry).then_some(entry),
+        Ok(entry) => asked(entry, storage, scope).await,
+        Err(error) => Err(error),
+    };
+    is_admitted.unwrap_or_else(|error| {
+        if errors.len() < ERRORS_MAX {
+            errors.push(error);
+        }
+        None
+    })
+}
+
+/// The same where the storage must be asked for more.
+async fn asked(mut entry: Entry, storage: &dyn Storage, scope: &Scope) -> Result<Option<Entry>, StorageError> {
     let is_directory = entry.kind == EntryKind::Directory;
     if entry.modified.is_none() && !is_directory && scope.depends_on_times() && storage.abilities().time_precision_ns.is_some() {
         let Some(found) = storage.stat(&entry.path).await? else { return Ok(None) };

@@ -32,6 +32,11 @@ impl Scope {
         }
     }
 
+    /// Whether no storage needs to be asked for more than it lists.
+    pub(super) fn is_simple(&self) -> bool {
+        self.ignores_filter || (self.filter.markers().is_empty() && !self.filter.depends_on_times())
+    }
+
     /// Whether [`Scope::admits`] needs the times of files.
     pub(super) fn depends_on_times(&self) -> bool {
         !self.ignores_filter && self.filter.depends_on_times()

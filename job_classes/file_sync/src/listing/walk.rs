@@ -90,7 +90,7 @@ pub(crate) trait Visitor: Send + Sync + 'static {
     /// A name of the source which the destination takes for one that was visited before.
     fn clashes(&self, state: &mut Self::State, source: Item<'_>);
 
-    /// A directory could not be read. What was visited of it holds; the rest is unknown.
+    /// A directory, or something in it, could not be read. What is visited of it holds; the rest is unknown.
     fn failed(&self, state: &mut Self::State, side: Side, error: StorageError);
 
     /// Time to hand over what was found; after the last visit `is_end` is set. False ends the walk.
@@ -214,7 +214,13 @@ impl Walk {
         let opened = Cursor::open(directory.path_at(side), Reading { storage, scope, folds: self.folds, large }).await;
         match opened {
             // A destination comes into being with what is copied.
-            Err(error) if error.kind == ErrorKind::NotFound && side == Side::Destination => Ok(Cursor::empty()),
+            Ok(mut cursor) if side == Side::Destination && cursor.current().is_none() => {
+                let errors = cursor.take_errors();
+                match errors.into_iter().find(|error| error.kind != ErrorKind::NotFound) {
+                    Some(error) => Err(error),
+                    None => Ok(cursor),
+                }
+            }
             opened => opened,
         }
     }
@@ -231,8 +237,15 @@ impl Walk {
             Some((storage, _)) => !storage.abilities().has_directories,
             None => true,
         });
-        let mut visits = 0;
+        let (mut visits, mut is_source_whole) = (0, true);
         loop {
+            for error in source.take_errors() {
+                is_source_whole = false;
+                visitor.failed(state, Side::Source, error);
+            }
+            if let Some(error) = destination.take_errors().into_iter().next() {
+                return Err((Side::Destination, error));
+            }
             let order = match (source.current(), destination.current()) {
                 (None, None) => return Ok(true),
                 (Some(_), None) => Ordering::Less,
@@ -246,7 +259,9 @@ impl Walk {
             let (from_source, from_destination) = (order != Ordering::Greater, order != Ordering::Less);
             let here = source.current().map(|(item, _)| item).filter(|_| from_source);
             let there = destination.current().map(|(item, _)| item).filter(|_| from_destination);
-            let descend = visitor.visit(state, here, there);
+            // What could not be read at the source is not missing there.
+            let is_known = is_source_whole || here.is_some();
+            let descend = if is_known { visitor.visit(state, here, there) } else { Descend::No };
             if descend != Descend::No && self.max_depth.is_none_or(|depth| directory.depth < depth) {
                 found.extend(below(directory, here, there, descend));
             }

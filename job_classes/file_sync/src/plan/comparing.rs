@@ -110,6 +110,7 @@ pub(super) struct State {
     forms: ForeignForms,
     /// Whether something in it comes or goes, which changes its time.
     is_modified: bool,
+    has_failed: bool,
     listed: u64,
     compared: u64,
 }
@@ -469,7 +470,9 @@ impl Comparing {
             }
         }
         if is_end {
-            state.deferred.times.extend(self.directory_time(&state.directory, state.is_modified));
+            if !state.has_failed {
+                state.deferred.times.extend(self.directory_time(&state.directory, state.is_modified));
+            }
             self.deferred.lock().unwrap_or_else(PoisonError::into_inner).append(&mut state.deferred);
         }
         self.counts.listed.fetch_add(std::mem::take(&mut state.listed), Ordering::Relaxed);
@@ -512,6 +515,7 @@ impl Visitor for Comparing {
             deferred: Deferred::default(),
             forms: ForeignForms::default(),
             is_modified: false,
+            has_failed: false,
             listed: 0,
             compared: 0,
         }
@@ -541,6 +545,7 @@ impl Visitor for Comparing {
     }
 
     fn failed(&self, state: &mut State, side: Side, error: StorageError) {
+        state.has_failed = true;
         self.problem(state, side, None, ProblemKind::Unreadable(error.kind), error.what);
     }
 

@@ -124,7 +124,7 @@ mod tests {
     #[test]
     fn what_would_copy_itself_or_destroy_its_source_is_refused_unless_it_is_excluded() {
         let everything = Filter::everything();
-        let check = |task: Task, source, destination, filter| task.check_overlap(&disk(source), &disk(destination), None, filter);
+        let check = |task: Task, source, destination, filter: &Filter| task.check_overlap(&disk(source), &disk(destination), None, filter);
         for task in [Task::Copy, Task::Sync, Task::Move] {
             assert_eq!(check(task, "a", "a", &everything), Err(OverlapError::Same));
             assert!(matches!(check(task, "a", "a/b", &everything), Err(OverlapError::DestinationInside(_))), "{task:?}");

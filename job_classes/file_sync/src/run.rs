@@ -20,7 +20,6 @@ mod places;
 mod tries;
 
 pub use self::control::{Control, Snapshot};
-pub(crate) use self::here::engine_options;
 pub use self::order::{Order, OrderError};
 pub use self::tries::{End, Here, Summary, Told, Way, run};
 

@@ -64,10 +64,9 @@ impl Places {
                             return Err(Refused::failed("source and destination are the same file"));
                         }
                     }
-                    None => order
-                        .kind
-                        .check_overlap(&from, &to, kept.as_ref(), filter)
-                        .map_err(|error| Refused::failed(error.to_string()))?,
+                    None => {
+                        order.kind.check_overlap(&from, &to, kept.as_ref(), filter).map_err(|error| Refused::failed(error.to_string()))?
+                    }
                 }
                 from_place.excluded.extend(within(excluded.as_deref(), &source));
                 Some(from_place)

@@ -129,7 +129,10 @@ async fn nothing_is_done_by_a_dry_run() {
     room.write("destination", "old", "x");
     let (summary, told) = room.run(Task::Sync, Options { dry_run: true, ..Options::default() }).await;
     assert_eq!(summary.end, End::Success);
-    assert!(told.contains(&Told::Would("copy d/b (2 bytes)".to_owned())) && told.contains(&Told::Would("delete old".to_owned())), "{told:?}");
+    assert!(
+        told.contains(&Told::Would("copy d/b (2 bytes)".to_owned())) && told.contains(&Told::Would("delete old".to_owned())),
+        "{told:?}"
+    );
     assert_eq!(tree(&room.at("destination")), BTreeMap::from([("old".to_owned(), Some("x".to_owned()))]));
 }
 
@@ -190,7 +193,12 @@ async fn a_cancelled_run_says_so() {
     let room = Room::new();
     let control = Control::default();
     control.cancel();
-    let order = Order::new(Task::Copy, room.at("source").to_str().expect("text"), room.at("destination").to_str().expect("text"), &Options::default());
+    let order = Order::new(
+        Task::Copy,
+        room.at("source").to_str().expect("text"),
+        room.at("destination").to_str().expect("text"),
+        &Options::default(),
+    );
     let (told, _) = mpsc::channel(1);
     let summary = run(&order, &Here, &Arc::new(Remotes::new(RemoteConfig::default())), &control, told).await;
     assert_eq!(summary.end, End::Cancelled);

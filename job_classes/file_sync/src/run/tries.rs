@@ -326,9 +326,14 @@ impl<'a> Try<'a> {
         match step {
             Step::Transfer { operation, backup } => {
                 if let Some(backup) = backup {
-                    let done = self.engine.execute(&backup, &Arc::new(Fence::unfenced()), run.control.stats(), run.control.cancelling()).await;
+                    let done =
+                        self.engine.execute(&backup, &Arc::new(Fence::unfenced()), run.control.stats(), run.control.cancelling()).await;
                     if let Err(error) = done {
-                        self.fail(backup.file().to_owned(), format!("the file to be replaced was not kept: {error}"), error.kind.is_retryable());
+                        self.fail(
+                            backup.file().to_owned(),
+                            format!("the file to be replaced was not kept: {error}"),
+                            error.kind.is_retryable(),
+                        );
                         return Ok(());
                     }
                 }

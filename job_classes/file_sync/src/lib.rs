@@ -14,6 +14,7 @@ mod attempt;
 mod entry;
 mod operation;
 mod path;
+pub mod queue;
 mod storage;
 
 pub use crate::attempt::{Attempt, RunId};

@@ -33,6 +33,8 @@ mod name;
 mod pacing;
 mod plan;
 mod run;
+#[cfg(test)]
+mod simulation;
 mod status;
 mod store;
 mod work;

@@ -478,6 +478,7 @@ impl Controller {
         if self.batches.contains_key(&batch) {
             if has(Fault::CountsTwice) && self.counted.insert(batch) {
                 self.totals.add(totals);
+                self.current(job);
                 return;
             }
             self.batches.remove(&batch);

@@ -38,6 +38,37 @@ impl Pacing {
     }
 }
 
+/// Any number. Tests draw from a seed, so that whatever they find is found again.
+pub(crate) fn random() -> u64 {
+    #[cfg(test)]
+    if let Some(drawn) = seed::draw() {
+        return drawn;
+    }
+    rand::random()
+}
+
+/// Numbers of this thread that follow from a seed.
+#[cfg(test)]
+pub(crate) mod seed {
+    thread_local! {
+        static STATE: std::cell::Cell<Option<u64>> = const { std::cell::Cell::new(None) };
+    }
+
+    /// From now on numbers follow from this one; none returns to chance.
+    pub(crate) fn plant(seed: Option<u64>) {
+        STATE.set(seed.map(|seed| seed.wrapping_mul(0x9e37_79b9_7f4a_7c15)));
+    }
+
+    /// The next number, by SplitMix64.
+    pub(crate) fn draw() -> Option<u64> {
+        let state = STATE.get()?.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        STATE.set(Some(state));
+        let mixed = (state ^ (state >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        let mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        Some(mixed ^ (mixed >> 31))
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

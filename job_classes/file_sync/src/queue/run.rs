@@ -19,7 +19,7 @@ use crate::operation::Operation;
 use crate::queue::batch::{Batch, BatchResult, Failure, FormatError};
 use crate::queue::controller::{Action, Controller, ControllerOptions, Notice, Totals};
 use crate::queue::name::{FAMILY, JobName, PLANNED_BATCHES_MAX, WorkerId, planned_of, run_directory};
-use crate::queue::pacing::Pacing;
+use crate::queue::pacing::{Pacing, random};
 use crate::queue::plan::Plan;
 use crate::queue::store::{SharedStore, StoreError};
 
@@ -254,6 +254,16 @@ impl RunHandle {
         self.cancel.clone()
     }
 
+    /// Whether it has ended.
+    pub fn is_over(&self) -> bool {
+        self.end.is_finished()
+    }
+
+    /// Ends it at once, as if its machine had failed. It can be resumed.
+    pub fn kill(self) {
+        self.end.abort();
+    }
+
     /// All is planned; resolves when all is done, or when the run ends otherwise.
     pub async fn finish(self) -> RunEnd {
         // If nobody hears it, the run is over.
@@ -414,13 +424,14 @@ impl Desk {
                 if let Err(error) = self.look().await {
                     break Some(error);
                 }
-                look = Instant::now() + self.pacing.next(rand::random());
+                look = Instant::now() + self.pacing.next(random());
             }
             if is_planned && self.plan.waiting() == 0 && self.controller.open() == 0 {
                 break None;
             }
             let has_room = !is_planned && self.has_room();
             tokio::select! {
+                biased;
                 Ok(()) = cancelled.changed() => {}
                 () = wake.notified() => look = Instant::now(),
                 () = tokio::time::sleep_until(look) => {}

@@ -14,7 +14,7 @@ use tokio::task::{JoinHandle, JoinSet};
 use tokio::time::Instant;
 
 use crate::queue::name::{JobName, WorkerId};
-use crate::queue::pacing::Pacing;
+use crate::queue::pacing::{Pacing, random};
 use crate::queue::status::WorkerStatus;
 use crate::queue::store::{Content, Listed, SharedStore, StoreError, marker_of};
 use crate::queue::work::{Execute, Work};
@@ -130,6 +130,11 @@ impl WorkerHandle {
         self.stop.send_replace(true);
     }
 
+    /// Whether it has ended.
+    pub fn is_over(&self) -> bool {
+        self.end.is_finished()
+    }
+
     /// Resolves when it has ended.
     pub async fn ended(self) -> WorkerEnd {
         self.end.await.unwrap_or_else(|error| match error.try_into_panic() {
@@ -148,7 +153,7 @@ impl WorkerHandle {
 pub fn run_worker(store: SharedStore, execute: Arc<dyn Execute>, options: WorkerOptions, listener: WorkerListener) -> WorkerHandle {
     let (stop, stopped) = watch::channel(false);
     let wake = Arc::new(Notify::new());
-    let life = format!("{:016x}", rand::random::<u64>());
+    let life = format!("{:016x}", random());
     let board = Arc::new(Board::new(options.id.clone(), life));
     let longest = match options.waits {
         Waits::Looks(longest) => longest,
@@ -236,7 +241,7 @@ impl Worker {
                     Ok(Look::Nothing) => {}
                     Err(error) => (self.listener)(WorkerEvent::Warning(error.what)),
                 }
-                look = Instant::now() + self.pacing.next(rand::random());
+                look = Instant::now() + self.pacing.next(random());
             }
             if Instant::now() >= give {
                 self.give_to_others().await;
@@ -252,6 +257,7 @@ impl Worker {
             // Without work, a worker that is woken waits for that and nothing else.
             let sleeps = self.held.is_empty() && self.options.waits == Waits::IsWoken && self.has_looked && self.pacing.is_slow();
             tokio::select! {
+                biased;
                 _ = stopped.changed() => {}
                 () = wake.notified() => (look, give) = { self.pacing.hurry(); (Instant::now(), Instant::now()) },
                 () = tokio::time::sleep_until(look), if !sleeps => {}

@@ -8,6 +8,7 @@ use crate::attempt::RunId;
 use crate::queue::batch::{Batch, BatchResult, FILE_BYTES_MAX, FormatError, LogRecord, Split, indented, parse};
 use crate::queue::controller::Totals;
 use crate::queue::fault::{Fault, has};
+use crate::queue::pacing::random;
 use crate::queue::name::{JobName, WorkerId, run_directory};
 use crate::queue::store::{Content, SharedStore, StoreError, create_or_same};
 
@@ -69,7 +70,7 @@ impl Files {
 
     /// Becomes the controller with this number; false if somebody else is.
     pub(super) async fn take_charge(&self) -> Result<bool, StoreError> {
-        let content = indented(&serde_json::json!({ "controller": format!("{:032x}", rand::random::<u128>()) }));
+        let content = indented(&serde_json::json!({ "controller": format!("{:016x}{:016x}", random(), random()) }));
         create_or_same(&*self.store, &Self::controller(self.run, self.number), content.into()).await
     }
 

@@ -79,6 +79,7 @@ impl Writer {
                 }
                 let wait = if board.is_idle() { idle } else { Some(interval) };
                 tokio::select! {
+                    biased;
                     _ = stopped.changed() => return,
                     () = board.changed.notified() => {}
                     () = tokio::time::sleep(wait.unwrap_or_default()), if wait.is_some() => {}

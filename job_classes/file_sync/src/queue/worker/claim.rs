@@ -8,6 +8,7 @@ use bytes::Bytes;
 use crate::attempt::{Attempt, RunId};
 use crate::queue::batch::{Batch, FILE_BYTES_MAX, FormatError, LogRecord};
 use crate::queue::fault::{Fault, has};
+use crate::queue::pacing::random;
 use crate::queue::name::{JobName, WorkerId};
 use crate::queue::run::counted_path;
 use crate::queue::store::{Content, SharedStore, StoreError, create_or_same, marker_of};
@@ -49,7 +50,7 @@ pub(super) async fn claim(store: &SharedStore, job: &JobName, worker: &WorkerId)
     if honours.renames && !store.rename(&job.pending(), &processing).await? {
         return Ok(Claim::Others);
     }
-    let nonce = format!("{:032x}", rand::random::<u128>());
+    let nonce = format!("{:016x}{:016x}", random(), random());
     let record = Bytes::from(LogRecord::Claimed { worker: worker.clone(), nonce }.to_json());
     let log = job.log(0);
     let is_first = again(|| create_or_same(&**store, &log, record.clone())).await?;

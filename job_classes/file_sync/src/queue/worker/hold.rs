@@ -60,6 +60,7 @@ impl Hold {
         let mut takes_orders = true;
         loop {
             tokio::select! {
+                biased;
                 done = &mut execution.0 => {
                     if let Err(error) = done {
                         (self.listener)(WorkerEvent::Warning(format!("{}: {error}", self.job)));
@@ -83,6 +84,9 @@ impl Hold {
 
     /// Writes the result.
     async fn finish(&self) -> HoldEnd {
+        if !has(Fault::NoNames) && self.is_taken_away().await {
+            return HoldEnd::Abandoned;
+        }
         let result = self.work.result();
         match write_result(&self.store, &self.job, result).await {
             Ok(()) => {}

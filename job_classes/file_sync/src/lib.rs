@@ -22,6 +22,7 @@ mod operation;
 mod options;
 mod path;
 pub mod plan;
+pub mod queue;
 pub mod remote;
 mod run;
 mod stats;

@@ -11,9 +11,11 @@
 //! that wakes up late changes nothing.
 
 mod attempt;
+mod class;
 mod comparison;
 pub mod engine;
 mod entry;
+mod executor;
 pub mod fence;
 mod filter;
 mod gate;
@@ -31,8 +33,10 @@ mod storage;
 mod test_tree;
 
 pub use crate::attempt::{Attempt, RunId, RunIdError};
+pub use crate::class::{BatchEnd, Command, Event, FileSync, Reply, Request, Spec, SyncTask};
 pub use crate::engine::{Cancel, Engine, EngineOptions};
 pub use crate::entry::{Entry, EntryKind};
+pub use crate::executor::Executor;
 pub use crate::filter::{Filter, FilterError, FilterOptions, GlobError, RuleOptions};
 pub use crate::gate::Gate;
 pub use crate::listing::{OWN_NAME_PREFIX, Scope, Side};
@@ -44,6 +48,6 @@ pub use crate::options::{
 pub use crate::path::{EntryPath, PATH_BYTES_MAX, PathError};
 pub use crate::plan::Task;
 pub use crate::remote::{Remote, RemoteConfig, RemoteError, Remotes};
-pub use crate::run::{Control, End, Here, Order, OrderError, Snapshot, Summary, Told, Way, run};
+pub use crate::run::{Control, End, Here, Order, OrderError, Queue, Snapshot, Summary, Told, Way, run};
 pub use crate::stats::{Counter, Stats, StatsReport, TransferGuard, Transferring};
 pub use crate::storage::{Abilities, Condition, Content, ErrorKind, Hash, Storage, StorageError, WriteOptions, Writer};

@@ -17,10 +17,13 @@ mod here;
 mod narrow;
 mod order;
 mod places;
+mod through_queue;
 mod tries;
 
 pub use self::control::{Control, Snapshot};
 pub use self::order::{Order, OrderError};
+pub(crate) use self::here::engine_options;
+pub use self::through_queue::Queue;
 pub use self::tries::{End, Here, Summary, Told, Way, run};
 
 #[cfg(test)]

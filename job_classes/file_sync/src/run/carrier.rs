@@ -1,6 +1,6 @@
 //! Operations on their way to whoever carries them out, and what comes back.
 
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
 
 use crate::operation::Operation;
@@ -29,7 +29,7 @@ pub(crate) struct Failed {
 pub(crate) struct Carrier {
     operations: mpsc::Sender<Sent>,
     outcomes: mpsc::Receiver<Outcome>,
-    in_flight: u64,
+    is_idle: bool,
     task: Option<JoinHandle<Result<(), String>>>,
 }
 
@@ -43,8 +43,10 @@ pub(crate) struct Sink {
 #[derive(Debug)]
 pub(crate) enum Sent {
     Operation(Operation),
-    /// Nothing follows for now: what was collected should begin.
+    /// Nothing follows for now: what was collected may begin.
     Flush,
+    /// Nothing follows until everything before is done; then this is answered.
+    Settle(oneshot::Sender<()>),
 }
 
 impl Sink {
@@ -58,18 +60,13 @@ impl Sink {
         self.operations.len()
     }
 
-    /// Tells what became of an operation; whether anybody wants to know.
-    pub(crate) async fn tell(&self, outcome: Outcome) -> bool {
-        self.outcomes.send(outcome).await.is_ok()
-    }
-
-    /// For tasks that tell by themselves.
+    /// Tells what became of operations.
     pub(crate) fn teller(&self) -> mpsc::Sender<Outcome> {
         self.outcomes.clone()
     }
 }
 
-/// Both sides. `carry` runs until its sink has no more, and must tell one outcome for each operation unless it fails as a whole.
+/// Both sides. `carry` runs until its sink has no more. It tells each operation that failed, and may tell those that were done.
 pub(crate) fn carrier<F>(carry: impl FnOnce(Sink) -> F) -> Carrier
 where
     F: Future<Output = Result<(), String>> + Send + 'static,
@@ -77,7 +74,7 @@ where
     let (operations, taken) = mpsc::channel(WAITING_MAX);
     let (told, outcomes) = mpsc::channel(WAITING_MAX);
     let task = tokio::spawn(carry(Sink { operations: taken, outcomes: told }));
-    Carrier { operations, outcomes, in_flight: 0, task: Some(task) }
+    Carrier { operations, outcomes, is_idle: true, task: Some(task) }
 }
 
 impl Carrier {
@@ -86,16 +83,15 @@ impl Carrier {
     /// # Errors
     /// Why the carrier has ended as a whole.
     pub(crate) async fn submit(&mut self, operation: Operation, heard: &mut impl FnMut(Outcome)) -> Result<(), String> {
-        self.send(Sent::Operation(operation), heard).await?;
-        self.in_flight += 1;
-        Ok(())
+        self.is_idle = false;
+        self.send(Sent::Operation(operation), heard).await
     }
 
     /// Lets begin what was sent.
     pub(crate) async fn flush(&mut self, heard: &mut impl FnMut(Outcome)) -> Result<(), String> {
-        match self.in_flight {
-            0 => Ok(()),
-            _ => self.send(Sent::Flush, heard).await,
+        match std::mem::replace(&mut self.is_idle, true) {
+            true => Ok(()),
+            false => self.send(Sent::Flush, heard).await,
         }
     }
 
@@ -113,30 +109,38 @@ impl Carrier {
                 },
             };
             let Some(outcome) = outcome else { return Err(self.ended().await) };
-            self.in_flight = self.in_flight.saturating_sub(1);
             heard(outcome);
         }
     }
 
-    /// The next outcome; pending while nothing is on its way.
+    /// The next outcome; pending while there is none.
     pub(crate) async fn outcome(&mut self) -> Result<Outcome, String> {
-        if self.in_flight == 0 {
-            return std::future::pending().await;
-        }
         match self.outcomes.recv().await {
-            Some(outcome) => {
-                self.in_flight = self.in_flight.saturating_sub(1);
-                Ok(outcome)
-            }
+            Some(outcome) => Ok(outcome),
             None => Err(self.ended().await),
         }
     }
 
     /// Everything that was sent is done.
     pub(crate) async fn settle(&mut self, heard: &mut impl FnMut(Outcome)) -> Result<(), String> {
-        self.flush(heard).await?;
-        while self.in_flight > 0 {
-            heard(self.outcome().await?);
+        let (done, mut is_done) = oneshot::channel();
+        self.send(Sent::Settle(done), heard).await?;
+        loop {
+            tokio::select! {
+                // What was told before is heard before.
+                biased;
+                outcome = self.outcomes.recv() => match outcome {
+                    Some(outcome) => heard(outcome),
+                    None => return Err(self.ended().await),
+                },
+                settled = &mut is_done => match settled {
+                    Ok(()) => break,
+                    Err(_) => return Err(self.ended().await),
+                },
+            }
+        }
+        while let Ok(outcome) = self.outcomes.try_recv() {
+            heard(outcome);
         }
         Ok(())
     }

@@ -135,14 +135,21 @@ impl Control {
         }
     }
 
-    /// What a worker does at the moment.
-    pub(crate) fn doing(&self, worker: &str, numbers: StatsReport) {
-        lock(&self.inner.workers).entry(worker.to_owned()).or_default().doing = numbers;
+    /// What the workers do at the moment; whoever is not named does nothing.
+    pub(crate) fn doing(&self, mut numbers: BTreeMap<String, StatsReport>) {
+        let mut workers = lock(&self.inner.workers);
+        for (name, known) in workers.iter_mut() {
+            known.doing = numbers.remove(name).unwrap_or_default();
+        }
+        workers.extend(numbers.into_iter().map(|(name, doing)| (name, WorkerNumbers { doing, ..WorkerNumbers::default() })));
     }
 
-    /// A worker has done something.
+    /// A worker has done something, which is counted now; what it does at the moment it will tell.
     pub(crate) fn done(&self, worker: &str, numbers: &StatsReport) {
-        lock(&self.inner.workers).entry(worker.to_owned()).or_default().done += numbers;
+        let mut workers = lock(&self.inner.workers);
+        let known = workers.entry(worker.to_owned()).or_default();
+        known.done += numbers;
+        known.doing = StatsReport::default();
     }
 }
 

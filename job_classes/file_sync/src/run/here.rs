@@ -36,51 +36,52 @@ pub(super) async fn carry(mut sink: Sink, engine: Engine, transfers: usize, cont
     let mut running = JoinSet::new();
     let (mut piece, mut bytes) = (Vec::new(), 0_u64);
     loop {
-        let is_full = piece.len() >= PIECE_FILES_MAX || bytes >= PIECE_BYTES_MAX;
-        if !is_full {
-            let is_end = match sink.next().await {
-                Some(Sent::Operation(operation)) => {
-                    bytes = bytes.saturating_add(operation.size());
-                    piece.push(operation);
-                    // With places to spare a piece need not be full.
-                    let share = sink.waiting() / transfers.max(1);
-                    if piece.len() <= share || places.available_permits() == 0 {
-                        continue;
+        let sent = sink.next().await;
+        let is_end = sent.is_none();
+        let mut settling = None;
+        match sent {
+            Some(Sent::Operation(operation)) => {
+                bytes = bytes.saturating_add(operation.size());
+                piece.push(operation);
+                let is_full = piece.len() >= PIECE_FILES_MAX || bytes >= PIECE_BYTES_MAX;
+                // With places to spare a piece need not be full.
+                let share = sink.waiting() / transfers.max(1);
+                if !is_full && (piece.len() <= share || places.available_permits() == 0) {
+                    continue;
+                }
+            }
+            Some(Sent::Settle(waiting)) => settling = Some(waiting),
+            Some(Sent::Flush) | None => {}
+        }
+        if !piece.is_empty() {
+            let place = places.clone().acquire_owned().await.expect("the places are never closed");
+            work.control.gate().passed().await;
+            let (work, operations, teller) = (work.clone(), std::mem::take(&mut piece), sink.teller());
+            bytes = 0;
+            running.spawn(async move {
+                for outcome in work.carry_out(operations, place).await {
+                    if teller.send(outcome).await.is_err() {
+                        return;
                     }
-                    false
                 }
-                Some(Sent::Flush) => false,
-                None => true,
-            };
-            if is_end && piece.is_empty() {
-                break;
-            }
-            if piece.is_empty() {
-                continue;
+            });
+        }
+        let is_to_end = is_end || settling.is_some();
+        while let Some(ended) = if is_to_end { running.join_next().await } else { running.try_join_next() } {
+            if let Err(error) = ended
+                && error.is_panic()
+            {
+                std::panic::resume_unwind(error.into_panic());
             }
         }
-        let place = places.clone().acquire_owned().await.expect("the places are never closed");
-        work.control.gate().passed().await;
-        let (operations, teller) = (std::mem::take(&mut piece), sink.teller());
-        bytes = 0;
-        let work = work.clone();
-        running.spawn(async move {
-            for outcome in work.carry_out(operations, place).await {
-                if teller.send(outcome).await.is_err() {
-                    return;
-                }
-            }
-        });
-        while running.try_join_next().is_some() {}
-    }
-    while let Some(ended) = running.join_next().await {
-        if let Err(error) = ended
-            && error.is_panic()
-        {
-            std::panic::resume_unwind(error.into_panic());
+        if let Some(waiting) = settling {
+            // Whoever does not wait any more need not know.
+            let _ = waiting.send(());
+        }
+        if is_end {
+            return Ok(());
         }
     }
-    Ok(())
 }
 
 #[derive(Clone)]

@@ -13,6 +13,7 @@ mod bandwidth;
 mod cancel;
 mod error;
 mod local;
+mod md5;
 mod options;
 mod stream;
 mod task;

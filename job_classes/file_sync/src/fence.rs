@@ -96,6 +96,7 @@ impl Fence {
                     })?;
                     fence.staging.insert(text.to_owned(), Arc::new(StagingDirectory::new(path)));
                 }
+                Access::Object(_) => {}
             }
         }
         Ok(fence)
@@ -167,6 +168,11 @@ pub fn changed_remotes<'a>(operations: impl IntoIterator<Item = &'a Operation>) 
 pub async fn strength(remote: &Remote) -> Result<FenceStrength, StorageError> {
     match remote.access() {
         Access::Local(_) => Ok(FenceStrength::Staged),
+        Access::Object(access) => {
+            let abilities = access.tree.probe().await?;
+            let is_conditional = abilities.conditional_writes && abilities.conditional_deletes;
+            Ok(if is_conditional { FenceStrength::Conditional } else { FenceStrength::Advisory })
+        }
     }
 }
 
@@ -180,6 +186,7 @@ pub async fn prepare(remote: &Remote, run: RunId) -> Result<FenceStrength, Stora
             let tree = tree.clone();
             blocking(move || directory::prepare(&tree.open_or_make()?, run)).await?;
         }
+        Access::Object(_) => {}
     }
     strength(remote).await
 }
@@ -200,6 +207,7 @@ pub async fn revoke(remote: &Remote, attempt: Attempt) -> Result<FenceStrength, 
             })
             .await?;
         }
+        Access::Object(_) => {}
     }
     strength(remote).await
 }
@@ -219,5 +227,6 @@ pub async fn retire(remote: &Remote, run: RunId) -> Result<Vec<String>, StorageE
             })
             .await
         }
+        Access::Object(_) => Ok(Vec::new()),
     }
 }

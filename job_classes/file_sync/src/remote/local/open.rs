@@ -15,7 +15,7 @@ use rustix::io::Errno;
 
 use super::errno::failed;
 use super::names::{name_to_native, to_native};
-use super::staging::{StagedFile, StagingDirectory, partial_name};
+use super::staging::{StagedFile, StagingDirectory, partial_name, step};
 use super::tag::LocalTag;
 use crate::path::EntryPath;
 use crate::storage::{Condition, ErrorKind, StorageError};
@@ -131,8 +131,10 @@ impl OpenRoot {
             let next = match self.beneath(prefix) {
                 Err(Errno::NOENT) => {
                     let name = prefix.rsplit_once('/').map_or(prefix, |(_, name)| name);
-                    self.make_directory(&parent, &name_to_native(name), parents)
-                        .map_err(|errno| failed("make the directory", prefix, errno))?;
+                    self.make_directory(&parent, &name_to_native(name), parents).map_err(|errno| match parents {
+                        Parents::MakeBy(staging) if self.is_revoked(staging, errno) => staging.revoked("make the directory", prefix),
+                        _ => failed("make the directory", prefix, errno),
+                    })?;
                     self.beneath(prefix)
                 }
                 other => other,
@@ -150,7 +152,9 @@ impl OpenRoot {
             };
         };
         let staged = staging.next("directory");
+        step();
         rustix::fs::mkdirat(&self.root, &staged, DIRECTORY_MODE)?;
+        step();
         let renamed = match rustix::fs::renameat_with(&self.root, &staged, parent, name, RenameFlags::NOREPLACE) {
             // Without that flag a rename replaces an empty directory, which is the same, and no other.
             Err(Errno::INVAL | Errno::NOSYS) => rustix::fs::renameat(&self.root, &staged, parent, name),
@@ -181,9 +185,10 @@ impl OpenRoot {
             None => (place.directory.clone(), partial_name()),
         };
         // Others must not read a file before it has the mode it is to have.
+        step();
         let opened = rustix::fs::openat(&from_directory, &from, flags, Mode::from_raw_mode(mode & 0o777));
         match opened {
-            Ok(file) => Ok(StagedFile::new(File::from(file), from_directory, from, place)),
+            Ok(file) => Ok(StagedFile::new(Some(File::from(file)), from_directory, from, place, staging.is_some())),
             Err(errno) => Err(self.staging_failed(staging, "write", path, errno)),
         }
     }
@@ -195,18 +200,20 @@ impl OpenRoot {
             Some(staging) => (self.root.clone(), OsString::from(staging.next("link"))),
             None => (place.directory.clone(), partial_name()),
         };
+        step();
         rustix::fs::symlinkat(target, &from_directory, &from)
             .map_err(|errno| self.staging_failed(staging, "make the link", path, errno))?;
-        Ok(StagedFile::without_content(from_directory, from, place))
+        Ok(StagedFile::new(None, from_directory, from, place, staging.is_some()))
     }
 
     /// Gives a file a second name in the directory of an attempt, from where it can be committed.
     pub(crate) fn stage_same(&mut self, source: &Place, path: &EntryPath, staging: &StagingDirectory) -> Result<StagedFile> {
         let place = self.place(path, Parents::MakeBy(staging))?;
         let from = OsString::from(staging.next("same"));
+        step();
         rustix::fs::linkat(&source.directory, &source.name, &self.root, &from, AtFlags::empty())
             .map_err(|errno| self.staging_failed(Some(staging), "link", path, errno))?;
-        Ok(StagedFile::without_content(self.root.clone(), from, place))
+        Ok(StagedFile::new(None, self.root.clone(), from, place, true))
     }
 
     /// Removes a file that has the wanted content: into the directory of the attempt first, a second look there, and then for good.
@@ -215,17 +222,21 @@ impl OpenRoot {
     pub(crate) fn remove_by(&mut self, path: &EntryPath, wanted: &LocalTag, staging: &StagingDirectory) -> Result<()> {
         let place = self.place(path, Parents::MustExist)?;
         let taken = staging.next_gone(wanted);
+        step();
         rustix::fs::renameat(&place.directory, &place.name, &self.root, &taken)
             .map_err(|errno| self.staging_failed(Some(staging), "remove", path, errno))?;
+        step();
         let look = rustix::fs::statat(&self.root, &taken, AtFlags::SYMLINK_NOFOLLOW);
         let stat = look.map_err(|errno| self.staging_failed(Some(staging), "remove", path, errno))?;
         if LocalTag::of(&stat).is_same_content(wanted) {
+            step();
             return match rustix::fs::unlinkat(&self.root, &taken, AtFlags::empty()) {
                 // Whoever revoked the attempt has removed it.
                 Err(Errno::NOENT) | Ok(()) => Ok(()),
                 Err(errno) => Err(failed("remove", path, errno)),
             };
         }
+        step();
         let back = rustix::fs::renameat_with(&self.root, &taken, &place.directory, &place.name, RenameFlags::NOREPLACE);
         let kept = if back.is_ok() { "it was left there" } else { "it is kept in the run's directory" };
         Err(StorageError::new(
@@ -237,11 +248,13 @@ impl OpenRoot {
     /// Why something in a staging directory failed; a directory that is gone means that the attempt was revoked.
     fn staging_failed(&self, staging: Option<&StagingDirectory>, doing: &str, path: &EntryPath, errno: Errno) -> StorageError {
         match staging {
-            Some(staging) if matches!(errno, Errno::NOENT | Errno::NOTDIR) && !self.is_there(staging.path()) => {
-                staging.revoked(doing, path)
-            }
+            Some(staging) if self.is_revoked(staging, errno) => staging.revoked(doing, path.as_str()),
             _ => failed(doing, path, errno),
         }
+    }
+
+    fn is_revoked(&self, staging: &StagingDirectory, errno: Errno) -> bool {
+        matches!(errno, Errno::NOENT | Errno::NOTDIR) && !self.is_there(staging.path())
     }
 
     pub(crate) fn is_there(&self, directory: &str) -> bool {

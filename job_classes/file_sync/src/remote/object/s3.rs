@@ -71,6 +71,8 @@ pub(in crate::remote) fn open(request: &Request<'_>) -> Result<Opened, RemoteErr
             builder = builder.skip_signature();
         }
     }
+    // Idempotent; the constructor that would do it at start is left out, as it needs one.
+    opendal::install_default();
     let operator = Operator::new(builder).map_err(|error| wrong(error.message().to_owned()))?;
     let whole = Arc::new(ObjectTree::new(operator, EntryPath::root(), timeouts));
     let tree = Arc::new(whole.below(&prefix));

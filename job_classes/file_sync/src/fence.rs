@@ -15,7 +15,8 @@
 //!
 //! [`revoke`] renames the directory, empties it and removes it; from then on each of these renames fails. By path, since a rename through a descriptor of the
 //! directory would succeed even after the directory itself was renamed. A claim that was not made yet finds a file where its directory should be and fails as well,
-//! whichever of both comes first.
+//! whichever of both comes first. Only on another file system that is mounted below the root nothing can be renamed to; there a look at the directory comes just
+//! before the effect.
 //!
 //! **Object stores.** Every effect carries what the plan saw ([`Planned`](crate::Planned)) as its condition, and the store decides: `If-None-Match`, `If-Match`.
 //!
@@ -39,6 +40,9 @@ use crate::storage::{ErrorKind, StorageError};
 pub enum FenceStrength {
     /// Only a look just before each effect. Whoever revokes waits as long as an operation may take before the batch is offered again.
     Advisory,
+    /// The storage decides on each write by what the plan saw; before each remove there is only a look. As good as [`Conditional`](Self::Conditional) for a batch
+    /// that removes nothing.
+    ConditionalWrites,
     /// The storage decides on each effect by what the plan saw.
     Conditional,
     /// Nothing of a revoked attempt takes effect.
@@ -170,8 +174,11 @@ pub async fn strength(remote: &Remote) -> Result<FenceStrength, StorageError> {
         Access::Local(_) => Ok(FenceStrength::Staged),
         Access::Object(access) => {
             let abilities = access.tree.probe().await?;
-            let is_conditional = abilities.conditional_writes && abilities.conditional_deletes;
-            Ok(if is_conditional { FenceStrength::Conditional } else { FenceStrength::Advisory })
+            Ok(match (abilities.conditional_writes, abilities.conditional_deletes) {
+                (true, true) => FenceStrength::Conditional,
+                (true, false) => FenceStrength::ConditionalWrites,
+                (false, _) => FenceStrength::Advisory,
+            })
         }
     }
 }

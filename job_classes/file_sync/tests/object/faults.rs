@@ -1,7 +1,7 @@
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use nkcluster_file_sync::{EngineOptions, Failure};
+use nkcluster_file_sync::{EngineOptions, Failure, Verify};
 
 use crate::server::Server;
 use crate::{Bench, content, copy};
@@ -84,8 +84,9 @@ async fn a_source_that_is_not_there_leaves_no_trace() {
 #[tokio::test]
 async fn an_object_that_is_replaced_while_it_is_read_gives_no_file() {
     let server = Server::start().await;
-    let bench = Bench::with(EngineOptions { tries: 1, bandwidth: Some(64 << 20), ..EngineOptions::default() });
-    let large = content(40 << 20);
+    let bench = Bench::with(EngineOptions { tries: 1, bandwidth: Some(32 << 20), verify: Verify::Off, ..EngineOptions::default() });
+    // More than is read ahead, so that some of it is asked for only after it was replaced.
+    let large = content(1 << 20).repeat(48);
     bench.write("source/f", &large);
     let store = server.remote("");
     bench.execute(&copy(&bench.root("source"), &store, "f")).await.expect("there");
@@ -100,7 +101,7 @@ async fn an_object_that_is_replaced_while_it_is_read_gives_no_file() {
             tokio::time::sleep(Duration::from_millis(2)).await;
         }
         bench.engine.bandwidth().set_limit(Some(1));
-        tokio::fs::write(server.on_disk("f"), content((40 << 20) + 1)).await.expect("replaced");
+        tokio::fs::write(server.on_disk("f"), content(1 << 20).repeat(49)).await.expect("replaced");
         bench.engine.bandwidth().set_limit(None);
     };
     let (result, ()) = tokio::join!(read, replace);
@@ -113,7 +114,7 @@ async fn an_object_that_is_replaced_while_it_is_read_gives_no_file() {
 async fn a_cancelled_transfer_ends_without_a_file() {
     let server = Server::start().await;
     let bench = Bench::with(EngineOptions { bandwidth: Some(1 << 20), ..EngineOptions::default() });
-    bench.write("source/f", &content(30 << 20));
+    bench.write("source/f", &content(9 << 20));
     let operation = copy(&bench.root("source"), &server.remote(""), "f");
     let cancel = async {
         let deadline = tokio::time::Instant::now() + Duration::from_secs(60);

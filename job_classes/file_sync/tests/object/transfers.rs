@@ -11,7 +11,7 @@ async fn files_return_from_a_store_as_they_went() {
     let server = Server::start().await;
     let bench = Bench::new();
     let (source, store, back) = (bench.root("source"), server.remote("tree"), bench.root("back"));
-    for (name, size) in [("empty", 0), ("small", 4096), ("a/large", 21 * 1024 * 1024 + 11)] {
+    for (name, size) in [("empty", 0), ("small", 4096), ("a/large", 17 * 1024 * 1024 + 11)] {
         bench.write(&format!("source/{name}"), &content(size));
         let file = std::fs::File::options().write(true).open(bench.local.path().join("source").join(name)).expect("opened");
         let time = UNIX_EPOCH + Duration::new(1_600_000_000, 987_654_321);

@@ -9,12 +9,9 @@ use std::sync::Arc;
 
 use super::{Bench, tree, unfenced};
 use crate::attempt::{Attempt, RunId};
-use crate::engine::local::Session;
-use crate::engine::task::Task;
-use crate::engine::{Done, Effect, EngineOptions, Failure, Work};
+use crate::engine::{Effect, EngineOptions, Failure};
 use crate::fence::{ClaimError, Fence, FenceStrength, changed_remotes, prepare, retire, revoke};
 use crate::operation::{Operation, Planned, Seen};
-use crate::remote::local::tests::on_step;
 
 /// More steps than any operation has.
 const STEPS_MAX: usize = 40;
@@ -50,16 +47,6 @@ impl Bench {
             kept.extend(retire(&remote, attempt(0).run).await.expect("ended"));
         }
         kept
-    }
-
-    /// One try, in this thread, with a call before each change.
-    fn carry_out(&self, operation: &Operation, fence: &Arc<Fence>, hook: impl FnMut() + 'static) -> Result<Done, Failure> {
-        let work = Work { engine: self.engine.clone(), fence: fence.clone(), stats: self.stats.clone(), cancel: self.cancel.clone() };
-        let task = Task::new(operation, self.engine.remotes(), fence).expect("a task");
-        on_step(Some(Box::new(hook)));
-        let result = Session::new(&work).carry_out(&task);
-        on_step(None);
-        result.map_err(|failed| failed.error.kind)
     }
 }
 

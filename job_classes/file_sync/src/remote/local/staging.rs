@@ -10,7 +10,7 @@ use rustix::fs::{AtFlags, Mode, OFlags};
 use rustix::io::Errno;
 
 use super::errno::failed;
-use super::open::{Place, condition_failed, rename_to_absent};
+use super::open::{Claim, Place, condition_failed, rename_to_absent};
 use super::tag::LocalTag;
 use crate::attempt::RunId;
 use crate::path::EntryPath;
@@ -92,14 +92,14 @@ pub(crate) struct StagedFile {
     from_directory: Arc<OwnedFd>,
     from: OsString,
     place: Place,
-    /// Whether it lies in the directory of an attempt, which may be taken away.
-    is_fenced: bool,
+    /// What may be taken away, if it belongs to an attempt.
+    claim: Option<Claim>,
     is_committed: bool,
 }
 
 impl StagedFile {
-    pub(super) fn new(file: Option<File>, from_directory: Arc<OwnedFd>, from: OsString, place: Place, is_fenced: bool) -> Self {
-        Self { file, from_directory, from, place, is_fenced, is_committed: false }
+    pub(super) fn new(file: Option<File>, from_directory: Arc<OwnedFd>, from: OsString, place: Place, claim: Option<Claim>) -> Self {
+        Self { file, from_directory, from, place, claim, is_committed: false }
     }
 
     pub(crate) fn file(&self) -> &File {
@@ -129,6 +129,10 @@ impl StagedFile {
     pub(crate) fn commit(mut self, condition: &Condition, path: &EntryPath) -> Result<(), StorageError> {
         self.file = None;
         step();
+        // A file that could not be staged in the directory of its attempt: a look is all that is left.
+        if self.place.is_foreign && self.claim.as_ref().is_some_and(|claim| !claim.is_there()) {
+            return Err(revoked(path));
+        }
         let renamed = match condition {
             Condition::Absent => rename_to_absent(&self.from_directory, &self.from, &self.place),
             condition => {
@@ -143,17 +147,14 @@ impl StagedFile {
                 Ok(())
             }
             Err(Errno::EXIST) => Err(condition_failed("write", path.as_str(), true)),
-            Err(Errno::NOENT | Errno::NOTDIR) if self.is_fenced && self.is_gone() => {
-                self.is_committed = true;
-                Err(StorageError::new(ErrorKind::Revoked, format!("cannot write {:?}: this attempt was revoked", path.as_str())))
-            }
+            Err(Errno::NOENT | Errno::NOTDIR) if self.claim.as_ref().is_some_and(|claim| !claim.is_there()) => Err(revoked(path)),
             Err(errno) => Err(failed("write", path, errno)),
         }
     }
+}
 
-    fn is_gone(&self) -> bool {
-        matches!(rustix::fs::statat(&self.from_directory, &self.from, AtFlags::SYMLINK_NOFOLLOW), Err(Errno::NOENT | Errno::NOTDIR))
-    }
+fn revoked(path: &EntryPath) -> StorageError {
+    StorageError::new(ErrorKind::Revoked, format!("cannot write {:?}: this attempt was revoked", path.as_str()))
 }
 
 impl Drop for StagedFile {

@@ -13,6 +13,7 @@ mod bandwidth;
 mod cancel;
 mod error;
 mod local;
+mod md5;
 mod options;
 mod stream;
 mod task;
@@ -23,6 +24,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use futures_util::stream::{FuturesUnordered, StreamExt};
+use tokio::sync::Semaphore;
 
 pub use self::bandwidth::Bandwidth;
 pub use self::cancel::Cancel;
@@ -85,6 +87,8 @@ struct Inner {
     options: EngineOptions,
     remotes: Arc<Remotes>,
     bandwidth: Bandwidth,
+    /// One for each operation that may be under way, over all calls.
+    transfers: Semaphore,
 }
 
 /// What belongs to one call: shared by all its operations.
@@ -100,7 +104,8 @@ impl Engine {
     /// One that finds its remotes in `remotes`.
     pub fn new(options: EngineOptions, remotes: Arc<Remotes>) -> Self {
         let bandwidth = Bandwidth::new(options.bandwidth);
-        Self { inner: Arc::new(Inner { options, remotes, bandwidth }) }
+        let transfers = Semaphore::new(options.transfers.clamp(1, Semaphore::MAX_PERMITS));
+        Self { inner: Arc::new(Inner { options, remotes, bandwidth, transfers }) }
     }
 
     /// The options.
@@ -133,10 +138,11 @@ impl Engine {
         cancel: &Cancel,
     ) -> Result<Done, OperationError> {
         let work = Work { engine: self.clone(), fence: fence.clone(), stats: stats.clone(), cancel: cancel.clone() };
+        let _transfer = self.inner.transfers.acquire().await;
         work.execute(operation).await
     }
 
-    /// Carries out many operations, [`EngineOptions::transfers`] at the same time; the results are in their order. Small local files share the way to the blocking
+    /// Carries out many operations, [`EngineOptions::transfers`] at the same time over all calls; the results are in their order. Small local files share the way to the blocking
     /// pool, so this is the way for many.
     pub async fn execute_all(
         &self,
@@ -155,7 +161,10 @@ impl Engine {
                 && let Some(group) = groups.next()
             {
                 let (work, operations) = (work.clone(), operations.clone());
-                running.push(async move { (group.start, work.execute_group(&operations, group).await) });
+                running.push(async move {
+                    let _transfer = work.engine.inner.transfers.acquire().await;
+                    (group.start, work.execute_group(&operations, group).await)
+                });
             }
             let Some((start, group)) = running.next().await else { break };
             for (at, result) in group.into_iter().enumerate() {

@@ -15,7 +15,8 @@
 //!
 //! [`revoke`] renames the directory, empties it and removes it; from then on each of these renames fails. By path, since a rename through a descriptor of the
 //! directory would succeed even after the directory itself was renamed. A claim that was not made yet finds a file where its directory should be and fails as well,
-//! whichever of both comes first.
+//! whichever of both comes first. Only on another file system that is mounted below the root nothing can be renamed to; there a look at the directory comes just
+//! before the effect.
 //!
 //! **Object stores.** Every effect carries what the plan saw ([`Planned`](crate::Planned)) as its condition, and the store decides: `If-None-Match`, `If-Match`.
 //!
@@ -39,6 +40,9 @@ use crate::storage::{ErrorKind, StorageError};
 pub enum FenceStrength {
     /// Only a look just before each effect. Whoever revokes waits as long as an operation may take before the batch is offered again.
     Advisory,
+    /// The storage decides on each write by what the plan saw; before each remove there is only a look. As good as [`Conditional`](Self::Conditional) for a batch
+    /// that removes nothing.
+    ConditionalWrites,
     /// The storage decides on each effect by what the plan saw.
     Conditional,
     /// Nothing of a revoked attempt takes effect.
@@ -96,6 +100,7 @@ impl Fence {
                     })?;
                     fence.staging.insert(text.to_owned(), Arc::new(StagingDirectory::new(path)));
                 }
+                Access::Object(_) => {}
             }
         }
         Ok(fence)
@@ -167,6 +172,14 @@ pub fn changed_remotes<'a>(operations: impl IntoIterator<Item = &'a Operation>) 
 pub async fn strength(remote: &Remote) -> Result<FenceStrength, StorageError> {
     match remote.access() {
         Access::Local(_) => Ok(FenceStrength::Staged),
+        Access::Object(access) => {
+            let abilities = access.tree.probe().await?;
+            Ok(match (abilities.conditional_writes, abilities.conditional_deletes) {
+                (true, true) => FenceStrength::Conditional,
+                (true, false) => FenceStrength::ConditionalWrites,
+                (false, _) => FenceStrength::Advisory,
+            })
+        }
     }
 }
 
@@ -180,6 +193,7 @@ pub async fn prepare(remote: &Remote, run: RunId) -> Result<FenceStrength, Stora
             let tree = tree.clone();
             blocking(move || directory::prepare(&tree.open_or_make()?, run)).await?;
         }
+        Access::Object(_) => {}
     }
     strength(remote).await
 }
@@ -200,6 +214,7 @@ pub async fn revoke(remote: &Remote, attempt: Attempt) -> Result<FenceStrength, 
             })
             .await?;
         }
+        Access::Object(_) => {}
     }
     strength(remote).await
 }
@@ -219,5 +234,6 @@ pub async fn retire(remote: &Remote, run: RunId) -> Result<Vec<String>, StorageE
             })
             .await
         }
+        Access::Object(_) => Ok(Vec::new()),
     }
 }

@@ -6,6 +6,7 @@
 
 mod config;
 pub(crate) mod local;
+pub(crate) mod object;
 mod spec;
 
 use std::collections::{BTreeMap, VecDeque};
@@ -18,7 +19,9 @@ pub use self::local::staging::{STAGING_PREFIX, is_staging_name};
 pub use self::spec::{Place, RemoteSpec, SPEC_BYTES_MAX, SpecError, without_secrets};
 
 use self::local::{LinkView, LocalTree};
-use crate::storage::Storage;
+use self::object::{Account, ObjectTree};
+use crate::path::EntryPath;
+use crate::storage::{Abilities, Storage, StorageError};
 
 /// Remotes that [`Remotes`] holds open; the one that was used longest ago is closed for a further one.
 const OPEN_REMOTES_MAX: usize = 64;
@@ -27,7 +30,7 @@ const OPEN_REMOTES_MAX: usize = 64;
 type Opener = fn(&Request<'_>) -> Result<Opened, RemoteError>;
 
 /// All types of storages. A further one is a module that implements [`Storage`] and a line here.
-const TYPES: &[(&str, Opener)] = &[("local", open_local)];
+const TYPES: &[(&str, Opener)] = &[("local", open_local), ("s3", object::s3::open)];
 
 /// What an opener is asked for.
 struct Request<'a> {
@@ -50,6 +53,18 @@ struct Opened {
 pub(crate) enum Access {
     /// A local tree, many files of which can be handled in one piece of blocking work.
     Local(Arc<LocalTree>),
+    /// A store of objects.
+    Object(ObjectAccess),
+}
+
+/// A store of objects, as far as it can be used beyond the root of one remote.
+#[derive(Clone)]
+pub(crate) struct ObjectAccess {
+    pub(crate) tree: Arc<ObjectTree>,
+    /// The whole container, in which both ends of a copy can be named.
+    pub(crate) whole: Arc<ObjectTree>,
+    pub(crate) prefix: EntryPath,
+    pub(crate) account: Arc<Account>,
 }
 
 /// A remote, opened: a storage, its root, and how another node finds it.
@@ -136,6 +151,18 @@ impl Remote {
     pub fn local_path(&self) -> Option<PathBuf> {
         match &self.access {
             Access::Local(tree) => Some(tree.path().to_path_buf()),
+            Access::Object(_) => None,
+        }
+    }
+
+    /// What it can do. An object store is asked, by a few conditional writes of one key, what it honours of conditions; once for each opened remote.
+    ///
+    /// # Errors
+    /// If the storage fails, or does not let us write.
+    pub async fn probe_conditions(&self) -> Result<&Abilities, StorageError> {
+        match &self.access {
+            Access::Local(_) => Ok(self.storage.abilities()),
+            Access::Object(access) => access.tree.probe().await,
         }
     }
 

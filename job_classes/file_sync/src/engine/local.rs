@@ -170,12 +170,12 @@ impl<'a> Session<'a> {
     fn rename_plainly(&mut self, transfer: &Transfer, trees: LocalEnds<'_>, from: &Place) -> Result<Option<Effect>, Failed> {
         let target = opened(&mut self.target, trees.target, true).map_err(Failed::destination)?;
         let to = target.place(&transfer.target.path, Parents::Make).map_err(Failed::destination)?;
-        if !is_one_file_system(from, &to) {
-            return Ok(None);
-        }
         self.work.check()?;
-        open::rename(from, &to, &transfer.condition(), &transfer.target.path).map_err(Failed::destination)?;
-        Ok(Some(Effect::MovedWithin))
+        match open::rename(from, &to, &transfer.condition(), &transfer.target.path) {
+            Ok(()) => Ok(Some(Effect::MovedWithin)),
+            Err(error) if error.kind == ErrorKind::Unsupported => Ok(None),
+            Err(error) => Err(Failed::destination(error)),
+        }
     }
 
     /// The same for an attempt that may be revoked at any moment: the file has its old name until it has its new one.
@@ -190,7 +190,7 @@ impl<'a> Session<'a> {
     ) -> Result<Option<Effect>, Failed> {
         let target = opened(&mut self.target, trees.target, true).map_err(Failed::destination)?;
         let to = target.place(&transfer.target.path, Parents::MakeBy(staging)).map_err(Failed::destination)?;
-        if !is_one_file_system(from, &to) {
+        if to.is_foreign {
             return Ok(None);
         }
         let staged = match target.stage_same(from, &transfer.target.path, staging) {
@@ -297,11 +297,6 @@ fn check_planned(tag: Option<&str>, stat: &Stat, path: &EntryPath) -> Result<(),
 fn is_same(place: &Place, source: &Stat) -> bool {
     let tags = place.stat().ok().flatten().map(|found| (LocalTag::of(&found), LocalTag::of(source)));
     tags.is_some_and(|(found, source)| (found.size, found.modified_ns) == (source.size, source.modified_ns))
-}
-
-fn is_one_file_system(from: &Place, to: &Place) -> bool {
-    let device = |place: &Place| rustix::fs::fstat(&place.directory).map(|stat| stat.st_dev);
-    matches!((device(from), device(to)), (Ok(from), Ok(to)) if from == to)
 }
 
 fn remove_staged(root: &mut OpenRoot, path: &EntryPath, wanted: &LocalTag, staging: &StagingDirectory) -> Result<(), Failed> {

@@ -1,14 +1,20 @@
 //! Operations with an end that is not local: bytes pass through us as a stream, unless one storage copies within itself.
 
+use std::sync::Arc;
+
 use futures_util::stream::StreamExt;
 use xxhash_rust::xxh3::Xxh3;
 
 use super::error::{Failed, Failure, Side};
+use super::md5::Md5Sums;
 use super::task::{End, Task, Transfer};
 use super::{Done, Effect, Verify, Work};
 use crate::entry::{Entry, EntryKind};
 use crate::operation::Planned;
-use crate::storage::{Condition, Content, ErrorKind, StorageError, WriteOptions, Writer};
+use crate::path::EntryPath;
+use crate::remote::Access;
+use crate::remote::object::COPY_BYTES_MAX;
+use crate::storage::{Condition, Content, ErrorKind, Storage, StorageError, WriteOptions, Writer};
 
 /// One try.
 pub(super) async fn carry_out(work: &Work, task: &Task) -> Result<Done, Failed> {
@@ -35,7 +41,10 @@ async fn copy(work: &Work, transfer: &Transfer, wanted_tag: Option<&str>) -> Res
         mode: if options.keeps_modes { source.mode } else { None },
         size: Some(source.size),
     };
-    let copied = stream(work, transfer, &source, write).await;
+    let copied = match within(transfer, source.size) {
+        Some(way) => copy_within(work, transfer, &source, way, write).await,
+        None => stream(work, transfer, &source, write).await,
+    };
     match copied {
         Ok(done) => Ok((done, source)),
         Err(failed) if failed.error.kind == Failure::DestinationChanged && is_there(work, transfer, &source).await? => {
@@ -43,6 +52,39 @@ async fn copy(work: &Work, transfer: &Transfer, wanted_tag: Option<&str>) -> Res
         }
         Err(failed) => Err(failed),
     }
+}
+
+/// A copy that a store makes by itself.
+struct Within {
+    storage: Arc<dyn Storage>,
+    from: EntryPath,
+    to: EntryPath,
+}
+
+/// Whether both ends are one store, and how it names them.
+fn within(transfer: &Transfer, size: u64) -> Option<Within> {
+    let (Access::Object(from), Access::Object(to)) = (transfer.source.remote.access(), transfer.target.remote.access()) else {
+        return None;
+    };
+    let is_one = from.account == to.account && to.whole.abilities().copies && size <= COPY_BYTES_MAX;
+    let path = |prefix: &EntryPath, path: &EntryPath| prefix.join(path.as_str()).ok();
+    let (from_path, to_path) = (path(&from.prefix, &transfer.source.path)?, path(&to.prefix, &transfer.target.path)?);
+    is_one.then(|| Within { storage: to.whole.clone(), from: from_path, to: to_path })
+}
+
+async fn copy_within(work: &Work, transfer: &Transfer, source: &Entry, way: Within, write: WriteOptions) -> Result<Done, Failed> {
+    work.check()?;
+    let written = tokio::select! {
+        biased;
+        () = work.cancel.cancelled() => return Err(Failed::new(Failure::Cancelled, "cancelled")),
+        written = way.storage.copy(&way.from, &way.to, write) => written.map_err(Failed::destination)?,
+    };
+    let is_whole = written.size == source.size;
+    if !is_whole && work.engine.options().verify != Verify::Off {
+        return Err(changed(source, "another"));
+    }
+    tracing::trace!(path = transfer.target.path.as_str(), "copied within its store");
+    Ok(Done { effect: Effect::CopiedWithin, bytes: source.size, hash: None })
 }
 
 async fn stream(work: &Work, transfer: &Transfer, source: &Entry, write: WriteOptions) -> Result<Done, Failed> {
@@ -54,22 +96,29 @@ async fn stream(work: &Work, transfer: &Transfer, source: &Entry, write: WriteOp
     };
     let shown = work.stats.transfer(from.path.as_str(), source.size);
     let mut hash = Xxh3::new();
-    let moved = pump(work, content, writer.as_mut(), source, |bytes| {
-        hash.update(bytes);
-        shown.advance(bytes.len() as u64);
-    });
-    let finished = match moved.await {
-        Ok(()) => {
-            work.check()?;
-            writer.finish().await.map_err(Failed::destination)
+    let mut md5 = Md5Sums::wanted(work.engine.options().verify, from, to, source);
+    let copied = async {
+        pump(work, content, writer.as_mut(), source, |bytes| {
+            hash.update(bytes);
+            md5.update(bytes);
+            shown.advance(bytes.len() as u64);
+        })
+        .await?;
+        let sums = md5.finish();
+        // What arrived otherwise than it was stored gets no name.
+        if sums.as_ref().is_some_and(|sums| sums.contradict(source.tag.as_deref())) {
+            return Err(corrupt(source));
         }
-        Err(error) => Err(error),
+        work.check()?;
+        let written = writer.finish().await.map_err(Failed::destination)?;
+        if sums.is_some_and(|sums| sums.contradict(written.tag.as_deref())) {
+            // Only what was written just now is removed; if somebody has written over it since, it is his.
+            let _ = remove(work, to, written.tag).await;
+            return Err(corrupt(source));
+        }
+        verify(work, to, &written, source, hash.digest128()).await
     };
-    let verified = match finished {
-        Ok(written) => verify(work, to, &written, source, hash.digest128()).await,
-        Err(error) => Err(error),
-    };
-    if let Err(error) = verified {
+    if let Err(error) = copied.await {
         shown.restart();
         return Err(error);
     }
@@ -117,10 +166,9 @@ async fn pump(
 
 /// Compares what was written with what was read.
 async fn verify(work: &Work, target: &End, written: &Entry, source: &Entry, hash: u128) -> Result<(), Failed> {
-    let corrupt = || Failed::temporary(Failure::Corrupt, format!("{:?}: the copy is not what was read", source.path.as_str()));
     match work.engine.options().verify {
         Verify::Off => return Ok(()),
-        _ if written.size != source.size => return Err(corrupt()),
+        _ if written.size != source.size => return Err(corrupt(source)),
         Verify::Cheap => return Ok(()),
         Verify::ReadBack => {}
     }
@@ -130,7 +178,7 @@ async fn verify(work: &Work, target: &End, written: &Entry, source: &Entry, hash
         read_back.update(&bytes.map_err(Failed::destination)?);
         work.check()?;
     }
-    if read_back.digest128() == hash { Ok(()) } else { Err(corrupt()) }
+    if read_back.digest128() == hash { Ok(()) } else { Err(corrupt(source)) }
 }
 
 async fn move_file(work: &Work, transfer: &Transfer) -> Result<Done, Failed> {
@@ -222,6 +270,10 @@ fn missing(end: &End) -> Failed {
 
 fn changed(source: &Entry, how: &str) -> Failed {
     Failed::temporary(Failure::SourceChanged, format!("{:?} became {how} while it was copied", source.path.as_str()))
+}
+
+fn corrupt(source: &Entry) -> Failed {
+    Failed::temporary(Failure::Corrupt, format!("{:?}: the copy is not what was read", source.path.as_str()))
 }
 
 fn changed_since_plan(end: &End) -> Failed {

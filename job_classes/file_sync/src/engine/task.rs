@@ -113,8 +113,7 @@ impl End {
     pub(super) fn tree(&self) -> Option<&Arc<LocalTree>> {
         match self.remote.access() {
             Access::Local(tree) => Some(tree),
-            #[allow(unreachable_patterns, reason = "further ways")]
-            _ => None,
+            Access::Object(_) => None,
         }
     }
 }

@@ -1,5 +1,6 @@
 //! The engine on local trees.
 
+mod faults;
 mod fenced;
 mod local;
 
@@ -7,9 +8,12 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use crate::engine::{Cancel, Done, Engine, EngineOptions, OperationError};
+use crate::engine::local::Session;
+use crate::engine::task::Task;
+use crate::engine::{Cancel, Done, Engine, EngineOptions, Failure, OperationError, Work};
 use crate::fence::Fence;
 use crate::operation::{Operation, Planned, Seen};
+use crate::remote::local::tests::on_step;
 use crate::remote::{RemoteConfig, Remotes};
 use crate::stats::Stats;
 
@@ -82,6 +86,16 @@ impl Bench {
 
     pub(super) async fn execute(&self, operation: &Operation, fence: &Arc<Fence>) -> Result<Done, OperationError> {
         self.engine.execute(operation, fence, &self.stats, &self.cancel).await
+    }
+
+    /// One try, in this thread, with a call before each change.
+    pub(super) fn carry_out(&self, operation: &Operation, fence: &Arc<Fence>, hook: impl FnMut() + 'static) -> Result<Done, Failure> {
+        let work = Work { engine: self.engine.clone(), fence: fence.clone(), stats: self.stats.clone(), cancel: self.cancel.clone() };
+        let task = Task::new(operation, self.engine.remotes(), fence).expect("a task");
+        on_step(Some(Box::new(hook)));
+        let result = Session::new(&work).carry_out(&task);
+        on_step(None);
+        result.map_err(|failed| failed.error.kind)
     }
 }
 

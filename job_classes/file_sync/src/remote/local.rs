@@ -11,7 +11,7 @@ pub(crate) mod open;
 pub(crate) mod staging;
 pub(crate) mod tag;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 mod write;
 
 use std::ffi::OsStr;

@@ -108,7 +108,12 @@ fn copy_small(
     shown: &str,
 ) -> Result<(), StorageError> {
     if size == 0 {
-        return Ok(());
+        // Files of /proc and the like have content and no size.
+        return match source.read_at(&mut [0], 0) {
+            Ok(0) => Ok(()),
+            Ok(_) => Err(StorageError::new(ErrorKind::Changed, format!("{shown:?} has content and no size"))),
+            Err(error) => Err(io_failed("read", shown, &error)),
+        };
     }
     if buffer.len() < size {
         buffer.resize(SMALL_BYTES_MAX as usize, 0);

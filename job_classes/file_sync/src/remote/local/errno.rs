@@ -28,6 +28,8 @@ pub(crate) fn kind_of(errno: Errno) -> ErrorKind {
         Errno::NOENT => ErrorKind::NotFound,
         Errno::EXIST => ErrorKind::ConditionFailed,
         Errno::ACCESS | Errno::PERM | Errno::ROFS | Errno::LOOP => ErrorKind::Denied,
+        // To another file system.
+        Errno::XDEV => ErrorKind::Unsupported,
         Errno::NOSPC | Errno::DQUOT => ErrorKind::NoSpace,
         Errno::NAMETOOLONG | Errno::ILSEQ => ErrorKind::InvalidName,
         Errno::ISDIR | Errno::NOTDIR | Errno::NOTEMPTY => ErrorKind::WrongKind,

@@ -15,7 +15,7 @@ use rustix::io::Errno;
 
 use super::errno::failed;
 use super::names::{name_to_native, to_native};
-use super::staging::{StagedFile, StagingDirectory, partial_name};
+use super::staging::{StagedFile, StagingDirectory, partial_name, step};
 use super::tag::LocalTag;
 use crate::path::EntryPath;
 use crate::storage::{Condition, ErrorKind, StorageError};
@@ -47,8 +47,15 @@ impl<'a> Parents<'a> {
 /// The root of a local tree, opened.
 pub(crate) struct OpenRoot {
     root: Arc<OwnedFd>,
+    device: u64,
     /// The directory that was used last: neighbours follow each other.
-    last: Option<(Box<str>, Arc<OwnedFd>)>,
+    last: Option<LastDirectory>,
+}
+
+struct LastDirectory {
+    path: Box<str>,
+    directory: Arc<OwnedFd>,
+    is_foreign: bool,
 }
 
 impl OpenRoot {
@@ -63,7 +70,8 @@ impl OpenRoot {
             other => other,
         };
         let root = opened.map_err(|errno| failed("open", path.display(), errno))?;
-        Ok(Self { root: Arc::new(root), last: None })
+        let device = device_of(&root).map_err(|errno| failed("open", path.display(), errno))?;
+        Ok(Self { root: Arc::new(root), device, last: None })
     }
 
     /// What has this name.
@@ -105,15 +113,13 @@ impl OpenRoot {
         if name.is_empty() {
             return Err(StorageError::new(ErrorKind::WrongKind, "the root of a remote is no file"));
         }
-        let directory = match &self.last {
-            Some((last, directory)) if **last == *parent => directory.clone(),
-            _ => {
-                let directory = Arc::new(self.directory(parent, parents)?);
-                self.last = Some((parent.into(), directory.clone()));
-                directory
-            }
-        };
-        Ok(Place { directory, name: name_to_native(name).into_owned() })
+        if self.last.as_ref().is_none_or(|last| *last.path != *parent) {
+            let directory = self.directory(parent, parents)?;
+            let device = device_of(&directory).map_err(|errno| failed("open the directory", parent, errno))?;
+            self.last = Some(LastDirectory { path: parent.into(), directory: Arc::new(directory), is_foreign: device != self.device });
+        }
+        let last = self.last.as_ref().expect("filled just above");
+        Ok(Place { directory: last.directory.clone(), name: name_to_native(name).into_owned(), is_foreign: last.is_foreign })
     }
 
     /// Opens a directory; the empty text is the root itself.
@@ -131,8 +137,10 @@ impl OpenRoot {
             let next = match self.beneath(prefix) {
                 Err(Errno::NOENT) => {
                     let name = prefix.rsplit_once('/').map_or(prefix, |(_, name)| name);
-                    self.make_directory(&parent, &name_to_native(name), parents)
-                        .map_err(|errno| failed("make the directory", prefix, errno))?;
+                    self.make_directory(&parent, &name_to_native(name), parents).map_err(|errno| match parents {
+                        Parents::MakeBy(staging) if self.is_revoked(staging, errno) => staging.revoked("make the directory", prefix),
+                        _ => failed("make the directory", prefix, errno),
+                    })?;
                     self.beneath(prefix)
                 }
                 other => other,
@@ -143,14 +151,21 @@ impl OpenRoot {
     }
 
     fn make_directory(&self, parent: &OwnedFd, name: &OsStr, parents: Parents<'_>) -> std::result::Result<(), Errno> {
-        let Parents::MakeBy(staging) = parents else {
+        let staging = match parents {
+            Parents::MakeBy(staging) if device_of(parent)? == self.device => Some(staging),
+            Parents::MakeBy(staging) if !self.is_there(staging.path()) => return Err(Errno::NOENT),
+            _ => None,
+        };
+        let Some(staging) = staging else {
             return match rustix::fs::mkdirat(parent, name, DIRECTORY_MODE) {
                 Err(Errno::EXIST) => Ok(()),
                 other => other,
             };
         };
         let staged = staging.next("directory");
+        step();
         rustix::fs::mkdirat(&self.root, &staged, DIRECTORY_MODE)?;
+        step();
         let renamed = match rustix::fs::renameat_with(&self.root, &staged, parent, name, RenameFlags::NOREPLACE) {
             // Without that flag a rename replaces an empty directory, which is the same, and no other.
             Err(Errno::INVAL | Errno::NOSYS) => rustix::fs::renameat(&self.root, &staged, parent, name),
@@ -175,38 +190,46 @@ impl OpenRoot {
     pub(crate) fn stage(&mut self, path: &EntryPath, staging: Option<&StagingDirectory>, mode: u32) -> Result<StagedFile> {
         let place = self.place(path, Parents::of(staging))?;
         let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let (from_directory, from) = match staging {
-            // By path from the root, each time: an attempt that was revoked finds nothing there.
-            Some(staging) => (self.root.clone(), OsString::from(staging.next("file"))),
-            None => (place.directory.clone(), partial_name()),
-        };
+        let (from_directory, from) = self.from(&place, staging, "file");
         // Others must not read a file before it has the mode it is to have.
+        step();
         let opened = rustix::fs::openat(&from_directory, &from, flags, Mode::from_raw_mode(mode & 0o777));
         match opened {
-            Ok(file) => Ok(StagedFile::new(File::from(file), from_directory, from, place)),
+            Ok(file) => Ok(StagedFile::new(Some(File::from(file)), from_directory, from, place, self.claim(staging))),
             Err(errno) => Err(self.staging_failed(staging, "write", path, errno)),
         }
+    }
+
+    /// Where a file lies until it is committed: by path from the root, each time, so that an attempt that was revoked finds nothing there.
+    fn from(&self, place: &Place, staging: Option<&StagingDirectory>, what: &str) -> (Arc<OwnedFd>, OsString) {
+        match staging.filter(|_| !place.is_foreign) {
+            Some(staging) => (self.root.clone(), OsString::from(staging.next(what))),
+            None => (place.directory.clone(), partial_name()),
+        }
+    }
+
+    fn claim(&self, staging: Option<&StagingDirectory>) -> Option<Claim> {
+        staging.map(|staging| Claim { root: self.root.clone(), path: staging.path().to_owned() })
     }
 
     /// A link that appears under its name only when it is committed.
     pub(crate) fn stage_link(&mut self, path: &EntryPath, target: &OsStr, staging: Option<&StagingDirectory>) -> Result<StagedFile> {
         let place = self.place(path, Parents::of(staging))?;
-        let (from_directory, from) = match staging {
-            Some(staging) => (self.root.clone(), OsString::from(staging.next("link"))),
-            None => (place.directory.clone(), partial_name()),
-        };
+        let (from_directory, from) = self.from(&place, staging, "link");
+        step();
         rustix::fs::symlinkat(target, &from_directory, &from)
             .map_err(|errno| self.staging_failed(staging, "make the link", path, errno))?;
-        Ok(StagedFile::without_content(from_directory, from, place))
+        Ok(StagedFile::new(None, from_directory, from, place, self.claim(staging)))
     }
 
     /// Gives a file a second name in the directory of an attempt, from where it can be committed.
     pub(crate) fn stage_same(&mut self, source: &Place, path: &EntryPath, staging: &StagingDirectory) -> Result<StagedFile> {
         let place = self.place(path, Parents::MakeBy(staging))?;
         let from = OsString::from(staging.next("same"));
+        step();
         rustix::fs::linkat(&source.directory, &source.name, &self.root, &from, AtFlags::empty())
             .map_err(|errno| self.staging_failed(Some(staging), "link", path, errno))?;
-        Ok(StagedFile::without_content(self.root.clone(), from, place))
+        Ok(StagedFile::new(None, self.root.clone(), from, place, self.claim(Some(staging))))
     }
 
     /// Removes a file that has the wanted content: into the directory of the attempt first, a second look there, and then for good.
@@ -214,18 +237,25 @@ impl OpenRoot {
     /// The name in that directory tells what the file should be, so that whoever revokes the attempt in between does not destroy another one.
     pub(crate) fn remove_by(&mut self, path: &EntryPath, wanted: &LocalTag, staging: &StagingDirectory) -> Result<()> {
         let place = self.place(path, Parents::MustExist)?;
+        if place.is_foreign {
+            return self.remove_foreign(path, &place, wanted, staging);
+        }
         let taken = staging.next_gone(wanted);
+        step();
         rustix::fs::renameat(&place.directory, &place.name, &self.root, &taken)
             .map_err(|errno| self.staging_failed(Some(staging), "remove", path, errno))?;
+        step();
         let look = rustix::fs::statat(&self.root, &taken, AtFlags::SYMLINK_NOFOLLOW);
         let stat = look.map_err(|errno| self.staging_failed(Some(staging), "remove", path, errno))?;
         if LocalTag::of(&stat).is_same_content(wanted) {
+            step();
             return match rustix::fs::unlinkat(&self.root, &taken, AtFlags::empty()) {
                 // Whoever revoked the attempt has removed it.
                 Err(Errno::NOENT) | Ok(()) => Ok(()),
                 Err(errno) => Err(failed("remove", path, errno)),
             };
         }
+        step();
         let back = rustix::fs::renameat_with(&self.root, &taken, &place.directory, &place.name, RenameFlags::NOREPLACE);
         let kept = if back.is_ok() { "it was left there" } else { "it is kept in the run's directory" };
         Err(StorageError::new(
@@ -234,19 +264,34 @@ impl OpenRoot {
         ))
     }
 
+    /// The same on another file system below the root, where there is no directory of the attempt: two looks, and then the end.
+    fn remove_foreign(&self, path: &EntryPath, place: &Place, wanted: &LocalTag, staging: &StagingDirectory) -> Result<()> {
+        let found = place.stat().map_err(|errno| failed("remove", path, errno))?;
+        match found {
+            None => return Err(failed("remove", path, Errno::NOENT)),
+            Some(stat) if LocalTag::of(&stat).is_same_content(wanted) => {}
+            Some(_) => return Err(condition_failed("remove", path.as_str(), true)),
+        }
+        if !self.is_there(staging.path()) {
+            return Err(staging.revoked("remove", path.as_str()));
+        }
+        rustix::fs::unlinkat(&place.directory, &place.name, AtFlags::empty()).map_err(|errno| failed("remove", path, errno))
+    }
+
     /// Why something in a staging directory failed; a directory that is gone means that the attempt was revoked.
     fn staging_failed(&self, staging: Option<&StagingDirectory>, doing: &str, path: &EntryPath, errno: Errno) -> StorageError {
         match staging {
-            Some(staging) if matches!(errno, Errno::NOENT | Errno::NOTDIR) && !self.is_there(staging.path()) => {
-                staging.revoked(doing, path)
-            }
+            Some(staging) if self.is_revoked(staging, errno) => staging.revoked(doing, path.as_str()),
             _ => failed(doing, path, errno),
         }
     }
 
+    fn is_revoked(&self, staging: &StagingDirectory, errno: Errno) -> bool {
+        matches!(errno, Errno::NOENT | Errno::NOTDIR) && !self.is_there(staging.path())
+    }
+
     pub(crate) fn is_there(&self, directory: &str) -> bool {
-        let found = rustix::fs::statat(&self.root, directory, AtFlags::SYMLINK_NOFOLLOW);
-        found.is_ok_and(|stat| rustix::fs::FileType::from_raw_mode(stat.st_mode).is_dir())
+        is_directory(&self.root, directory)
     }
 
     pub(crate) fn fd(&self) -> BorrowedFd<'_> {
@@ -259,11 +304,35 @@ impl OpenRoot {
     }
 }
 
+/// What an effect needs to be still there: the directory of its attempt.
+#[derive(Debug)]
+pub(crate) struct Claim {
+    root: Arc<OwnedFd>,
+    path: String,
+}
+
+impl Claim {
+    pub(crate) fn is_there(&self) -> bool {
+        is_directory(&self.root, &self.path)
+    }
+}
+
+fn is_directory(root: &OwnedFd, path: &str) -> bool {
+    let found = rustix::fs::statat(root, path, AtFlags::SYMLINK_NOFOLLOW);
+    found.is_ok_and(|stat| rustix::fs::FileType::from_raw_mode(stat.st_mode).is_dir())
+}
+
+fn device_of(file: &OwnedFd) -> std::result::Result<u64, Errno> {
+    rustix::fs::fstat(file).map(|stat| stat.st_dev)
+}
+
 /// A directory, opened, and a name in it.
 #[derive(Clone, Debug)]
 pub(crate) struct Place {
     pub(crate) directory: Arc<OwnedFd>,
     pub(crate) name: OsString,
+    /// Whether another file system is mounted there, so that nothing can be renamed to it from the root.
+    pub(crate) is_foreign: bool,
 }
 
 impl Place {

@@ -10,7 +10,7 @@ use rustix::fs::{AtFlags, Mode, OFlags};
 use rustix::io::Errno;
 
 use super::errno::failed;
-use super::open::{Place, condition_failed, rename_to_absent};
+use super::open::{Claim, Place, condition_failed, rename_to_absent};
 use super::tag::LocalTag;
 use crate::attempt::RunId;
 use crate::path::EntryPath;
@@ -24,6 +24,14 @@ const PARTIAL_SUFFIX: &str = ".partial";
 pub(crate) const OVER_SUFFIX: &str = ".over";
 /// What begins the name of a file that is about to be removed, in the directory of an attempt.
 pub(crate) const GONE_PREFIX: &str = "gone-";
+
+/// Called before each system call that changes something; tests stop an attempt there.
+#[cfg(not(test))]
+#[inline(always)]
+pub(super) fn step() {}
+
+#[cfg(test)]
+pub(super) use super::tests::step;
 
 /// Whether a name belongs to a run and not to the tree: listings leave it out, copies and deletes never touch it.
 pub fn is_staging_name(name: &str) -> bool {
@@ -39,6 +47,11 @@ pub(super) fn partial_name() -> OsString {
     static NEXT: AtomicU64 = AtomicU64::new(0);
     let process = PROCESS.get_or_init(rand::random);
     format!("{STAGING_PREFIX}{process:016x}{:016x}{PARTIAL_SUFFIX}", NEXT.fetch_add(1, Ordering::Relaxed)).into()
+}
+
+/// The name of an object by which a store is probed; listings leave it out.
+pub(crate) fn probe_name() -> String {
+    partial_name().to_string_lossy().into_owned()
 }
 
 /// The directory of one attempt below a root. It is named by its path and never held open: see [`crate::fence`].
@@ -67,8 +80,8 @@ impl StagingDirectory {
         format!("{}/{GONE_PREFIX}{}-{wanted}", self.path, self.next.fetch_add(1, Ordering::Relaxed))
     }
 
-    pub(crate) fn revoked(&self, doing: &str, path: &EntryPath) -> StorageError {
-        StorageError::new(ErrorKind::Revoked, format!("cannot {doing} {:?}: this attempt was revoked", path.as_str()))
+    pub(crate) fn revoked(&self, doing: &str, path: &str) -> StorageError {
+        StorageError::new(ErrorKind::Revoked, format!("cannot {doing} {path:?}: this attempt was revoked"))
     }
 }
 
@@ -79,16 +92,14 @@ pub(crate) struct StagedFile {
     from_directory: Arc<OwnedFd>,
     from: OsString,
     place: Place,
+    /// What may be taken away, if it belongs to an attempt.
+    claim: Option<Claim>,
     is_committed: bool,
 }
 
 impl StagedFile {
-    pub(super) fn new(file: File, from_directory: Arc<OwnedFd>, from: OsString, place: Place) -> Self {
-        Self { file: Some(file), from_directory, from, place, is_committed: false }
-    }
-
-    pub(super) fn without_content(from_directory: Arc<OwnedFd>, from: OsString, place: Place) -> Self {
-        Self { file: None, from_directory, from, place, is_committed: false }
+    pub(super) fn new(file: Option<File>, from_directory: Arc<OwnedFd>, from: OsString, place: Place, claim: Option<Claim>) -> Self {
+        Self { file, from_directory, from, place, claim, is_committed: false }
     }
 
     pub(crate) fn file(&self) -> &File {
@@ -117,10 +128,16 @@ impl StagedFile {
     /// `Absent` is decided by the kernel; for `Tag` a look comes just before the rename.
     pub(crate) fn commit(mut self, condition: &Condition, path: &EntryPath) -> Result<(), StorageError> {
         self.file = None;
+        step();
+        // A file that could not be staged in the directory of its attempt: a look is all that is left.
+        if self.place.is_foreign && self.claim.as_ref().is_some_and(|claim| !claim.is_there()) {
+            return Err(revoked(path));
+        }
         let renamed = match condition {
             Condition::Absent => rename_to_absent(&self.from_directory, &self.from, &self.place),
             condition => {
                 self.place.check(condition, "write", path.as_str())?;
+                step();
                 rustix::fs::renameat(&self.from_directory, &self.from, &self.place.directory, &self.place.name)
             }
         };
@@ -130,17 +147,14 @@ impl StagedFile {
                 Ok(())
             }
             Err(Errno::EXIST) => Err(condition_failed("write", path.as_str(), true)),
-            Err(Errno::NOENT) if self.is_gone() => {
-                self.is_committed = true;
-                Err(StorageError::new(ErrorKind::Revoked, format!("cannot write {:?}: this attempt was revoked", path.as_str())))
-            }
+            Err(Errno::NOENT | Errno::NOTDIR) if self.claim.as_ref().is_some_and(|claim| !claim.is_there()) => Err(revoked(path)),
             Err(errno) => Err(failed("write", path, errno)),
         }
     }
+}
 
-    fn is_gone(&self) -> bool {
-        matches!(rustix::fs::statat(&self.from_directory, &self.from, AtFlags::SYMLINK_NOFOLLOW), Err(Errno::NOENT | Errno::NOTDIR))
-    }
+fn revoked(path: &EntryPath) -> StorageError {
+    StorageError::new(ErrorKind::Revoked, format!("cannot write {:?}: this attempt was revoked", path.as_str()))
 }
 
 impl Drop for StagedFile {

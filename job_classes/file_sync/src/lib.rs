@@ -26,7 +26,7 @@ mod test_tree;
 pub use crate::attempt::{Attempt, RunId};
 pub use crate::entry::{Entry, EntryKind};
 pub use crate::filter::{Filter, FilterError, FilterOptions, GlobError, RuleOptions};
-pub use crate::listing::{OWN_NAME_PREFIX, Scope, Side};
+pub use crate::listing::{Scope, Side};
 pub use crate::operation::{Operation, Planned, Seen};
 pub use crate::options::{
     Age, Audience, Cleanup, DeleteMode, Options, OptionsError, OptionsJson, OptionsJsonError, Rate, RateError, SizeSuffix, Span, UnitError,
@@ -34,7 +34,7 @@ pub use crate::options::{
 };
 pub use crate::path::{EntryPath, PATH_BYTES_MAX, PathError};
 pub use crate::plan::{
-    Checking, Difference, Finding, Location, Notice, NoticeKind, OverlapError, Place, PlanCounts, PlanRequest, Planner, Problem,
-    ProblemKind, Relation, Step, Task, check, relation,
+    Checking, Difference, Finding, Location, Notice, NoticeKind, OverlapError, PlanCounts, PlanRequest, Planner, Problem, ProblemKind,
+    Relation, Root, Step, Task, check, relation,
 };
 pub use crate::storage::{Abilities, Condition, Content, ErrorKind, Hash, Storage, StorageError, WriteOptions, Writer};

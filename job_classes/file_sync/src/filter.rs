@@ -279,4 +279,6 @@ fn lines(text: &str, is_raw: bool) -> impl Iterator<Item = &str> {
 }
 
 #[cfg(test)]
+mod against_rclone;
+#[cfg(test)]
 mod tests;

@@ -39,14 +39,17 @@ pub use crate::entry::{Entry, EntryKind};
 pub use crate::executor::Executor;
 pub use crate::filter::{Filter, FilterError, FilterOptions, GlobError, RuleOptions};
 pub use crate::gate::Gate;
-pub use crate::listing::{OWN_NAME_PREFIX, Scope, Side};
+pub use crate::listing::{Scope, Side};
 pub use crate::operation::{Operation, Planned, Seen};
 pub use crate::options::{
     Age, Audience, Cleanup, DeleteMode, Options, OptionsError, OptionsJson, OptionsJsonError, Rate, RateError, SizeSuffix, Span, UnitError,
     UnknownWord,
 };
 pub use crate::path::{EntryPath, PATH_BYTES_MAX, PathError};
-pub use crate::plan::Task;
+pub use crate::plan::{
+    Checking, Difference, Finding, Location, Notice, NoticeKind, OverlapError, PlanCounts, PlanRequest, Planner, Problem, ProblemKind,
+    Relation, Root, Step, Task, check, relation,
+};
 pub use crate::remote::{Remote, RemoteConfig, RemoteError, Remotes};
 pub use crate::run::{Control, End, Here, Order, OrderError, Queue, Snapshot, Summary, Told, Way, run};
 pub use crate::stats::{Counter, Stats, StatsReport, TransferGuard, Transferring};

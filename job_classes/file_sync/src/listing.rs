@@ -24,7 +24,7 @@ pub use self::walk::Side;
 pub(crate) use self::walk::{Descend, Visitor, Walk, WalkedDirectory, walk};
 
 /// Names that begin so are ours: where attempts stage what they write. No walk tells them.
-pub const OWN_NAME_PREFIX: &str = ".nkcluster-";
+pub(crate) const OWN_NAME_PREFIX: &str = ".nkcluster-";
 
 #[cfg(test)]
 mod tests;

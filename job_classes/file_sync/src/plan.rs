@@ -56,7 +56,7 @@ pub enum Task {
 
 /// One side of a run.
 #[derive(Clone)]
-pub struct Place {
+pub struct Root {
     /// Its root, as operations name it: in rclone's syntax.
     pub fs: String,
     /// Its tree.
@@ -71,9 +71,9 @@ pub struct PlanRequest {
     /// What the run does.
     pub task: Task,
     /// Where files come from; not looked at by [`Task::Delete`].
-    pub source: Option<Place>,
+    pub source: Option<Root>,
     /// Where they go.
-    pub destination: Place,
+    pub destination: Root,
     /// The root of `--backup-dir`, as operations name it.
     pub backup_fs: Option<String>,
     /// Whether the destination takes names for the same that differ by case or Unicode form.

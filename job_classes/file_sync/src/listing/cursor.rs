@@ -78,6 +78,10 @@ impl Cursor {
     /// Begins to read a directory; it is at its first entry then.
     pub(super) async fn open(directory: &EntryPath, reading: Reading<'_>) -> Result<Self, StorageError> {
         let Reading { storage, scope, folds, large } = reading;
+        // Other directories were asked for their markers when they were met.
+        if directory.is_root() && scope.is_marked(directory, storage.as_ref()).await? {
+            return Ok(Self::empty());
+        }
         let mut entries = storage.list(directory);
         let mut cursor = Self::empty();
         if storage.abilities().lists_in_order && !folds {

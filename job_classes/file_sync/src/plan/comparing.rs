@@ -9,7 +9,7 @@ use tokio::sync::mpsc;
 
 use super::step::{Notice, NoticeKind, Problem, ProblemKind, Step};
 use super::suffix::backup_path;
-use super::{DirectoryTime, Place, PlanCounts, PlanRequest, Task};
+use super::{DirectoryTime, PlanCounts, PlanRequest, Root, Task};
 use crate::comparison::content::same_content;
 use crate::comparison::{Comparison, Verdict};
 use crate::entry::{Entry, EntryKind};
@@ -160,7 +160,7 @@ impl Comparing {
         std::mem::take(&mut self.deferred.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
-    fn source(&self) -> &Place {
+    fn source(&self) -> &Root {
         self.request.source.as_ref().unwrap_or(&self.request.destination)
     }
 

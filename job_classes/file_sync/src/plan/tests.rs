@@ -15,7 +15,7 @@ fn request(task: Task, source: Tree, destination: Tree, change: impl FnOnce(&mut
     let mut options = Options::default();
     change(&mut options);
     let filter = Arc::new(Filter::load(&options.filter, at(0)).expect("a filter"));
-    let place = |fs: &str, tree: Tree| Place { fs: fs.to_owned(), storage: Arc::new(tree), excluded: Vec::new() };
+    let place = |fs: &str, tree: Tree| Root { fs: fs.to_owned(), storage: Arc::new(tree), excluded: Vec::new() };
     PlanRequest {
         task,
         source: Some(place("/src", source)),

@@ -10,14 +10,14 @@ use crate::entry::EntryKind;
 use crate::filter::Filter;
 use crate::options::Options;
 use crate::path::EntryPath;
-use crate::plan::{Location, Place, Relation, Task, relation};
+use crate::plan::{Location, Relation, Root, Task, relation};
 use crate::remote::{Remote, RemoteSpec, Remotes};
 
 /// The trees of a run.
 pub(super) struct Places {
     pub(super) task: Task,
-    pub(super) source: Option<Place>,
-    pub(super) destination: Place,
+    pub(super) source: Option<Root>,
+    pub(super) destination: Root,
     pub(super) backup_fs: Option<String>,
 }
 
@@ -45,7 +45,7 @@ impl Places {
         let excluded = excluded.map(&open).transpose()?;
         let destination = open(&order.destination)?;
         let backup = options.backup_dir.as_deref().map(&open).transpose()?;
-        let mut place = Place { fs: destination.portable(), storage: destination.storage().clone(), excluded: Vec::new() };
+        let mut place = Root { fs: destination.portable(), storage: destination.storage().clone(), excluded: Vec::new() };
         place.excluded.extend(within(excluded.as_deref(), &destination));
         place.excluded.extend(within(backup.as_deref(), &destination));
         let source = match order.kind {
@@ -55,7 +55,7 @@ impl Places {
                 let (source, file) = Self::source(&text, remotes).await?;
                 let (from, to) = (location(&source), location(&destination));
                 let kept = backup.as_deref().map(location);
-                let mut from_place = Place { fs: source.portable(), storage: source.storage().clone(), excluded: Vec::new() };
+                let mut from_place = Root { fs: source.portable(), storage: source.storage().clone(), excluded: Vec::new() };
                 match file {
                     Some(file) => {
                         from_place.storage = OneFile::new(from_place.storage, file.clone());

@@ -337,8 +337,20 @@ pub async fn start_run(
     let plan = Plan::new(options.batch_files, options.batch_bytes, options.config.clone(), options.filter.clone());
     let pacing = Pacing::new(options.look_interval);
     let (unwritten, settling) = (BTreeMap::new(), Vec::new());
-    let desk =
-        Desk { files, fence, options, listener, controller, plan, unwritten, settling, next_batch, eyes: Eyes::default(), failing: None, pacing };
+    let desk = Desk {
+        files,
+        fence,
+        options,
+        listener,
+        controller,
+        plan,
+        unwritten,
+        settling,
+        next_batch,
+        eyes: Eyes::default(),
+        failing: None,
+        pacing,
+    };
     let end = tokio::spawn(desk.run(planned, cancelled, Arc::clone(&wake)));
     Ok(RunHandle { operations, cancel, wake, end, queued: Arc::new(queued) })
 }
@@ -419,12 +431,7 @@ enum Told {
 }
 
 impl Desk {
-    async fn run(
-        mut self,
-        mut planned: mpsc::Receiver<Planned>,
-        mut cancelled: watch::Receiver<bool>,
-        wake: Arc<Notify>,
-    ) -> RunEnd {
+    async fn run(mut self, mut planned: mpsc::Receiver<Planned>, mut cancelled: watch::Receiver<bool>, wake: Arc<Notify>) -> RunEnd {
         let mut is_planned = false;
         let mut look = Instant::now();
         let error = loop {

@@ -141,7 +141,8 @@ struct World {
 impl World {
     fn new(seed: u64, renames: bool) -> Self {
         pacing::seed::plant(Some(seed));
-        let patience = ControllerOptions { no_worker_timeout: Duration::from_secs(120), attempts_max: 1_000, ..ControllerOptions::default() };
+        let patience =
+            ControllerOptions { no_worker_timeout: Duration::from_secs(120), attempts_max: 1_000, ..ControllerOptions::default() };
         let options = RunOptions { batch_files: 4 + (random() % 20) as usize, patience, ..RunOptions::default() };
         let (memory, target, run) = (Memory::new(renames), Arc::default(), RunId::from_random([9; 20]));
         let files = 40 + (random() % 120) as usize;

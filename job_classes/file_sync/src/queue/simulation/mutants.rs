@@ -149,7 +149,9 @@ fn every_run_ends_as_promised() {
     };
     for seed in seeds {
         if let Err(wrong) = simulate(story(seed)) {
-            panic!("{wrong}\nto see it again: NKCLUSTER_MODEL_SEED={seed} cargo test -p nkcluster-file-sync --lib every_run_ends_as_promised");
+            panic!(
+                "{wrong}\nto see it again: NKCLUSTER_MODEL_SEED={seed} cargo test -p nkcluster-file-sync --lib every_run_ends_as_promised"
+            );
         }
     }
 }

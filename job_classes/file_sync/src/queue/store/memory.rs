@@ -96,7 +96,10 @@ impl Client {
     }
 
     /// A call that may fail before it is done, or when it is done and nobody learns of it.
-    fn call<'a, T: Send + 'a>(&'a self, work: impl FnOnce(&Memory, &mut BTreeMap<String, Bytes>) -> T + Send + 'a) -> BoxFuture<'a, Result<T, StoreError>> {
+    fn call<'a, T: Send + 'a>(
+        &'a self,
+        work: impl FnOnce(&Memory, &mut BTreeMap<String, Bytes>) -> T + Send + 'a,
+    ) -> BoxFuture<'a, Result<T, StoreError>> {
         Box::pin(async move {
             let failed = || Err(StoreError::new(true, "a failure of the simulation"));
             self.way().await;

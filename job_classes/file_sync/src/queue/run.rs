@@ -673,7 +673,7 @@ impl Desk {
                 self.controller.handle_broken(&job, why)
             }
             Told::Failed(job, error) => {
-                let follows = job.and_then(|job| self.controller.handle_failed(&job, &error.to_string()));
+                let follows = job.and_then(|job| self.controller.handle_failed(&job, &error.to_string(), Instant::now().into_std()));
                 if let FilesError::Store(error) = &error {
                     self.store_failed(&error.what)?;
                 }

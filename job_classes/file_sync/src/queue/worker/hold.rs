@@ -84,7 +84,7 @@ impl Hold {
 
     /// Writes the result.
     async fn finish(&self) -> HoldEnd {
-        if !has(Fault::NoNames) && self.is_taken_away().await {
+        if self.is_taken_away().await {
             return HoldEnd::Abandoned;
         }
         let result = self.work.result();
@@ -106,7 +106,7 @@ impl Hold {
 
     /// Whether somebody wrote on in the log: only a seal can be there.
     async fn is_taken_away(&self) -> bool {
-        if self.job.attempt().is_none() {
+        if self.job.attempt().is_none() || has(Fault::NoNames) {
             return false;
         }
         let next = self.store.read(&self.job.log(self.records), FILE_BYTES_MAX).await;

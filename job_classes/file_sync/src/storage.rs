@@ -143,6 +143,8 @@ pub enum ErrorKind {
     NotFound,
     /// A [`Condition`] was not met: somebody else was there. Nothing was changed.
     ConditionFailed,
+    /// The attempt that asked was revoked: another one does its work. Nothing was changed.
+    Revoked,
     /// Not permitted, or credentials were refused.
     Denied,
     /// No space, or a quota was reached.

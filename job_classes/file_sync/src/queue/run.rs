@@ -10,7 +10,7 @@ use std::time::{Duration, SystemTime};
 use futures_util::StreamExt;
 use futures_util::future::BoxFuture;
 use serde_json::{Map, Value};
-use tokio::sync::{Notify, mpsc, watch};
+use tokio::sync::{Notify, mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
@@ -219,11 +219,21 @@ pub enum RunEvent {
 /// Whoever is told what happens.
 pub type RunListener = Arc<dyn Fn(RunEvent) + Send + Sync>;
 
+/// What whoever plans says.
+#[derive(Debug)]
+enum Planned {
+    /// One more thing to do.
+    Operation(Operation),
+    /// Everything so far is to be done before anything else is planned; then this is answered.
+    Settle(oneshot::Sender<()>),
+    /// That was all.
+    Complete,
+}
+
 /// A run that is on its way. Dropped, it is cancelled, and can be resumed.
 #[derive(Debug)]
 pub struct RunHandle {
-    /// An operation, or that the plan is complete.
-    operations: mpsc::Sender<Option<Operation>>,
+    operations: mpsc::Sender<Planned>,
     cancel: watch::Sender<bool>,
     wake: Arc<Notify>,
     end: JoinHandle<RunEnd>,
@@ -233,7 +243,13 @@ pub struct RunHandle {
 impl RunHandle {
     /// Adds an operation to the plan; waits while too much is in flight. One that a resumed run has in a batch already is left out. False if the run is over.
     pub async fn add(&self, operation: Operation) -> bool {
-        self.queued.contains(&key_of(&operation)) || self.operations.send(Some(operation)).await.is_ok()
+        self.queued.contains(&key_of(&operation)) || self.operations.send(Planned::Operation(operation)).await.is_ok()
+    }
+
+    /// Resolves when everything that was added is done, and what a resumed run had before; batches that are not full yet are offered for it. False if the run is over.
+    pub async fn settle(&self) -> bool {
+        let (done, is_done) = oneshot::channel();
+        self.operations.send(Planned::Settle(done)).await.is_ok() && is_done.await.is_ok()
     }
 
     /// Whether a resumed run had this operation in a batch already.
@@ -269,7 +285,7 @@ impl RunHandle {
     /// All is planned; resolves when all is done, or when the run ends otherwise.
     pub async fn finish(self) -> RunEnd {
         // If nobody hears it, the run is over.
-        let _ = self.operations.send(None).await;
+        let _ = self.operations.send(Planned::Complete).await;
         // Its task is never aborted, and its panics are ours.
         self.end.await.unwrap_or_else(|error| match error.try_into_panic() {
             Ok(panic) => std::panic::resume_unwind(panic),
@@ -323,9 +339,9 @@ pub async fn start_run(
     let wake = Arc::new(Notify::new());
     let plan = Plan::new(options.batch_files, options.batch_bytes, options.config.clone(), options.filter.clone());
     let pacing = Pacing::new(options.look_interval);
-    let unwritten = BTreeMap::new();
+    let (unwritten, settling) = (BTreeMap::new(), Vec::new());
     let desk =
-        Desk { files, fence, options, listener, controller, plan, unwritten, next_batch, eyes: Eyes::default(), failing: None, pacing };
+        Desk { files, fence, options, listener, controller, plan, unwritten, settling, next_batch, eyes: Eyes::default(), failing: None, pacing };
     let end = tokio::spawn(desk.run(planned, cancelled, Arc::clone(&wake)));
     Ok(RunHandle { operations, cancel, wake, end, queued: Arc::new(queued) })
 }
@@ -390,6 +406,8 @@ struct Desk {
     plan: Plan,
     /// Batches that are planned and not offered yet; at most a few, since planning waits for them.
     unwritten: BTreeMap<JobName, Batch>,
+    /// Who waits until nothing is open.
+    settling: Vec<oneshot::Sender<()>>,
     next_batch: u64,
     eyes: Eyes,
     /// Since when the storage has failed, and why.
@@ -411,7 +429,7 @@ enum Told {
 impl Desk {
     async fn run(
         mut self,
-        mut planned: mpsc::Receiver<Option<Operation>>,
+        mut planned: mpsc::Receiver<Planned>,
         mut cancelled: watch::Receiver<bool>,
         wake: Arc<Notify>,
     ) -> RunEnd {
@@ -434,8 +452,14 @@ impl Desk {
                 }
                 look = Instant::now() + self.pacing.next(random());
             }
-            if is_planned && self.plan.waiting() == 0 && self.controller.open() == 0 {
-                break None;
+            if self.plan.waiting() == 0 && self.controller.open() == 0 {
+                for waiting in self.settling.drain(..) {
+                    // Whoever does not wait any more need not know.
+                    let _ = waiting.send(());
+                }
+                if is_planned {
+                    break None;
+                }
             }
             let has_room = !is_planned && self.has_room();
             tokio::select! {
@@ -444,8 +468,7 @@ impl Desk {
                 () = wake.notified() => look = Instant::now(),
                 () = tokio::time::sleep_until(look) => {}
                 operation = planned.recv(), if has_room => match operation {
-                    Some(Some(operation)) => if let Err(error) = self.plan_one(operation) { break Some(error) },
-                    Some(None) => is_planned = true,
+                    Some(planned) => if let Err(error) = self.plan_next(planned, &mut is_planned) { break Some(error) },
                     // The handle was dropped: whoever planned is gone, and nobody knows what else there was to do.
                     None => break Some(self.cancelled(&planned)),
                 },
@@ -458,7 +481,7 @@ impl Desk {
         RunEnd { totals: self.controller.totals(), error }
     }
 
-    fn cancelled(&self, planned: &mpsc::Receiver<Option<Operation>>) -> RunError {
+    fn cancelled(&self, planned: &mpsc::Receiver<Planned>) -> RunError {
         let batched = self.plan.waiting() as u64 + planned.len() as u64;
         RunError::Cancelled { batched, in_flight: self.controller.open_files() }
     }
@@ -468,16 +491,16 @@ impl Desk {
     }
 
     /// Takes what is there to be planned, as long as there is room; returns what offers the batches.
-    fn plan_some(&mut self, planned: &mut mpsc::Receiver<Option<Operation>>, is_planned: &mut bool) -> Result<Vec<Action>, RunError> {
+    fn plan_some(&mut self, planned: &mut mpsc::Receiver<Planned>, is_planned: &mut bool) -> Result<Vec<Action>, RunError> {
         while self.has_room() && !*is_planned {
             match planned.try_recv() {
-                Ok(Some(operation)) => self.plan_one(operation)?,
-                Ok(None) => *is_planned = true,
+                Ok(planned) => self.plan_next(planned, is_planned)?,
                 // That the handle was dropped is noticed by whoever waits for more.
                 Err(_) => break,
             }
         }
-        if *is_planned && let Some(batch) = self.plan.flush() {
+        let is_wanted = *is_planned || !self.settling.is_empty();
+        if is_wanted && let Some(batch) = self.plan.flush() {
             self.take_up(batch)?;
         }
         let new = self.unwritten.keys().filter(|job| !self.controller.knows(job)).cloned().collect::<Vec<_>>();
@@ -489,10 +512,17 @@ impl Desk {
         Ok(offers.collect())
     }
 
-    fn plan_one(&mut self, operation: Operation) -> Result<(), RunError> {
-        match self.plan.add(operation) {
-            Some(batch) => self.take_up(batch),
-            None => Ok(()),
+    fn plan_next(&mut self, planned: Planned, is_planned: &mut bool) -> Result<(), RunError> {
+        match planned {
+            Planned::Operation(operation) => self.plan.add(operation).map_or(Ok(()), |batch| self.take_up(batch)),
+            Planned::Settle(waiting) => {
+                self.settling.push(waiting);
+                Ok(())
+            }
+            Planned::Complete => {
+                *is_planned = true;
+                Ok(())
+            }
         }
     }
 

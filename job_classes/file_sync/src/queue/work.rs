@@ -93,6 +93,13 @@ impl Work {
         &self.filter
     }
 
+    /// The remotes that the inputs which nobody has taken yet change, each once.
+    pub fn changed_remotes(&self) -> Vec<String> {
+        let inner = self.lock();
+        let operations = inner.waiting.iter().map(|index| &self.inputs[*index]);
+        crate::fence::changed_remotes(operations).into_iter().map(str::to_owned).collect()
+    }
+
     /// The next input; none if all were taken or given away, or if this worker is about to stop.
     pub fn take(&self) -> Option<Taken> {
         let index = self.lock().waiting.pop_front()?;

@@ -63,6 +63,9 @@ pub struct BatchNote {
     /// Numbers that it may give to batches which are split off; itself counted.
     #[serde(default = "family")]
     pub width: u64,
+    /// The name under which it was offered first; in records, whose own names have only the number.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub job: Option<String>,
     /// The one worker that may take it, where claims cannot be made exclusive.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub worker: Option<WorkerId>,
@@ -70,7 +73,7 @@ pub struct BatchNote {
 
 impl Default for BatchNote {
     fn default() -> Self {
-        Self { width: FAMILY, worker: None }
+        Self { width: FAMILY, job: None, worker: None }
     }
 }
 

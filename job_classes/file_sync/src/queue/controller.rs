@@ -25,8 +25,6 @@ use crate::queue::store::marker_of;
 
 /// Surveys in a row that must see a batch nowhere before it is offered again: its file may be on its way.
 const NOWHERE_SURVEYS: u32 = 3;
-/// Times that the effects of an attempt are tried to be fenced before its batch has failed.
-const REVOKE_TRIES_MAX: u32 = 20;
 
 /// How patient a controller is.
 #[derive(Clone, Debug)]
@@ -35,7 +33,7 @@ pub struct ControllerOptions {
     pub lease: Duration,
     /// Attempts at one batch, of which each lost its worker, before the batch has failed: it may be what kills them.
     pub attempts_max: u32,
-    /// Silence of all workers after which the run ends.
+    /// Silence of all workers after which the run ends. As long it is tried to take a batch from a silent worker before the batch has failed.
     pub no_worker_timeout: Duration,
     /// The longest that one operation of a worker whose effects cannot be fenced may take.
     pub longest_operation: Duration,
@@ -136,8 +134,8 @@ struct InFlight {
     state: State,
     /// An action is on its way.
     is_busy: bool,
-    /// Actions that failed in a row.
-    failed: u32,
+    /// Since when its actions fail.
+    failing: Option<Instant>,
 }
 
 #[derive(Debug)]
@@ -488,12 +486,12 @@ impl Controller {
     }
 
     /// An action failed and may be tried again, after the next look.
-    pub(crate) fn handle_failed(&mut self, job: &JobName, why: &str) -> Option<Action> {
+    pub(crate) fn handle_failed(&mut self, job: &JobName, why: &str, now: Instant) -> Option<Action> {
         let number = job.attempt()?.batch;
         let batch = self.batches.get_mut(&number).filter(|batch| batch.job == *job)?;
         batch.is_busy = false;
-        batch.failed += 1;
-        if matches!(batch.state, State::Revoking) && batch.failed >= REVOKE_TRIES_MAX {
+        let since = *batch.failing.get_or_insert(now);
+        if matches!(batch.state, State::Revoking) && now.saturating_duration_since(since) >= self.options.no_worker_timeout {
             batch.fail(Failure::of_batch(format!("it cannot be taken from its worker, which is silent: {why}")));
             return self.act(number);
         }
@@ -503,7 +501,7 @@ impl Controller {
     /// The batch, if this is its current attempt; its action is over.
     fn current(&mut self, job: &JobName) -> Option<&mut InFlight> {
         let batch = self.batches.get_mut(&job.attempt()?.batch).filter(|batch| batch.job == *job)?;
-        (batch.is_busy, batch.failed) = (false, 0);
+        (batch.is_busy, batch.failing) = (false, None);
         Some(batch)
     }
 
@@ -529,7 +527,7 @@ impl Controller {
 
 impl InFlight {
     fn new(job: JobName, files: usize, bytes: u64, state: State) -> Self {
-        Self { job, files, bytes, log: 0, worker: None, is_ours: false, state, is_busy: false, failed: 0 }
+        Self { job, files, bytes, log: 0, worker: None, is_ours: false, state, is_busy: false, failing: None }
     }
 
     fn finish(&mut self, result: BatchResult) {

@@ -23,12 +23,14 @@ use crate::queue::pacing::{Pacing, random};
 use crate::queue::plan::Plan;
 use crate::queue::store::{SharedStore, StoreError};
 
-use files::{Files, FilesError, Log, read_counted};
+use files::{Files, FilesError, Log, parse_record_name, read_counted};
 pub(crate) use files::{child_batch, counted_path};
 use survey::Eyes;
 
 /// Operations that wait for their turn to be planned; whoever adds more waits.
 const PLANNED_MAX: usize = 4_096;
+/// Batches that are planned and not written yet, at most. A controller that resumes the run takes so many numbers away from the one before.
+const UNWRITTEN_MAX: usize = 32;
 /// Batches that are written, read or archived at one time.
 const ACTIONS_IN_FLIGHT: usize = 16;
 /// Times that files of a run which is over are tried to be cleaned.
@@ -310,6 +312,7 @@ pub async fn start_run(
         (RunStart::New, None) => 0,
         (RunStart::New, Some(_)) => return Err(RunError::Exists(run)),
         (RunStart::Resume, None) => return Err(RunError::Missing(run)),
+        (RunStart::Resume, Some(last)) if Files::is_closed(&store, run, last).await.map_err(of_store)? => return Err(RunError::Missing(run)),
         (RunStart::Resume, Some(last)) => last + 1,
     };
     let mut files = Files { store, run, number, cleanup: options.cleanup };
@@ -365,25 +368,30 @@ async fn load(files: &Files, controller: &mut Controller) -> Result<(u64, HashSe
         let record = read_counted(&files.store, &files.counted(batch)).await?;
         controller.resume_counted(batch, &record.totals);
         counted.insert(batch);
-        next = next.max(planned_of(batch) + 1);
     }
-    let mut last: BTreeMap<u64, JobName> = BTreeMap::new();
-    for file in files.store.list(&format!("{root}/batch")).await.map_err(of_store)? {
-        // Names come in their order, so the last attempt at a batch stays.
-        let Some((job, attempt)) = JobName::parse(&file.name).and_then(|job| job.attempt().map(|attempt| (job, attempt))) else { continue };
-        next = next.max(planned_of(attempt.batch) + 1);
-        last.insert(attempt.batch, job);
+    // Whoever had the run may be about to write batches of which nobody knows. Their numbers are taken away first; what was written before is read afterwards.
+    let list = async || files.store.list(&format!("{root}/batch")).await.map(|files| files.into_iter().filter_map(|file| parse_record_name(&file.name)));
+    let taken = list().await.map_err(of_store)?.map(|(batch, _)| planned_of(batch)).chain(counted.iter().map(|batch| planned_of(*batch)));
+    if files.number > 0 {
+        next = files.seal_numbers(&taken.collect(), UNWRITTEN_MAX as u64).await?;
     }
-    for (batch, job) in last.into_iter().filter(|(batch, _)| !counted.contains(batch)) {
-        match files.read_batch(&job).await {
-            Ok(read) => {
+    // Names come in their order, so the last attempt at a batch stays.
+    let last: BTreeMap<u64, u32> = list().await.map_err(of_store)?.filter(|(batch, _)| !counted.contains(batch)).collect();
+    for (batch, attempt) in last {
+        let path = files.record(&Attempt { run: files.run, batch, attempt });
+        let read = files.read_record(&path).await.map(|read| {
+            let read = read?;
+            let job = JobName::parse(&format!("{}.json", read.note.job.as_deref()?))?;
+            (job.attempt() == Some(Attempt { run: files.run, batch, attempt })).then_some((job, read))
+        });
+        match read {
+            Ok(Some((job, read))) => {
                 queued.extend(read.inputs.iter().map(key_of));
                 controller.resume(job, read.inputs.len(), read.size());
             }
-            Err(FilesError::Broken(why)) => {
-                // The inputs are compared again, so whatever was in it is planned anew.
-                tracing::warn!(batch, %why, "a batch of an earlier controller is left out");
-            }
+            Ok(None) => {}
+            // The inputs are compared again, so whatever was in it is planned anew.
+            Err(FilesError::Broken(why)) => tracing::warn!(batch, %why, "a batch of an earlier controller is left out"),
             Err(error) => return Err(error.into()),
         }
     }
@@ -486,7 +494,7 @@ impl Desk {
     }
 
     fn has_room(&self) -> bool {
-        self.unwritten.len() < ACTIONS_IN_FLIGHT && self.controller.open() < self.options.batches_in_flight
+        self.unwritten.len() + 1 < UNWRITTEN_MAX && self.controller.open() < self.options.batches_in_flight
     }
 
     /// Takes what is there to be planned, as long as there is room; returns what offers the batches.
@@ -710,7 +718,7 @@ impl Desk {
                 self.controller.handle_broken(&job, why)
             }
             Told::Failed(job, error) => {
-                let follows = job.and_then(|job| self.controller.handle_failed(&job, &error.to_string()));
+                let follows = job.and_then(|job| self.controller.handle_failed(&job, &error.to_string(), Instant::now().into_std()));
                 if let FilesError::Store(error) = &error {
                     self.store_failed(&error.what)?;
                 }
@@ -724,7 +732,7 @@ impl Desk {
         let mut tries = 0;
         loop {
             let ended = async {
-                self.files.in_charge().await?;
+                self.files.close().await?;
                 if self.options.quits_workers {
                     for worker in self.controller.workers() {
                         let path = crate::queue::worker::quit_path(worker);

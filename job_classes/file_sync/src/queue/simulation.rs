@@ -32,8 +32,8 @@ struct Target {
 
 #[derive(Debug, Default)]
 struct Effects {
-    /// Which batch has done a file.
-    done: BTreeMap<String, u64>,
+    /// Which attempt at which batch has done a file.
+    done: BTreeMap<String, (u64, u32)>,
     started: BTreeSet<(u64, u32)>,
     revoked: BTreeSet<(u64, u32)>,
     wrong: Vec<String>,
@@ -63,8 +63,10 @@ impl Target {
         if is_broken(file) {
             return Err("it cannot be read".to_owned());
         }
-        if let Some(other) = effects.done.insert(file.to_owned(), batch).filter(|other| *other != batch) {
-            effects.wrong.push(format!("{file} was done by the batches {other:x} and {batch:x}"));
+        // What an attempt has done that was revoked since is done again, maybe by a part of its batch.
+        let other = effects.done.insert(file.to_owned(), (batch, number));
+        if let Some(other) = other.filter(|other| other.0 != batch && !effects.revoked.contains(other)) {
+            effects.wrong.push(format!("{file} was done by the batches {:x} and {batch:x}", other.0));
         }
         Ok(())
     }
@@ -110,7 +112,9 @@ impl Execute for Copier {
                 }
             }
         };
-        Box::pin(async move { drop(futures_util::future::join(copy(), copy()).await) })
+        Box::pin(async move {
+            futures_util::future::join(copy(), copy()).await;
+        })
     }
 }
 
@@ -181,7 +185,7 @@ impl World {
         }
     }
 
-    /// Nobody sleeps, nothing fails, and there are workers.
+    /// Nobody sleeps, nothing fails, and there is a worker.
     fn heal(&mut self) {
         let workers = self.workers.values().map(|node| &node.client);
         for client in workers.chain(&self.controllers) {
@@ -189,9 +193,8 @@ impl World {
             client.fail_one_of(0);
         }
         self.memory.damage_one_of(0);
-        if self.workers.values().all(|node| node.handle.is_over()) {
-            self.start_worker(99);
-        }
+        // The others may be about to stop.
+        self.start_worker(99);
     }
 
     /// What must be so at the end of a run that was never resumed.

@@ -1,10 +1,12 @@
 //! What the controller of a run does with files.
 
+use std::collections::BTreeSet;
+
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
 use super::{Cleanup, Fence, Fenced, RunError};
-use crate::attempt::RunId;
+use crate::attempt::{Attempt, RunId};
 use crate::queue::batch::{Batch, BatchResult, FILE_BYTES_MAX, FormatError, LogRecord, Split, indented, parse};
 use crate::queue::controller::Totals;
 use crate::queue::fault::{Fault, has};
@@ -14,6 +16,9 @@ use crate::queue::store::{Content, SharedStore, StoreError, create_or_same};
 
 /// Most records of one log. A holder can split twenty times, since each split halves its numbers.
 const LOG_MAX: u32 = 64;
+
+/// In place of a record: its number is nobody's.
+const SEALED: &[u8] = b"{}";
 
 /// Why something was not done.
 #[derive(Clone, Debug, thiserror::Error)]
@@ -47,6 +52,12 @@ pub(super) struct Counted {
     pub(super) totals: Totals,
 }
 
+/// That a run is over, by which controller.
+#[derive(Serialize, Deserialize)]
+struct Closed {
+    closed: u32,
+}
+
 /// The files of one run, in the hands of one controller.
 #[derive(Clone)]
 pub(super) struct Files {
@@ -68,6 +79,12 @@ impl Files {
         Ok(files.iter().filter_map(|file| file.name.strip_prefix("controller.")?.parse().ok()).max())
     }
 
+    /// Whether a controller said that the run is over.
+    pub(super) async fn is_closed(store: &SharedStore, run: RunId, last: u32) -> Result<bool, StoreError> {
+        let content = store.read(&Self::controller(run, last), FILE_BYTES_MAX).await?;
+        Ok(matches!(content, Content::Bytes(bytes) if parse::<Closed>(&bytes).is_ok()))
+    }
+
     /// Becomes the controller with this number; false if somebody else is.
     pub(super) async fn take_charge(&self) -> Result<bool, StoreError> {
         let content = indented(&serde_json::json!({ "controller": format!("{:016x}{:016x}", random(), random()) }));
@@ -85,8 +102,25 @@ impl Files {
         }
     }
 
-    pub(super) fn record(&self, job: &JobName) -> String {
-        format!("{}/batch/{job}.json", run_directory(self.run))
+    /// The record of an attempt. Its name has the number only, not the time: if two controllers make a batch of one number, one of them learns it here.
+    pub(super) fn record(&self, attempt: &Attempt) -> String {
+        format!("{}/batch/{}", run_directory(self.run), record_name(attempt.batch, attempt.attempt))
+    }
+
+    /// The record of a job of this run.
+    fn record_of(&self, job: &JobName) -> Result<String, FilesError> {
+        job.attempt().map(|attempt| self.record(&attempt)).ok_or_else(|| FilesError::Broken(format!("{job} is no job of ours")))
+    }
+
+    /// Makes the next numbers impossible for whoever had the run before, and may be about to write batches of which nobody knows. It writes at most so many at one
+    /// time, so it can be at none beyond these.
+    pub(super) async fn seal_numbers(&self, taken: &BTreeSet<u64>, in_flight: u64) -> Result<u64, FilesError> {
+        let end = taken.last().map_or(0, |last| last + 1) + in_flight;
+        for number in (0..end).filter(|number| !taken.contains(number)) {
+            let path = format!("{}/batch/{}", run_directory(self.run), record_name(number, 0));
+            self.store.create(&path, Bytes::from_static(SEALED)).await?;
+        }
+        Ok(end)
     }
 
     pub(super) fn counted(&self, batch: u64) -> String {
@@ -95,19 +129,30 @@ impl Files {
 
     /// A batch as it was offered.
     pub(super) async fn read_batch(&self, job: &JobName) -> Result<Batch, FilesError> {
-        match self.store.read(&self.record(job), FILE_BYTES_MAX).await? {
+        let path = self.record_of(job)?;
+        self.read_record(&path).await?.ok_or_else(|| FilesError::Broken(format!("the record of {job} was never written")))
+    }
+
+    /// A record; none if its number was sealed.
+    pub(super) async fn read_record(&self, path: &str) -> Result<Option<Batch>, FilesError> {
+        match self.store.read(path, FILE_BYTES_MAX).await? {
+            Content::Bytes(bytes) if bytes == SEALED => Ok(None),
             Content::Bytes(bytes) => {
-                Batch::from_json(&bytes).map_err(|error| FilesError::Broken(format!("the record of {job} is broken: {error}")))
+                Batch::from_json(&bytes).map(Some).map_err(|error| FilesError::Broken(format!("{path} is broken: {error}")))
             }
-            Content::Missing => Err(FilesError::Broken(format!("the record of {job} is gone"))),
-            Content::TooLong => Err(FilesError::Broken(format!("the record of {job} is broken: {}", FormatError::TooLong))),
+            Content::Missing => Err(FilesError::Broken(format!("{path} is gone"))),
+            Content::TooLong => Err(FilesError::Broken(format!("{path} is broken: {}", FormatError::TooLong))),
         }
     }
 
     /// Writes a batch and offers it. The record comes first: a batch that was offered can always be offered again.
     pub(super) async fn offer(&self, job: &JobName, mut batch: Batch, to: Option<WorkerId>) -> Result<(), FilesError> {
         self.in_charge().await?;
-        create_or_same(&*self.store, &self.record(job), batch.to_json().into()).await?;
+        batch.note.job = Some(job.to_string());
+        if !create_or_same(&*self.store, &self.record_of(job)?, batch.to_json().into()).await? && !has(Fault::NoController) {
+            // Nobody but another controller makes a batch of this number.
+            return Err(FilesError::Superseded);
+        }
         let is_addressed = to.is_some();
         batch.note.worker = to;
         let content = Bytes::from(batch.to_json());
@@ -163,8 +208,9 @@ impl Files {
         let parent = self.read_batch(job).await?;
         for split in &log.splits {
             let Some(child) = job.sibling(split.child) else { continue };
-            let batch = child_batch(&parent, split);
-            create_or_same(&*self.store, &self.record(&child), batch.to_json().into()).await?;
+            let mut batch = child_batch(&parent, split);
+            batch.note.job = Some(child.to_string());
+            create_or_same(&*self.store, &self.record_of(&child)?, batch.to_json().into()).await?;
         }
         Ok(())
     }
@@ -239,7 +285,7 @@ impl Files {
                 self.store.delete(&name.log(records)).await?;
                 records += 1;
             }
-            self.store.delete(&self.record(&name)).await?;
+            self.store.delete(&self.record_of(&name)?).await?;
             job = name.next();
         }
         Ok(())
@@ -266,9 +312,18 @@ impl Files {
         self.archive(path, "set-aside", false).await
     }
 
-    /// The run is over: nothing of it stays, unless all is to be kept. The controllers go last, so that a newer one is still seen.
+    /// The run is over. The number of the next controller is taken, so that nobody resumes it while its files go away.
+    pub(super) async fn close(&self) -> Result<(), FilesError> {
+        let path = Self::controller(self.run, self.number + 1);
+        let content = indented(&Closed { closed: self.number });
+        match has(Fault::NoController) || create_or_same(&*self.store, &path, content.into()).await? {
+            true => Ok(()),
+            false => Err(FilesError::Superseded),
+        }
+    }
+
+    /// Nothing of a run that is closed stays, unless all is to be kept. The controllers go last.
     pub(super) async fn end(&self) -> Result<(), FilesError> {
-        self.in_charge().await?;
         if self.cleanup == Cleanup::None {
             return Ok(());
         }
@@ -294,6 +349,17 @@ impl Files {
     }
 }
 
+/// The name of a record: which attempt at which batch.
+fn record_name(batch: u64, attempt: u32) -> String {
+    format!("{batch:012x}.{attempt:04}")
+}
+
+/// Reads the name of a record.
+pub(super) fn parse_record_name(name: &str) -> Option<(u64, u32)> {
+    let (batch, attempt) = name.split_once('.')?;
+    Some((u64::from_str_radix(batch, 16).ok()?, attempt.parse().ok()?))
+}
+
 /// Where it stands that a batch of a run is counted.
 pub(crate) fn counted_path(run: RunId, batch: u64) -> String {
     format!("{}/counted/{batch:012x}", run_directory(run))
@@ -301,7 +367,7 @@ pub(crate) fn counted_path(run: RunId, batch: u64) -> String {
 
 /// The batch that was split off another.
 pub(crate) fn child_batch(parent: &Batch, split: &Split) -> Batch {
-    let note = crate::queue::batch::BatchNote { width: split.child_width, worker: None };
+    let note = crate::queue::batch::BatchNote { width: split.child_width, ..Default::default() };
     Batch { config: parent.config.clone(), filter: parent.filter.clone(), inputs: split.inputs.clone(), note }
 }
 

@@ -84,7 +84,7 @@ impl Hold {
 
     /// Writes the result.
     async fn finish(&self) -> HoldEnd {
-        if !has(Fault::NoNames) && self.is_taken_away().await {
+        if self.is_taken_away().await {
             return HoldEnd::Abandoned;
         }
         let result = self.work.result();
@@ -106,7 +106,7 @@ impl Hold {
 
     /// Whether somebody wrote on in the log: only a seal can be there.
     async fn is_taken_away(&self) -> bool {
-        if self.job.attempt().is_none() {
+        if self.job.attempt().is_none() || has(Fault::NoNames) {
             return false;
         }
         let next = self.store.read(&self.job.log(self.records), FILE_BYTES_MAX).await;
@@ -128,7 +128,7 @@ impl Hold {
         let (kept, inputs) = self.work.parts(&cut);
         let split = Split { kept, kept_width: half, child, child_width: half, inputs };
         let record = Bytes::from(LogRecord::Split(split.clone()).to_json());
-        let path = self.job.log(self.records);
+        let (log, path) = (self.job.log(0), self.job.log(self.records));
         match again(|| create_or_same(&*self.store, &path, record.clone())).await {
             Ok(true) => self.records += 1,
             Ok(false) => return self.work.abandon(),
@@ -138,9 +138,13 @@ impl Hold {
                 return self.work.abandon();
             }
         }
-        // Whoever counts a batch deletes its log from the beginning. If ours is gone, so is the batch, and the record was written into nothing.
-        if !has(Fault::NoSeal) && matches!(self.store.read(&self.job.log(0), 0).await, Ok(Content::Missing)) {
-            let _ = self.store.delete(&path).await;
+        // Whoever counts a batch deletes its log from the beginning. If ours is gone, so is the batch, and the record was written into nothing. If nobody can tell, the
+        // record is enough: whoever takes the batch over finds it.
+        let first = again(|| self.store.read(&log, 0)).await;
+        if !has(Fault::NoSeal) && !matches!(first, Ok(Content::Bytes(_) | Content::TooLong)) {
+            if first == Ok(Content::Missing) {
+                let _ = self.store.delete(&path).await;
+            }
             return self.work.abandon();
         }
         self.work.gave(&cut, half);

@@ -263,9 +263,9 @@ fn entry_of(path: EntryPath, metadata: &Metadata) -> Entry {
 
 fn reading_failed(path: &EntryPath, error: &opendal::Error) -> StorageError {
     let mut failed = failed("read", path.as_str(), error);
-    if failed.kind == ErrorKind::ConditionFailed {
-        failed.kind = ErrorKind::Changed;
-    } else if failed.kind == ErrorKind::Failed && error.kind() == opendal::ErrorKind::RangeNotSatisfied {
+    // Another version than the one whose reading began.
+    let is_other = failed.kind == ErrorKind::ConditionFailed || error.kind() == opendal::ErrorKind::RangeNotSatisfied;
+    if is_other {
         failed.kind = ErrorKind::Changed;
     }
     failed

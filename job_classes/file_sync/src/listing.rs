@@ -17,7 +17,9 @@ mod names;
 mod scope;
 mod walk;
 
-pub(crate) use self::item::{Item, ItemKind, Tag};
+#[cfg(test)]
+pub(crate) use self::item::Tag;
+pub(crate) use self::item::{Item, ItemKind};
 pub(crate) use self::names::ForeignForms;
 pub use self::scope::Scope;
 pub use self::walk::Side;

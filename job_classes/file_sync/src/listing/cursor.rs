@@ -65,8 +65,29 @@ struct Streamed {
     entries: BoxStream<'static, Result<Entry, StorageError>>,
     storage: Arc<dyn Storage>,
     scope: Scope,
-    current: Option<Entry>,
-    next: Option<Entry>,
+    current: Option<Ahead>,
+    next: Option<Ahead>,
+}
+
+/// An entry with the place in its path where its name begins, which is asked for many times.
+struct Ahead {
+    entry: Entry,
+    name_at: usize,
+}
+
+impl Ahead {
+    fn new(entry: Entry) -> Self {
+        let name_at = entry.path.as_str().len() - entry.path.name().len();
+        Self { entry, name_at }
+    }
+
+    fn name(&self) -> &str {
+        &self.entry.path.as_str()[self.name_at..]
+    }
+
+    fn item(&self) -> Item<'_> {
+        Item::named(&self.entry, self.name())
+    }
 }
 
 impl Cursor {
@@ -110,7 +131,7 @@ impl Cursor {
     pub(super) fn current(&self) -> Option<(Item<'_>, &str)> {
         match &self.entries {
             Entries::Sorted(sorted, at) => sorted.at(*at),
-            Entries::Streamed(streamed) => streamed.current.as_ref().map(|entry| (Item::of(entry), entry.path.name())),
+            Entries::Streamed(streamed) => streamed.current.as_ref().map(|ahead| (ahead.item(), ahead.name())),
         }
     }
 
@@ -140,24 +161,24 @@ impl Streamed {
         self.next = self.read(errors).await;
         let Some(current) = &mut self.current else { return Ok(()) };
         if let Some(next) = &mut self.next
-            && next.path.name() == current.path.name()
-            && Item::of(next).rank() < Item::of(current).rank()
+            && next.name() == current.name()
+            && next.item().rank() < current.item().rank()
         {
             std::mem::swap(next, current);
         }
         // Whoever merges unordered names would take what is on both sides for missing, and delete it.
-        let is_ordered = left.is_none_or(|left| left.path.name() <= current.path.name());
+        let is_ordered = left.is_none_or(|left| left.name() <= current.name());
         is_ordered.then_some(()).ok_or_else(|| {
-            let place = current.path.parent().unwrap_or_default();
+            let place = current.entry.path.parent().unwrap_or_default();
             StorageError::new(ErrorKind::Failed, format!("the storage does not list the directory {place:?} in order"))
         })
     }
 
-    async fn read(&mut self, errors: &mut Vec<StorageError>) -> Option<Entry> {
+    async fn read(&mut self, errors: &mut Vec<StorageError>) -> Option<Ahead> {
         loop {
             let entry = self.entries.next().await?;
             if let Some(entry) = admitted(entry, self.storage.as_ref(), &self.scope, errors).await {
-                return Some(entry);
+                return Some(Ahead::new(entry));
             }
         }
     }

@@ -50,6 +50,8 @@ pub(super) struct Deferred {
     /// Directories that may have become empty: of the source for a move, else of the destination.
     pub(super) removable: Vec<EntryPath>,
     pub(super) times: Vec<DirectoryTime>,
+    /// Deletes that were left out, as something had failed before.
+    pub(super) suppressed: usize,
 }
 
 impl Deferred {
@@ -57,6 +59,7 @@ impl Deferred {
         self.deletes.append(&mut other.deletes);
         self.removable.append(&mut other.removable);
         self.times.append(&mut other.times);
+        self.suppressed += std::mem::take(&mut other.suppressed);
     }
 }
 
@@ -143,7 +146,7 @@ impl Comparing {
         let options = &request.options;
         Self {
             rules: Comparison::new(options, here, there),
-            takes_links: (options.links && there.has_links) || pass == Pass::Delete,
+            takes_links: options.links && there.has_links,
             has_directories: there.has_directories,
             sets_directory_times: pass.transfers() && there.has_directories && there.sets_times && !options.no_update_dir_modtime,
             deletes: DeleteLimit::new(options.max_delete),
@@ -469,19 +472,20 @@ impl Comparing {
                 }
             }
         }
+        self.counts.listed.fetch_add(std::mem::take(&mut state.listed), Ordering::Relaxed);
+        self.counts.compared.fetch_add(std::mem::take(&mut state.compared), Ordering::Relaxed);
+        for step in state.steps.drain(..) {
+            if matches!(step, Step::Delete { side: Side::Destination, .. }) && !self.may_delete() {
+                state.deferred.suppressed += 1;
+            } else if self.steps.send(step).await.is_err() {
+                return false;
+            }
+        }
         if is_end {
             if !state.has_failed {
                 state.deferred.times.extend(self.directory_time(&state.directory, state.is_modified));
             }
             self.deferred.lock().unwrap_or_else(PoisonError::into_inner).append(&mut state.deferred);
-        }
-        self.counts.listed.fetch_add(std::mem::take(&mut state.listed), Ordering::Relaxed);
-        self.counts.compared.fetch_add(std::mem::take(&mut state.compared), Ordering::Relaxed);
-        for step in state.steps.drain(..) {
-            let is_late_delete = matches!(step, Step::Delete { side: Side::Destination, .. }) && !self.may_delete();
-            if !is_late_delete && self.steps.send(step).await.is_err() {
-                return false;
-            }
         }
         !self.steps.is_closed()
     }

@@ -207,6 +207,25 @@ fn nothing_is_deleted_after_a_failure_unless_errors_are_ignored() {
     assert_eq!(plan(false), ["problem Unreadable(Denied) bad", "|", "problem DeletesSuppressed "]);
     let ignoring = plan(true);
     assert!(ignoring.contains(&"delete /dst:extra".to_owned()), "{ignoring:?}");
+    for mode in [DeleteMode::During, DeleteMode::Before] {
+        // One directory after the other, so that what fails comes before what is deleted.
+        let source = disk().file("a/x", "", 1).broken("a").directory("b", 1);
+        let destination = disk().file("a/x", "", 1).file("b/extra", "", 1);
+        let told = told(request(Task::Sync, source, destination, |options| (options.delete_mode, options.checkers) = (mode, 1)));
+        assert!(told.contains(&"problem DeletesSuppressed ".to_owned()), "{mode:?}: {told:?}");
+        assert!(!told.iter().any(|text| text.starts_with("delete")), "{mode:?}: {told:?}");
+    }
+}
+
+#[test]
+fn delete_leaves_links_unless_they_are_asked_for() {
+    let plan = |links| {
+        let mut request = request(Task::Delete, disk(), disk().link("l", "x").file("a", "", 1), |options| options.links = links);
+        request.source = None;
+        told(request)
+    };
+    assert_eq!(plan(false), ["delete /dst:a"]);
+    assert_eq!(plan(true), ["delete /dst:a", "delete /dst:l"]);
 }
 
 #[test]

@@ -139,10 +139,10 @@ fn workers_share_the_files_of_a_run_and_stop_when_they_are_told() {
     let mut workers = ["pod-1", "pod-2"].map(|id| room.worker(id, &[]));
     let ran = Ran::of(room.controller(&["--cluster-quit-workers"]), "");
     assert_eq!(stats(&ran)["transfers"], FILES, "each file is counted once: {ran:?}");
-    room.is_copied();
     for worker in &mut workers {
         assert_eq!(wait_for("a worker to stop", || worker.has_ended()), 0);
     }
+    room.is_copied();
     // Nobody is told to stop who begins later.
     let _later = room.worker("pod-1", &[]);
     let ran = Ran::of(room.controller(&[]), "");

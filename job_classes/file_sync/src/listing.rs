@@ -19,6 +19,8 @@ mod walk;
 
 #[cfg(test)]
 pub(crate) use self::item::Tag;
+#[cfg(test)]
+pub(crate) use self::item::Tag;
 pub(crate) use self::item::{Item, ItemKind};
 pub(crate) use self::names::ForeignForms;
 pub use self::scope::Scope;

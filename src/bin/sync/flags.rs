@@ -115,7 +115,6 @@ pub(crate) struct DeleteFlags {
     delete_during: bool,
     /// `sync`: delete when everything was copied and nothing failed; this is the default.
     #[arg(long)]
-    #[expect(dead_code, reason = "it is the default, and excludes the others")]
     delete_after: bool,
     /// Delete no more files than that; one more is an error that ends the run.
     #[arg(long, value_name = "N")]

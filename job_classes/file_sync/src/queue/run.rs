@@ -312,7 +312,9 @@ pub async fn start_run(
         (RunStart::New, None) => 0,
         (RunStart::New, Some(_)) => return Err(RunError::Exists(run)),
         (RunStart::Resume, None) => return Err(RunError::Missing(run)),
-        (RunStart::Resume, Some(last)) if Files::is_closed(&store, run, last).await.map_err(of_store)? => return Err(RunError::Missing(run)),
+        (RunStart::Resume, Some(last)) if Files::is_closed(&store, run, last).await.map_err(of_store)? => {
+            return Err(RunError::Missing(run));
+        }
         (RunStart::Resume, Some(last)) => last + 1,
     };
     let mut files = Files { store, run, number, cleanup: options.cleanup };
@@ -370,7 +372,9 @@ async fn load(files: &Files, controller: &mut Controller) -> Result<(u64, HashSe
         counted.insert(batch);
     }
     // Whoever had the run may be about to write batches of which nobody knows. Their numbers are taken away first; what was written before is read afterwards.
-    let list = async || files.store.list(&format!("{root}/batch")).await.map(|files| files.into_iter().filter_map(|file| parse_record_name(&file.name)));
+    let list = async || {
+        files.store.list(&format!("{root}/batch")).await.map(|files| files.into_iter().filter_map(|file| parse_record_name(&file.name)))
+    };
     let taken = list().await.map_err(of_store)?.map(|(batch, _)| planned_of(batch)).chain(counted.iter().map(|batch| planned_of(*batch)));
     if files.number > 0 {
         next = files.seal_numbers(&taken.collect(), UNWRITTEN_MAX as u64).await?;

@@ -131,9 +131,14 @@ impl Daemon {
         &self.dir
     }
 
+    /// Its process.
+    pub(crate) fn pid(&self) -> Pid {
+        pid(&self.child)
+    }
+
     /// Sends a signal.
     pub(crate) fn signal(&self, signal: Signal) {
-        kill_process(pid(&self.child), signal).expect("it runs");
+        kill_process(self.pid(), signal).expect("it runs");
     }
 
     /// Closes its standard input.

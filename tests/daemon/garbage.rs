@@ -2,18 +2,12 @@
 
 use std::io::{Read as _, Write as _};
 use std::net::{SocketAddrV4, TcpStream};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::time::Duration;
 
-use nkcluster::cluster::{CallOptions, Cluster};
-use nkcluster::types::NodeId;
 use rand::rngs::StdRng;
 use rand::{RngExt as _, SeedableRng as _};
-use serde_json::Value;
 
-use crate::several::{NAMES, Plane, WORKERS};
-use crate::sockets::listening;
+use crate::several::{Caller, NAMES, Plane, index};
+use crate::sockets::{connected, listening};
 use crate::support::{DEADLINE, Daemon, wait_for};
 
 /// Connections that say nothing at all, for each port.
@@ -49,20 +43,6 @@ fn say(to: SocketAddrV4, what: &[u8]) {
     while matches!(peer.read(&mut answer), Ok(1..)) {}
 }
 
-/// Calls both workers until it is told to stop; every call must be answered.
-async fn keep_calling(cluster: Cluster, stop: Arc<AtomicBool>, answered: Arc<AtomicU64>) {
-    for number in 0_u64.. {
-        if stop.load(Ordering::SeqCst) {
-            return;
-        }
-        let worker = NodeId::new(WORKERS[usize::from(number % 2 == 0)]).expect("a name");
-        let reply = cluster.call_function(&worker, "echo", vec![Value::from(number)], CallOptions::default()).await;
-        assert_eq!(reply.expect("answered"), Value::from(vec![number]));
-        answered.fetch_add(1, Ordering::SeqCst);
-        tokio::time::sleep(Duration::from_millis(5)).await;
-    }
-}
-
 #[test]
 fn garbage_for_every_port_of_every_control_node_disturbs_nobody() {
     let plane = Plane::start();
@@ -70,10 +50,9 @@ fn garbage_for_every_port_of_every_control_node_disturbs_nobody() {
     let (homes, terms) = (plane.settled(&NAMES), plane.terms());
     let ring = plane.at("c1").json(&["ring"]);
     let members = plane.at("c1").json(&["members"]);
-    let (stop, answered) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().expect("a runtime");
-    let cluster = runtime.block_on(plane.connect());
-    let caller = runtime.spawn(keep_calling(cluster, Arc::clone(&stop), Arc::clone(&answered)));
+    let connections = || NAMES.map(|name| connected(&plane.controls[index(name)]).len());
+    let before = connections();
+    let caller = Caller::start(&plane);
 
     // Their own listeners, over which data links, sessions of membership and workers come, and those of ractor_cluster.
     let ports: Vec<SocketAddrV4> = plane.controls.iter().flat_map(|daemon| listening(daemon).0).collect();
@@ -82,7 +61,6 @@ fn garbage_for_every_port_of_every_control_node_disturbs_nobody() {
         ports.iter().flat_map(|port| (0..SILENT).map(move |_| TcpStream::connect(port).expect("it listens"))).collect();
     let mut random = StdRng::seed_from_u64(4);
     for round in 0..3 {
-        let before = answered.load(Ordering::SeqCst);
         for (what, bytes) in garbage(&mut random) {
             eprintln!("round {round}: {what}");
             std::thread::scope(|scope| {
@@ -91,7 +69,7 @@ fn garbage_for_every_port_of_every_control_node_disturbs_nobody() {
                 }
             });
         }
-        wait_for("calls meanwhile", || (answered.load(Ordering::SeqCst) > before + 100).then_some(()));
+        caller.wait_for(100);
     }
     // One that plays a control node, without the secret.
     let stranger =
@@ -102,12 +80,12 @@ fn garbage_for_every_port_of_every_control_node_disturbs_nobody() {
     wait_for("the stranger to be turned away", || {
         plane.controls.iter().any(|daemon| daemon.log().contains("invalid_password")).then_some(())
     });
-    stop.store(true, Ordering::SeqCst);
-    runtime.block_on(caller).expect("every call was answered");
+    caller.finish();
     assert_eq!(plane.settled(&NAMES), homes);
     assert_eq!(plane.terms(), terms, "no worker was adopted anew");
     assert_eq!(plane.at("c1").json(&["ring"]), ring);
     assert_eq!(plane.at("c1").json(&["members"]), members);
     plane.unharmed(&NAMES, &tasks);
     drop((silent, stranger));
+    wait_for("what strangers had opened to be closed", || (connections() == before).then_some(()));
 }

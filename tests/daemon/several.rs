@@ -1,13 +1,17 @@
 //! Three control nodes and two workers as real processes, for tests of what becomes of them together.
 
-use std::fs::{self, File};
 use std::path::Path;
 use std::process::Command;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
 
-use nkcluster::cluster::{Cluster, ConnectOptions};
-use nkcluster::types::{NodeUri, Secret};
+use nkcluster::cluster::{CallOptions, Cluster, ConnectOptions};
+use nkcluster::types::{NodeId, NodeUri, Secret};
 use rustix::process::Signal;
 use serde_json::Value;
+use tokio::runtime::Runtime;
+use tokio::task::JoinHandle;
 
 use crate::support::{Cli, Daemon, ROUNDS, wait_for};
 
@@ -171,13 +175,8 @@ impl Plane {
 
     /// The same on one of them; returns the incarnation of the worker, and the id of the task.
     pub(crate) fn start_task(&self, worker: &Daemon) -> (Value, String) {
-        let id = worker.ready["node_id"].as_str().expect("a name");
-        let root = worker.dir().join("files");
-        fs::create_dir_all(&root).expect("made");
-        // Without content on the disk; reading it takes minutes.
-        File::create(root.join("slow")).and_then(|file| file.set_len(1 << 40)).expect("made");
-        let started = self.at("c1").json(&["task", "start", id, "files", "{\"hash\":{\"path\":\"slow\"}}"]);
-        (self.at("c1").json(&["info", id])["incarnation"].clone(), started["task_id"].as_str().expect("an id").to_owned())
+        let task = self.at("c1").start_long_task(worker);
+        (self.at("c1").json(&["info", worker.id()])["incarnation"].clone(), task)
     }
 
     /// That the workers are the same processes, run their tasks once, and are called through each of these.
@@ -190,5 +189,50 @@ impl Plane {
                 assert_eq!(cli.json(&["call", worker, "echo", "1"]), serde_json::json!({ "reply": [1] }));
             }
         }
+    }
+}
+
+/// Calls the workers all the time, one call after the other. Each call must be answered, at once and without being tried again.
+pub(crate) struct Caller {
+    runtime: Runtime,
+    stop: Arc<AtomicBool>,
+    answered: Arc<AtomicU64>,
+    calls: JoinHandle<()>,
+}
+
+impl Caller {
+    /// Begins.
+    pub(crate) fn start(plane: &Plane) -> Self {
+        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().expect("a runtime");
+        let (stop, answered) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
+        let cluster = runtime.block_on(plane.connect());
+        let calls = runtime.spawn(keep_calling(cluster, Arc::clone(&stop), Arc::clone(&answered)));
+        Self { runtime, stop, answered, calls }
+    }
+
+    /// Waits until so many more calls were answered.
+    pub(crate) fn wait_for(&self, more: u64) {
+        let enough = self.answered.load(Ordering::SeqCst) + more;
+        let what = format!("{more} calls to be answered");
+        wait_for(&what, || (self.calls.is_finished() || self.answered.load(Ordering::SeqCst) >= enough).then_some(()));
+    }
+
+    /// Ends; no call has failed.
+    pub(crate) fn finish(self) {
+        self.stop.store(true, Ordering::SeqCst);
+        self.runtime.block_on(self.calls).expect("every call was answered");
+    }
+}
+
+async fn keep_calling(cluster: Cluster, stop: Arc<AtomicBool>, answered: Arc<AtomicU64>) {
+    for number in 0_u64.. {
+        if stop.load(Ordering::SeqCst) {
+            return;
+        }
+        let worker = NodeId::new(WORKERS[usize::from(number % 2 == 0)]).expect("a name");
+        let reply = cluster.call_function(&worker, "echo", vec![Value::from(number)], CallOptions::default()).await;
+        assert_eq!(reply.expect("answered"), Value::from(vec![number]));
+        answered.fetch_add(1, Ordering::SeqCst);
+        tokio::time::sleep(Duration::from_millis(5)).await;
     }
 }

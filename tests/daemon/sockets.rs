@@ -12,7 +12,13 @@ pub(crate) fn listening(daemon: &Daemon) -> (Vec<SocketAddrV4>, usize) {
     (of_ipv4, sockets(daemon, "tcp6").iter().filter(|row| row.state == LISTENS).count())
 }
 
+/// Its own ends of its connections of TCP over IPv4.
+pub(crate) fn connected(daemon: &Daemon) -> Vec<SocketAddrV4> {
+    sockets(daemon, "tcp").iter().filter(|row| row.state == IS_CONNECTED).map(|row| address(&row.local)).collect()
+}
+
 const LISTENS: &str = "0A";
+const IS_CONNECTED: &str = "01";
 
 /// A line of `/proc/net/tcp`.
 struct Row {

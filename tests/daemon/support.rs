@@ -116,6 +116,11 @@ impl Daemon {
         Self::start(&self.dir, &arguments)
     }
 
+    /// The id of the node.
+    pub(crate) fn id(&self) -> &str {
+        self.ready["node_id"].as_str().expect("a name")
+    }
+
     /// Its first address.
     pub(crate) fn uri(&self) -> String {
         self.ready["listen"][0].as_str().expect("it listens").to_owned()
@@ -158,7 +163,7 @@ impl Drop for Daemon {
         let _ = self.child.kill();
         let _ = self.child.wait();
         if thread::panicking() {
-            eprintln!("--- log of {}:\n{}", self.ready["node_id"], self.log());
+            eprintln!("--- log of {}:\n{}", self.id(), self.log());
         }
     }
 }

@@ -63,9 +63,11 @@ fn look(shared: &Shared, node: &NodeId, hops: u8) -> Result<Step> {
         Some(_) if hops > 0 && view.live.len() == 1 => return Err(moved(node)),
         Some(_) if shared.is_settling(&view) => match had_before(shared, &view, node) {
             // Only that one itself knows: whoever is asked to pass the call on to it sends it back to us.
-            Some(before) if hops + 1 < HOPS_MAX && shared.peers.find(&before).is_some() => Some(before),
-            Some(_) => return Err(moved(node)),
-            None => None,
+            Some(before) if shared.peers.find(&before).is_none() => return Err(moved(node)),
+            Some(before) if hops + 1 < HOPS_MAX => Some(before),
+            // It was asked, and knows as much as we do: the worker is on its way.
+            Some(_) if proxy.is_some() => return Err(moved(node)),
+            _ => None,
         },
         _ => None,
     };

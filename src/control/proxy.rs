@@ -286,6 +286,7 @@ struct Own {
     lent: BTreeSet<LinkKey>,
     latency: Latency,
     skew_ms: Option<i64>,
+    /// Statistics that are not told yet.
     stats: Option<NodeStats>,
     tasks: u32,
     dialling: Option<JoinHandle<()>>,
@@ -297,7 +298,7 @@ struct Own {
     /// Who else keeps its record.
     copies: Vec<NodeId>,
     /// Addresses that the worker was told to prefer.
-    preferred: Vec<NodeUri>,
+    preferred: Arc<[NodeUri]>,
     /// Where it was dialled last, with success. It may be the only address that can be reached from here, and the only one with a password.
     found_at: Option<NodeUri>,
     /// Dials so far; the number of the last one tells it from those before.
@@ -351,7 +352,7 @@ impl ProxyActor {
             moving: None,
             has_moved: false,
             copies: Vec::new(),
-            preferred: Vec::new(),
+            preferred: Arc::default(),
             found_at: None,
             dials: 0,
         }
@@ -396,11 +397,11 @@ impl ProxyActor {
                 own.state.fenced(key, fenced.term, now)
             }
             Msg::Updated { key, update } => {
-                if let Some(update) = update.take()
+                if let Some(mut update) = update.take()
                     && own.state.uses(key)
                 {
                     own.tasks = update.tasks;
-                    own.stats = update.stats.clone().or(own.stats.take());
+                    own.stats = update.stats.take().or(own.stats.take());
                     own.state.updated(key, *update);
                 }
                 Vec::new()
@@ -528,7 +529,7 @@ impl ProxyActor {
                 };
                 self.proxy.current.store(Some(Arc::new(current)));
                 tracing::info!(worker = %id, remote = link.remote(), term = own.state.term, "worker ready");
-                own.preferred.clear();
+                own.preferred = Arc::default();
                 self.prefer(own);
                 self.proxy.settle();
                 self.improve(own, key);
@@ -602,7 +603,7 @@ impl ProxyActor {
         self.proxy.exclusives.close(&reason);
     }
 
-    fn publish_info(&self, own: &Own) {
+    fn publish_info(&self, own: &mut Own) {
         let mut info = unknown_node(&self.proxy.id);
         info.status = own.state.status();
         info.owner = Some(self.shared.id.clone());
@@ -616,7 +617,6 @@ impl ProxyActor {
         let current = self.proxy.current();
         info.remote = current.as_ref().map(|current| current.channel.link().remote().to_owned());
         info.tasks = own.tasks;
-        info.stats = own.stats.clone();
         info.clock_skew_ms = own.skew_ms;
         info.latency = own.latency.summary().map(latency_info);
         info.latency_ms = info.latency.map(|latency| latency.p50);
@@ -627,7 +627,9 @@ impl ProxyActor {
             rank: self.shared.rank(&self.proxy.id),
             active: own.state.is_held(),
         }];
-        *self.proxy.info.lock().unwrap_or_else(PoisonError::into_inner) = info;
+        let mut told = self.proxy.info.lock().unwrap_or_else(PoisonError::into_inner);
+        info.stats = own.stats.take().or(told.stats.take());
+        *told = info;
     }
 }
 

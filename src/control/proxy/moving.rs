@@ -197,10 +197,10 @@ impl ProxyActor {
         let next = without_us.owner(self.proxy.id.as_str()).and_then(|next| view.live.get(next));
         let addresses: Vec<NodeUri> = own_addresses.into_iter().chain(next.into_iter().flat_map(|next| next.listen.clone())).collect();
         if let Some(current) = self.proxy.current()
-            && own.preferred != addresses
+            && *own.preferred != *addresses
         {
             current.channel.message(&Message::Preferred(Preferred { addresses: addresses.clone() }));
-            own.preferred = addresses;
+            own.preferred = self.shared.kept_once(addresses);
         }
     }
 

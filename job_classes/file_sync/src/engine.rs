@@ -314,7 +314,10 @@ impl Work {
     }
 
     fn count_error(&self, error: OperationError) -> OperationError {
-        self.stats.error(&error.what, error.kind.is_retryable());
+        // What was not wanted any more, or is done by another attempt, has not failed.
+        if !matches!(error.kind, Failure::Cancelled | Failure::Revoked) {
+            self.stats.error(&error.what, error.kind.is_retryable());
+        }
         error
     }
 }

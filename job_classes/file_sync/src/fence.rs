@@ -31,6 +31,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use crate::attempt::{Attempt, RunId};
 use crate::operation::Operation;
 use crate::remote::local::blocking;
+use crate::remote::local::open::RootIdentity;
 use crate::remote::local::staging::StagingDirectory;
 use crate::remote::{Access, Remote, RemoteError, Remotes};
 use crate::storage::{ErrorKind, StorageError};
@@ -83,25 +84,33 @@ impl Fence {
     /// again for the same attempt: another process that goes on with it is another attempt.
     ///
     /// # Errors
-    /// If the attempt was revoked already, the run is over or not [prepared](prepare), or a remote fails. What was made is then removed.
+    /// If the attempt was revoked already, the run is over or not [prepared](prepare), or a remote fails. What was made stays until the attempt is revoked, or the run ends.
     pub async fn claim(attempt: Attempt, remotes: &Remotes, changed: impl IntoIterator<Item = &str>) -> Result<Self, ClaimError> {
         let mut fence = Self { attempt: Some(attempt), strength: FenceStrength::Staged, ..Self::unfenced() };
+        // By what the directories are, as two texts may name one.
+        let mut claimed: Vec<(RootIdentity, Arc<StagingDirectory>)> = Vec::new();
         for text in changed {
             let remote = remotes.open(text)?;
             fence.strength = fence.strength.min(strength(&remote).await?);
-            match remote.access() {
-                Access::Local(tree) => {
-                    let tree = tree.clone();
+            let Access::Local(tree) = remote.access() else { continue };
+            let tree = tree.clone();
+            let (root, identity) = blocking(move || tree.open().and_then(|root| root.identity().map(|identity| (root, identity)))).await?;
+            let before = claimed.iter().find(|(known, _)| *known == identity).map(|(_, staging)| staging.clone());
+            let staging = match before {
+                Some(staging) => staging,
+                None => {
                     let path = directory::path_of(attempt);
-                    let made = blocking(move || directory::claim(&tree.open()?, &path).map(|()| path)).await;
+                    let made = blocking(move || directory::claim(&root, &path).map(|()| path)).await;
                     let path = made.map_err(|error| match error.kind {
                         ErrorKind::Revoked => ClaimError::Revoked(attempt),
                         _ => ClaimError::Storage(error),
                     })?;
-                    fence.staging.insert(text.to_owned(), Arc::new(StagingDirectory::new(path)));
+                    let staging = Arc::new(StagingDirectory::new(path));
+                    claimed.push((identity, staging.clone()));
+                    staging
                 }
-                Access::Object(_) => {}
-            }
+            };
+            fence.staging.insert(text.to_owned(), staging);
         }
         Ok(fence)
     }

@@ -52,6 +52,13 @@ pub(crate) struct OpenRoot {
     last: Option<LastDirectory>,
 }
 
+/// Which directory the root of a tree is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct RootIdentity {
+    device: u64,
+    inode: u64,
+}
+
 struct LastDirectory {
     path: Box<str>,
     directory: Arc<OwnedFd>,
@@ -294,6 +301,12 @@ impl OpenRoot {
         is_directory(&self.root, directory)
     }
 
+    /// Which directory it is, whatever paths lead there.
+    pub(crate) fn identity(&self) -> Result<RootIdentity> {
+        let stat = rustix::fs::fstat(&self.root).map_err(|errno| failed("look at", "the root", errno))?;
+        Ok(RootIdentity { device: stat.st_dev, inode: stat.st_ino })
+    }
+
     pub(crate) fn fd(&self) -> BorrowedFd<'_> {
         self.root.as_fd()
     }
@@ -336,6 +349,12 @@ pub(crate) struct Place {
 }
 
 impl Place {
+    /// Whether both are one place, whatever paths have led there.
+    pub(crate) fn is_same(&self, other: &Self) -> bool {
+        let directory = |place: &Self| rustix::fs::fstat(&place.directory).map(|stat| (stat.st_dev, stat.st_ino));
+        self.name == other.name && matches!((directory(self), directory(other)), (Ok(own), Ok(others)) if own == others)
+    }
+
     /// What has the name.
     pub(crate) fn stat(&self) -> std::result::Result<Option<Stat>, Errno> {
         match rustix::fs::statat(&self.directory, &self.name, AtFlags::SYMLINK_NOFOLLOW) {

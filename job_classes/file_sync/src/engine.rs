@@ -6,8 +6,8 @@
 //!                        └── anything else ──► stream, hashed on its way
 //! ```
 //!
-//! Whatever the way, a file appears under its name only complete and verified, a source that changes meanwhile is an error of its own, and every effect goes through
-//! the [`Fence`]. What may work later is tried again here; what a whole run should try again is for its controller.
+//! Whatever the way, a file appears under its name only complete and verified, a source that changes meanwhile is an error of its own, and every
+//! effect goes through the [`Fence`]. What may work later is tried again here; what a whole run should try again is for its controller.
 
 mod bandwidth;
 mod cancel;
@@ -137,8 +137,8 @@ impl Engine {
         work.execute(operation).await
     }
 
-    /// Carries out many operations, [`EngineOptions::transfers`] at the same time in this call; the results are in their order. Small local files share the way to
-    /// the blocking pool, so this is the way for many.
+    /// Carries out many operations, [`EngineOptions::transfers`] at the same time in this call; the results are in their order. Small local files
+    /// share the way to the blocking pool, so this is the way for many.
     pub async fn execute_all(
         &self,
         operations: Arc<[Operation]>,

@@ -1,10 +1,11 @@
 //! Keeps an attempt that was given up from changing anything.
 //!
-//! A worker may stop for minutes, in the middle of a system call even, and go on after its batch was given to another one. What it does then must have no effect: it
-//! must not write over what has been written since, nor remove what is new. So every effect needs something that can be taken away from outside.
+//! A worker may stop for minutes, in the middle of a system call even, and go on after its batch was given to another one. What it does then must
+//! have no effect: it must not write over what has been written since, nor remove what is new. So every effect needs something that can be taken away
+//! from outside.
 //!
-//! **Local file systems.** An attempt has one directory, `.nkcluster-<run>/<batch>.<attempt>/` below the root of each tree that it changes. It is made once, at the
-//! claim, and never again. Every effect is a rename out of it or into it, *by path*:
+//! **Local file systems.** An attempt has one directory, `.nkcluster-<run>/<batch>.<attempt>/` below the root of each tree that it changes. It is
+//! made once, at the claim, and never again. Every effect is a rename out of it or into it, *by path*:
 //!
 //! ```text
 //!   write     <dir>/file-7       ──rename──►  tree/name
@@ -13,14 +14,16 @@
 //!   move      <dir>/same-10 (a second link)  ──rename──►  tree/other, and then as remove
 //! ```
 //!
-//! [`revoke`] renames the directory, empties it and removes it; from then on each of these renames fails. By path, since a rename through a descriptor of the
-//! directory would succeed even after the directory itself was renamed. A claim that was not made yet finds a file where its directory should be and fails as well,
-//! whichever of both comes first. Only on another file system that is mounted below the root nothing can be renamed to; there a look at the directory comes just
-//! before the effect.
+//! [`revoke`] renames the directory, empties it and removes it; from then on each of these renames fails. By path, since a rename through a
+//! descriptor of the directory would succeed even after the directory itself was renamed. A claim that was not made yet finds a file where its
+//! directory should be and fails as well, whichever of both comes first. Only on another file system that is mounted below the root nothing can be
+//! renamed to; there a look at the directory comes just before the effect.
 //!
-//! **Object stores.** Every effect carries what the plan saw ([`Planned`](crate::Planned)) as its condition, and the store decides: `If-None-Match`, `If-Match`.
+//! **Object stores.** Every effect carries what the plan saw ([`Planned`](crate::Planned)) as its condition, and the store decides: `If-None-Match`,
+//! `If-Match`.
 //!
-//! Where neither works, a look comes just before the effect, and [`Fence::strength`] says so: whoever revokes then waits as long as an operation may take.
+//! Where neither works, a look comes just before the effect, and [`Fence::strength`] says so: whoever revokes then waits as long as an operation may
+//! take.
 
 mod directory;
 
@@ -41,8 +44,8 @@ use crate::storage::{ErrorKind, StorageError};
 pub enum FenceStrength {
     /// Only a look just before each effect. Whoever revokes waits as long as an operation may take before the batch is offered again.
     Advisory,
-    /// The storage decides on each write by what the plan saw; before each remove there is only a look. As good as [`Conditional`](Self::Conditional) for a batch
-    /// that removes nothing.
+    /// The storage decides on each write by what the plan saw; before each remove there is only a look. As good as [`Conditional`](Self::Conditional)
+    /// for a batch that removes nothing.
     ConditionalWrites,
     /// The storage decides on each effect by what the plan saw.
     Conditional,
@@ -80,11 +83,12 @@ impl Fence {
         Self { attempt: None, staging: BTreeMap::new(), strength: FenceStrength::Advisory, is_void: AtomicBool::new(false) }
     }
 
-    /// Makes what an attempt needs on each of the remotes that its operations [change](changed_remotes). It is called once, at the claim of the batch, and never
-    /// again for the same attempt: another process that goes on with it is another attempt.
+    /// Makes what an attempt needs on each of the remotes that its operations [change](changed_remotes). It is called once, at the claim of the
+    /// batch, and never again for the same attempt: another process that goes on with it is another attempt.
     ///
     /// # Errors
-    /// If the attempt was revoked already, the run is over or not [prepared](prepare), or a remote fails. What was made stays until the attempt is revoked, or the run ends.
+    /// If the attempt was revoked already, the run is over or not [prepared](prepare), or a remote fails. What was made stays until the attempt is
+    /// revoked, or the run ends.
     pub async fn claim(attempt: Attempt, remotes: &Remotes, changed: impl IntoIterator<Item = &str>) -> Result<Self, ClaimError> {
         let mut fence = Self { attempt: Some(attempt), strength: FenceStrength::Staged, ..Self::unfenced() };
         // By what the directories are, as two texts may name one.
@@ -228,8 +232,8 @@ pub async fn revoke(remote: &Remote, attempt: Attempt) -> Result<FenceStrength, 
     strength(remote).await
 }
 
-/// Ends a run: revokes every attempt that is left, and then removes the run's directory, so that no attempt of it can be claimed any more. It answers with the
-/// paths of files that were kept there, as they are neither what an attempt was to remove nor could be put back.
+/// Ends a run: revokes every attempt that is left, and then removes the run's directory, so that no attempt of it can be claimed any more. It answers
+/// with the paths of files that were kept there, as they are neither what an attempt was to remove nor could be put back.
 ///
 /// # Errors
 /// If the storage fails.

@@ -1,8 +1,8 @@
 //! A local root that is held open for the length of one piece of blocking work.
 //!
-//! Whatever is written goes through directories that the kernel has resolved *beneath* the root, so that no link leads a write out of it. Reading follows the links
-//! that lie between the root and the file, as every program does. Nothing of this is held longer than a piece of work: a root that was removed and made again is
-//! found again.
+//! Whatever is written goes through directories that the kernel has resolved *beneath* the root, so that no link leads a write out of it. Reading
+//! follows the links that lie between the root and the file, as every program does. Nothing of this is held longer than a piece of work: a root that
+//! was removed and made again is found again.
 
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
@@ -136,8 +136,8 @@ impl OpenRoot {
             Err(Errno::NOENT) if !matches!(parents, Parents::MustExist) => {}
             Err(errno) => return Err(failed("open the directory", path, errno)),
         }
-        // Every prefix is resolved from the root, so that a link inside of it may lead from one part to another; only the new name is relative to the directory
-        // that was found so.
+        // Every prefix is resolved from the root, so that a link inside of it may lead from one part to another; only the new name is relative to the
+        // directory that was found so.
         let mut parent = self.beneath("").map_err(|errno| failed("open the directory", path, errno))?;
         for end in path.match_indices('/').map(|(end, _)| end).chain([path.len()]) {
             let prefix = &path[..end];

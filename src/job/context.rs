@@ -11,7 +11,7 @@ use super::class::TaskClass;
 use super::registry::Function;
 use crate::cluster::{BoxFuture, NodeInfo, TaskEntry};
 use crate::connection::{ByteStream, Cancellation};
-use crate::error::Result;
+use crate::error::{Error, ErrorCode, Result};
 use crate::proto::identity::CallIdentity;
 use crate::types::{ClassName, Incarnation, Meta, NodeId, NodeStatus, Payload, TaskId, WantedStatus};
 
@@ -32,9 +32,24 @@ pub(crate) trait LocalNode: Send + Sync + 'static {
     fn function(&self, name: &str) -> Option<Function>;
     fn functions(&self) -> Vec<String>;
     fn file_root(&self) -> &Path;
+    fn is_granted(&self, class: &ClassName) -> bool;
     fn emit(&self, class: &ClassName, task: Option<&TaskId>, payload: Payload) -> Result<u64>;
     /// Ends when fewer than this many events of the class wait for their acknowledgement.
     fn until_fewer_events(&self, class: &ClassName, than: u64) -> BoxFuture<'_, ()>;
+}
+
+/// Lets a class touch the machine if the worker's configuration does, and leaves a line for the audit either way.
+fn require_grant(node: &dyn LocalNode, class: &ClassName, who: &dyn fmt::Display, what: &str) -> Result<()> {
+    let granted = node.is_granted(class);
+    tracing::info!(target: "nkcluster::audit", node = %node.id(), %class, by = %who, what, granted, "grant");
+    match granted {
+        true => Ok(()),
+        false => {
+            let id = node.id();
+            let message = format!("worker {id} does not let the class {class} {what}; add \"{class}\" to `grants` in its configuration");
+            Err(Error::new(ErrorCode::NotAllowed, message))
+        }
+    }
 }
 
 /// Events of one class that [`TaskContext::emit_paced`] lets wait: a window on its way, which is what keeps a link busy.
@@ -98,6 +113,15 @@ impl RequestContext {
     /// The directory that files of this worker stay in.
     pub fn file_root(&self) -> &Path {
         self.node.file_root()
+    }
+
+    /// Whether this class may touch the machine beyond the file root: each use is written to the log, target `nkcluster::audit`. `what` completes the sentence
+    /// "the worker lets the class …", such as `write to /srv/data`.
+    ///
+    /// # Errors
+    /// `not_allowed` unless the worker's configuration names the class in `grants`.
+    pub fn require_grant(&self, what: &str) -> Result<()> {
+        require_grant(&*self.node, &self.class, &self.identity, what)
     }
 
     pub(crate) fn node(&self) -> &dyn LocalNode {
@@ -181,6 +205,15 @@ impl<C: TaskClass> TaskContext<C> {
     /// The directory that files of this worker stay in.
     pub fn file_root(&self) -> &Path {
         self.raw.node.file_root()
+    }
+
+    /// Whether this class may touch the machine beyond the file root: each use is written to the log, target `nkcluster::audit`. `what` completes the sentence
+    /// "the worker lets the class …", such as `write to /srv/data`.
+    ///
+    /// # Errors
+    /// `not_allowed` unless the worker's configuration names the class in `grants`.
+    pub fn require_grant(&self, what: &str) -> Result<()> {
+        require_grant(&*self.raw.node, &self.raw.class, &format_args!("task {}", self.raw.id), what)
     }
 }
 

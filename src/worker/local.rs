@@ -142,6 +142,10 @@ impl LocalNode for Shared {
         &self.file_root
     }
 
+    fn is_granted(&self, class: &ClassName) -> bool {
+        self.config.grants.contains(class.as_str())
+    }
+
     fn emit(&self, class: &ClassName, task: Option<&TaskId>, payload: Payload) -> Result<u64> {
         Shared::emit(self, class, task, payload)
     }

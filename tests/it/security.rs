@@ -7,7 +7,7 @@ use bytes::Bytes;
 use nkcluster::cluster::{Cluster, random_incarnation};
 use nkcluster::config::{ClassList, Config};
 use nkcluster::connection::establish::HANDSHAKE_TIMEOUT;
-use nkcluster::job::{Classes, TypedCalls};
+use nkcluster::job::{Classes, JobClass, RequestContext, TypedCalls};
 use nkcluster::node::{Node, NodeError};
 use nkcluster::proto::auth::{Keyring, KeyringInput, NodeToken, Role, SaltedPassword};
 use nkcluster::proto::frame::{BYTES_MAX, BYTES_MAX_UNTRUSTED, Fault, Kind};
@@ -577,6 +577,33 @@ async fn a_class_that_is_not_enabled_does_not_exist() {
     assert_eq!(kind(&failed(started)), ("unknown_class", false));
     assert_eq!(probe.executed(), 0);
     c.cluster.ping(&node_id("w1"), TIMEOUT).await.expect("core is always there");
+}
+
+/// A class that touches the machine, if it may.
+struct Toucher;
+
+impl JobClass for Toucher {
+    const NAME: &'static str = "toucher";
+    type Request = String;
+    type Reply = ();
+
+    async fn request(&self, ctx: RequestContext, what: String) -> nkcluster::Result<()> {
+        ctx.require_grant(&what)
+    }
+}
+
+#[tokio::test]
+async fn a_class_touches_the_machine_only_where_it_was_granted() {
+    let classes = || Classes::new().with(Toucher);
+    let c = MemoryCluster::start(classes()).await;
+    let toucher: ClassName = ClassName::new("toucher").expect("valid");
+    let _denied = c.worker_with("w1", classes(), |config| config.grants = ClassList::Only(vec![core()])).await;
+    let _granted = c.worker_with("w2", classes(), |config| config.grants = ClassList::Only(vec![toucher])).await;
+    let ask = async |node: &str| c.cluster.ask::<Toucher>(&node_id(node), &"write to /srv".to_owned(), once()).await;
+    let error = failed(ask("w1").await);
+    assert_eq!(kind(&error), ("not_allowed", false));
+    assert!(error.message().contains("w1") && error.message().contains("write to /srv") && error.message().contains("grants"), "{error}");
+    ask("w2").await.expect("it is granted");
 }
 
 #[tokio::test]

@@ -61,6 +61,14 @@ impl Operation {
         }
     }
 
+    /// The file that it is about, below the root of its source.
+    pub fn file(&self) -> &str {
+        match self {
+            Self::CopyFile { src_remote, .. } | Self::MoveFile { src_remote, .. } => src_remote,
+            Self::DeleteFile { remote, .. } => remote,
+        }
+    }
+
     /// Bytes that it moves, as far as the plan knows; 0 for deletes.
     pub fn size(&self) -> u64 {
         match self {

@@ -121,6 +121,13 @@ impl Stats {
         self.lock().last_error = Some(text.chars().take(LAST_ERROR_CHARS_MAX).collect());
     }
 
+    /// A new try begins: what failed before counts no more.
+    pub(crate) fn forget_errors(&self) {
+        self.counters[Counter::Errors as usize].store(0, Ordering::Relaxed);
+        self.is_retryable.store(false, Ordering::Relaxed);
+        self.lock().last_error = None;
+    }
+
     /// Remembers that the run cannot go on.
     pub fn fatal(&self) {
         self.is_fatal.store(true, Ordering::Relaxed);

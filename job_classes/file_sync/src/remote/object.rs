@@ -87,6 +87,11 @@ impl ObjectTree {
         Self { prefix: prefix.clone(), ..self.clone() }
     }
 
+    /// The store below it, at the root of its container.
+    pub(crate) fn operator(&self) -> &Operator {
+        &self.operator
+    }
+
     /// The key of a path.
     fn key(&self, path: &EntryPath) -> Result<String, StorageError> {
         let key = match (self.prefix.is_root(), path.is_root()) {

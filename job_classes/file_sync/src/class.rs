@@ -1,0 +1,359 @@
+//! The job class: whole runs, and the batches of runs that go over several workers.
+//!
+//! | verb | JSON | answer |
+//! |---|---|---|
+//! | task | `{"run":{"kind":"copy","source":"/a","destination":"/b"}}` | events, see [`Event`]; the last one is `ended` |
+//! | task | `{"batch":{"attempt":…,"batch":{…}}}` | none; whoever started it waits for its end by a request |
+//! | request | `{"wait":{"attempt":…,"millis":500}}` | `{"running":…}`, `{"ended":…}` or `"unknown"` |
+//! | command | `"progress"`, `"pause"`, `"resume"`, `"cancel"`, `{"set_bandwidth":"10M"}` | numbers, see [`Snapshot`] |
+//!
+//! It reads and writes wherever the operations say, so a worker needs the class in its `grants`.
+
+use std::collections::VecDeque;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use nkcluster::job::{CommandContext, JobClass, RequestContext, Started, TaskClass, TaskContext};
+use nkcluster::types::NodeStatus;
+use nkcluster::{Error, ErrorCode, Result};
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+use tokio::sync::watch;
+
+use crate::attempt::Attempt;
+use crate::executor::Executor;
+use crate::operation::Operation;
+use crate::options::Rate;
+use crate::queue::{Batch, BatchResult, Execute, Failure, Work};
+use crate::remote::{RemoteConfig, Remotes};
+use crate::run::{Control, Here, Order, Snapshot, Summary, Told, run};
+use crate::stats::StatsReport;
+
+/// Batches whose end a worker remembers, for whoever still asks.
+const REMEMBERED_MAX: usize = 256;
+/// Longest time that a request waits for the end of a batch.
+const WAIT_MAX: Duration = Duration::from_secs(30);
+/// How often a run tells its progress.
+const PROGRESS_PAUSE: Duration = Duration::from_secs(1);
+/// Files that fail of which a run tells each; of the rest there is the number at the end.
+const FAILURES_TOLD_MAX: u64 = 1_000;
+
+/// The class. One value serves a whole process.
+#[derive(Clone, Debug)]
+pub struct FileSync {
+    remotes: Arc<Remotes>,
+    executor: Executor,
+    batches: Arc<Mutex<VecDeque<Arc<HeldBatch>>>>,
+}
+
+/// What can be asked.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Request {
+    /// What becomes of a batch; waits for its end.
+    Wait {
+        /// Which.
+        attempt: Attempt,
+        /// How long at most.
+        millis: u64,
+    },
+}
+
+/// What is answered.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Reply {
+    /// It is under way.
+    Running {
+        /// Its numbers.
+        stats: Box<StatsReport>,
+    },
+    /// It has ended.
+    Ended(Box<BatchEnd>),
+    /// This worker knows nothing of it: it never had it, was restarted, or has forgotten.
+    Unknown,
+}
+
+/// How a batch ended.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct BatchEnd {
+    /// Operations that were done.
+    pub done: u64,
+    /// Those that failed.
+    pub failures: Vec<Failure>,
+    /// Those that the worker gives back, as it is stopping.
+    pub rest: Vec<Operation>,
+    /// Its numbers.
+    pub stats: StatsReport,
+}
+
+/// What a task is.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Spec {
+    /// A whole copy, sync or move, by this worker alone.
+    Run(Box<Order>),
+    /// A batch of a run.
+    Batch {
+        /// Which attempt at which batch.
+        attempt: Attempt,
+        /// The batch as it stands in a queue.
+        batch: Value,
+    },
+}
+
+/// What can be told to a task.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Command {
+    /// Nothing; the numbers are the answer.
+    Progress,
+    /// Begin no more files.
+    Pause,
+    /// Go on.
+    Resume,
+    /// End soon.
+    Cancel,
+    /// Bytes per second, such as `10M`; `off` is no limit.
+    SetBandwidth(String),
+}
+
+/// What a run tells.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Event {
+    /// The numbers of now.
+    Progress(Box<Snapshot>),
+    /// A file that failed.
+    Failed {
+        /// Its path.
+        path: String,
+        /// Why.
+        error: String,
+    },
+    /// The run is over.
+    Ended(Box<Summary>),
+}
+
+/// A batch in work, or one that has ended.
+#[derive(Debug)]
+struct HeldBatch {
+    work: Arc<Work>,
+    given_back: Mutex<Vec<Operation>>,
+    end: watch::Sender<Option<BatchEnd>>,
+}
+
+/// A running task.
+#[derive(Debug)]
+pub enum SyncTask {
+    /// A whole run.
+    Run(Control),
+    /// A batch.
+    Batch(BatchTask),
+}
+
+/// A batch as its commands see it.
+#[derive(Clone, Debug)]
+pub struct BatchTask {
+    held: Arc<HeldBatch>,
+    executor: Executor,
+}
+
+impl FileSync {
+    /// One that finds its remotes in a configuration and carries out so many files at the same time.
+    pub fn new(remotes: RemoteConfig, transfers: usize) -> Self {
+        let remotes = Arc::new(Remotes::new(remotes));
+        Self { executor: Executor::new(remotes.clone(), transfers), remotes, batches: Arc::default() }
+    }
+
+    fn find(&self, attempt: Attempt) -> Option<Arc<HeldBatch>> {
+        lock(&self.batches).iter().find(|held| held.work.attempt() == attempt).cloned()
+    }
+
+    fn hold(&self, held: Arc<HeldBatch>) {
+        let mut batches = lock(&self.batches);
+        // Those in work are bounded by whoever sends them.
+        while batches.len() >= REMEMBERED_MAX
+            && let Some(ended) = batches.iter().position(|held| held.end.borrow().is_some())
+        {
+            batches.remove(ended);
+        }
+        batches.push_back(held);
+    }
+
+    fn start_batch(&self, attempt: Attempt, batch: &Value) -> Result<Started<Self>> {
+        let read = serde_json::to_vec(batch)
+            .map_err(|error| error.to_string())
+            .and_then(|bytes| Batch::from_json(&bytes).map_err(|error| error.to_string()));
+        let batch = read.map_err(|why| Error::new(ErrorCode::InvalidPayload, format!("the batch {attempt} cannot be read: {why}")))?;
+        let held =
+            Arc::new(HeldBatch { work: Arc::new(Work::new(attempt, batch)), given_back: Mutex::default(), end: watch::Sender::new(None) });
+        self.hold(held.clone());
+        let (executor, task) = (self.executor.clone(), BatchTask { held: held.clone(), executor: self.executor.clone() });
+        let future = async move {
+            // Also if the task is killed.
+            let _ends = Ends(held.clone());
+            executor.execute(held.work.clone()).await;
+            Ok(())
+        };
+        Ok(Started::future(SyncTask::Batch(task), future))
+    }
+
+    fn start_run(&self, ctx: TaskContext<Self>, order: Order) -> Result<Started<Self>> {
+        let control = Control::default();
+        let (task, remotes) = (SyncTask::Run(control.clone()), self.remotes.clone());
+        let future = async move {
+            let _cancels = CancelOnDrop(control.clone());
+            let (mut failed, mut progress) = (0_u64, tokio::time::interval(PROGRESS_PAUSE));
+            let (told, mut hears) = tokio::sync::mpsc::channel(256);
+            let running = run(&order, &Here, &remotes, &control, told);
+            tokio::pin!(running);
+            let summary = loop {
+                tokio::select! {
+                    summary = &mut running => break summary,
+                    Some(told) = hears.recv() => if let Told::Failed { path, error } = told {
+                        failed += 1;
+                        if failed <= FAILURES_TOLD_MAX {
+                            ctx.emit_paced(&Event::Failed { path, error }).await?;
+                        }
+                    },
+                    _ = progress.tick() => {
+                        ctx.emit(&Event::Progress(Box::new(control.snapshot())))?;
+                    }
+                }
+            };
+            ctx.emit(&Event::Ended(Box::new(summary)))?;
+            Ok(())
+        };
+        Ok(Started::future(task, future))
+    }
+}
+
+/// Tells whoever waits how a batch ended.
+struct Ends(Arc<HeldBatch>);
+
+impl Drop for Ends {
+    fn drop(&mut self) {
+        let held = &self.0;
+        let (mut done, mut failures) = (0, Vec::new());
+        match held.work.result() {
+            BatchResult::Inputs(results) => {
+                for result in results {
+                    match result {
+                        Some(failure) => failures.push(failure),
+                        None => done += 1,
+                    }
+                }
+            }
+            BatchResult::Failed(failure) => failures.push(failure),
+        }
+        let rest = std::mem::take(&mut *lock(&held.given_back));
+        held.end.send_replace(Some(BatchEnd { done, failures, rest, stats: held.stats() }));
+    }
+}
+
+/// A run whose task is killed ends.
+struct CancelOnDrop(Control);
+
+impl Drop for CancelOnDrop {
+    fn drop(&mut self) {
+        self.0.cancel();
+    }
+}
+
+impl HeldBatch {
+    fn stats(&self) -> StatsReport {
+        serde_json::from_value(self.work.progress()).unwrap_or_default()
+    }
+
+    /// Takes out of the batch what nobody has begun.
+    fn give_back(&self) {
+        let cut = self.work.cut(true);
+        let (_, given) = self.work.parts(&cut);
+        self.work.gave(&cut, self.work.width());
+        lock(&self.given_back).extend(given);
+    }
+}
+
+impl JobClass for FileSync {
+    const NAME: &'static str = "file_sync";
+    type Request = Request;
+    type Reply = Reply;
+
+    async fn request(&self, _: RequestContext, request: Request) -> Result<Reply> {
+        let Request::Wait { attempt, millis } = request;
+        let Some(held) = self.find(attempt) else { return Ok(Reply::Unknown) };
+        let mut end = held.end.subscribe();
+        let waited = tokio::time::timeout(Duration::from_millis(millis).min(WAIT_MAX), end.wait_for(Option::is_some)).await;
+        Ok(match waited {
+            Ok(Ok(end)) => end.clone().map_or(Reply::Unknown, |end| Reply::Ended(Box::new(end))),
+            _ => Reply::Running { stats: Box::new(held.stats()) },
+        })
+    }
+}
+
+impl TaskClass for FileSync {
+    type Spec = Spec;
+    type Accepted = ();
+    type Command = Command;
+    type Answer = Snapshot;
+    type Event = Event;
+    type Task = SyncTask;
+
+    async fn task(&self, ctx: TaskContext<Self>, spec: Spec) -> Result<Started<Self>> {
+        match spec {
+            Spec::Run(order) => {
+                ctx.require_grant(&format!("copy from {} to {}", order.shown_source(), order.shown_destination()))?;
+                self.start_run(ctx, *order)
+            }
+            Spec::Batch { attempt, batch } => {
+                ctx.require_grant("carry out a batch of file operations")?;
+                self.start_batch(attempt, &batch)
+            }
+        }
+    }
+
+    async fn command(&self, _: CommandContext<Self>, task: &SyncTask, command: Command) -> Result<Snapshot> {
+        let rate = match &command {
+            Command::SetBandwidth(text) => {
+                let rate: std::result::Result<Rate, _> = text.parse();
+                Some(rate.map_err(|error| Error::new(ErrorCode::InvalidPayload, error.to_string()))?.bytes_per_second())
+            }
+            _ => None,
+        };
+        match task {
+            SyncTask::Run(control) => match command {
+                Command::Progress => {}
+                Command::Pause => control.gate().close(),
+                Command::Resume => control.gate().open(),
+                Command::Cancel => control.cancel(),
+                Command::SetBandwidth(_) => control.set_bandwidth(rate.flatten()),
+            },
+            SyncTask::Batch(batch) => match command {
+                Command::Progress => {}
+                // All batches of a worker share its places.
+                Command::Pause => batch.executor.gate().close(),
+                Command::Resume => batch.executor.gate().open(),
+                Command::Cancel => batch.held.give_back(),
+                Command::SetBandwidth(_) => batch.executor.set_bandwidth(rate.flatten()),
+            },
+        }
+        Ok(match task {
+            SyncTask::Run(control) => control.snapshot(),
+            SyncTask::Batch(batch) => Snapshot { stats: batch.held.stats(), ..Snapshot::default() },
+        })
+    }
+
+    async fn status(&self, task: &SyncTask, status: NodeStatus) {
+        if status == NodeStatus::Stopping {
+            match task {
+                SyncTask::Run(control) => control.cancel(),
+                SyncTask::Batch(batch) => batch.held.give_back(),
+            }
+        }
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

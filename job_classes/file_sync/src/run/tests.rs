@@ -1,0 +1,205 @@
+//! Runs over real directories.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::os::unix::fs::symlink;
+use std::path::Path;
+use std::sync::Arc;
+
+use tempfile::TempDir;
+use tokio::sync::mpsc;
+
+use super::{Control, End, Here, Order, Summary, Told, run};
+use crate::options::Options;
+use crate::plan::Task;
+use crate::remote::{RemoteConfig, Remotes};
+
+/// A source with some files, and a destination beside it.
+struct Room {
+    dir: TempDir,
+}
+
+impl Room {
+    fn new() -> Self {
+        let dir = tempfile::tempdir().expect("a directory");
+        let room = Self { dir };
+        for (path, content) in [("a", "1"), ("d/b", "22"), ("d/e/c", "333"), ("empty-file", "")] {
+            room.write("source", path, content);
+        }
+        fs::create_dir(room.at("source").join("hollow")).expect("made");
+        room
+    }
+
+    fn at(&self, name: &str) -> std::path::PathBuf {
+        self.dir.path().join(name)
+    }
+
+    fn write(&self, root: &str, path: &str, content: &str) {
+        let path = self.at(root).join(path);
+        fs::create_dir_all(path.parent().expect("a parent")).expect("made");
+        fs::write(path, content).expect("written");
+    }
+
+    /// Runs from `source` to `destination`, and what was told.
+    async fn run(&self, task: Task, options: Options) -> (Summary, Vec<Told>) {
+        self.run_from(task, "source", options).await
+    }
+
+    async fn run_from(&self, task: Task, source: &str, options: Options) -> (Summary, Vec<Told>) {
+        let text = |name: &str| self.at(name).to_str().expect("text").to_owned();
+        let order = Order::new(task, text(source), text("destination"), &options);
+        let (told, mut hears) = mpsc::channel(16);
+        let remotes = Arc::new(Remotes::new(RemoteConfig::default()));
+        let hearing = tokio::spawn(async move {
+            let mut heard = Vec::new();
+            while let Some(told) = hears.recv().await {
+                heard.push(told);
+            }
+            heard
+        });
+        let summary = run(&order, &Here, &remotes, &Control::default(), told).await;
+        (summary, hearing.await.expect("no panic"))
+    }
+}
+
+/// Every file below a directory with its content; directories have none.
+fn tree(root: &Path) -> BTreeMap<String, Option<String>> {
+    fn walk(root: &Path, at: &Path, tree: &mut BTreeMap<String, Option<String>>) {
+        for entry in fs::read_dir(at).into_iter().flatten() {
+            let path = entry.expect("readable").path();
+            let name = path.strip_prefix(root).expect("below").to_str().expect("text").to_owned();
+            if path.is_dir() {
+                tree.insert(name, None);
+                walk(root, &path, tree);
+            } else {
+                tree.insert(name, Some(fs::read_to_string(&path).expect("text")));
+            }
+        }
+    }
+    let mut found = BTreeMap::new();
+    walk(root, root, &mut found);
+    found
+}
+
+#[tokio::test]
+async fn a_copy_is_the_same_and_a_second_one_does_nothing() {
+    let room = Room::new();
+    let options = Options { create_empty_src_dirs: true, ..Options::default() };
+    let (summary, told) = room.run(Task::Copy, options.clone()).await;
+    assert_eq!((summary.end, summary.stats.transfers, summary.stats.errors), (End::Success, 4, 0), "{told:?}");
+    assert_eq!(tree(&room.at("source")), tree(&room.at("destination")));
+    let modified = |name: &str| fs::metadata(room.at(name)).expect("there").modified().expect("a time");
+    assert_eq!(modified("source/d/b"), modified("destination/d/b"));
+    let (summary, _) = room.run(Task::Copy, options).await;
+    assert_eq!((summary.end, summary.stats.transfers, summary.stats.checks), (End::Success, 0, 4));
+}
+
+#[tokio::test]
+async fn a_sync_deletes_what_is_not_at_the_source() {
+    let room = Room::new();
+    room.write("destination", "old/x", "x");
+    room.write("destination", "a", "another");
+    let (summary, told) = room.run(Task::Sync, Options { create_empty_src_dirs: true, ..Options::default() }).await;
+    assert_eq!((summary.end, summary.stats.deletes), (End::Success, 1), "{told:?}");
+    assert_eq!(tree(&room.at("source")), tree(&room.at("destination")));
+}
+
+#[tokio::test]
+async fn a_move_leaves_nothing_behind() {
+    let room = Room::new();
+    let before = tree(&room.at("source"));
+    let options = Options { create_empty_src_dirs: true, delete_empty_src_dirs: true, ..Options::default() };
+    let (summary, told) = room.run(Task::Move, options).await;
+    assert_eq!(summary.end, End::Success, "{told:?}");
+    assert_eq!(tree(&room.at("destination")), before);
+    assert_eq!(tree(&room.at("source")), BTreeMap::new());
+}
+
+#[tokio::test]
+async fn one_file_is_a_source_too() {
+    let room = Room::new();
+    let (summary, told) = room.run_from(Task::Copy, "source/d/b", Options::default()).await;
+    assert_eq!((summary.end, summary.stats.transfers), (End::Success, 1), "{told:?}");
+    assert_eq!(tree(&room.at("destination")), BTreeMap::from([("b".to_owned(), Some("22".to_owned()))]));
+}
+
+#[tokio::test]
+async fn nothing_is_done_by_a_dry_run() {
+    let room = Room::new();
+    room.write("destination", "old", "x");
+    let (summary, told) = room.run(Task::Sync, Options { dry_run: true, ..Options::default() }).await;
+    assert_eq!(summary.end, End::Success);
+    assert!(
+        told.contains(&Told::Would("copy d/b (2 bytes)".to_owned())) && told.contains(&Told::Would("delete old".to_owned())),
+        "{told:?}"
+    );
+    assert_eq!(tree(&room.at("destination")), BTreeMap::from([("old".to_owned(), Some("x".to_owned()))]));
+}
+
+#[tokio::test]
+async fn a_source_that_is_missing_deletes_nothing() {
+    let room = Room::new();
+    room.write("destination", "old", "x");
+    let (summary, _) = room.run_from(Task::Sync, "no-such", Options { retries: 1, ..Options::default() }).await;
+    assert_eq!(summary.end, End::SourceMissing);
+    assert!(room.at("destination/old").exists());
+}
+
+#[tokio::test]
+async fn a_destination_within_the_source_is_refused() {
+    let room = Room::new();
+    symlink(room.at("source/d"), room.at("destination")).expect("made");
+    let before = tree(&room.at("source"));
+    let (summary, _) = room.run(Task::Copy, Options::default()).await;
+    assert_eq!(summary.end, End::Failed);
+    assert!(summary.errors[0].contains("inside the source"), "{:?}", summary.errors);
+    assert_eq!(tree(&room.at("source")), before);
+}
+
+#[tokio::test]
+async fn a_file_that_cannot_be_written_fails_and_the_rest_is_done() {
+    let room = Room::new();
+    // A directory that is not empty stands where a file belongs.
+    room.write("destination", "a/in-the-way", "x");
+    let (summary, told) = room.run(Task::Copy, Options::default()).await;
+    assert_ne!(summary.end, End::Success, "{told:?}");
+    assert!(summary.stats.errors >= 1 && summary.errors.iter().any(|error| error.starts_with("a: ")), "{summary:?}");
+    assert_eq!(fs::read_to_string(room.at("destination/d/e/c")).expect("copied"), "333");
+}
+
+#[tokio::test]
+async fn no_more_is_deleted_than_allowed() {
+    let room = Room::new();
+    for name in ["x", "y", "z"] {
+        room.write("destination", name, "x");
+    }
+    let (summary, _) = room.run(Task::Sync, Options { max_delete: Some(2), ..Options::default() }).await;
+    assert_eq!((summary.end, summary.stats.deletes), (End::Fatal, 2));
+}
+
+#[tokio::test]
+async fn what_is_replaced_goes_to_the_directory_of_backups() {
+    let room = Room::new();
+    room.write("destination", "a", "the old one");
+    let backup = room.at("kept").to_str().expect("text").to_owned();
+    let (summary, told) = room.run(Task::Copy, Options { backup_dir: Some(backup), ..Options::default() }).await;
+    assert_eq!(summary.end, End::Success, "{told:?}");
+    assert_eq!(fs::read_to_string(room.at("kept/a")).expect("kept"), "the old one");
+    assert_eq!(fs::read_to_string(room.at("destination/a")).expect("copied"), "1");
+}
+
+#[tokio::test]
+async fn a_cancelled_run_says_so() {
+    let room = Room::new();
+    let control = Control::default();
+    control.cancel();
+    let order = Order::new(
+        Task::Copy,
+        room.at("source").to_str().expect("text"),
+        room.at("destination").to_str().expect("text"),
+        &Options::default(),
+    );
+    let (told, _) = mpsc::channel(1);
+    let summary = run(&order, &Here, &Arc::new(Remotes::new(RemoteConfig::default())), &control, told).await;
+    assert_eq!(summary.end, End::Cancelled);
+}

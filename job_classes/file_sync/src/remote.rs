@@ -142,8 +142,8 @@ impl Remote {
         &self.storage
     }
 
-    /// The text by which another node opens the same: local paths are absolute, settings of the connection string are in it, **secrets included**. It belongs into
-    /// operations, never into a log; for people there is the `Display`. A named remote must be configured on each node.
+    /// The text by which another node opens the same: local paths are absolute, settings of the connection string are in it, **secrets included**. It
+    /// belongs into operations, never into a log; for people there is the `Display`. A named remote must be configured on each node.
     pub fn portable(&self) -> String {
         self.spec.to_text()
     }

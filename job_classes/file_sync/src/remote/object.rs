@@ -1,8 +1,8 @@
 //! An object store as a storage, by OpenDAL.
 //!
-//! There are no directories and no modes. The time of a file is kept as rclone keeps it, as the user metadata `mtime` in seconds; a listing does not tell it, a
-//! `stat` does. What the store honours of conditions is found out by [`ObjectTree::probe`]; until then, and where it honours none, a look comes just before the
-//! effect.
+//! There are no directories and no modes. The time of a file is kept as rclone keeps it, as the user metadata `mtime` in seconds; a listing does not
+//! tell it, a `stat` does. What the store honours of conditions is found out by [`ObjectTree::probe`]; until then, and where it honours none, a look
+//! comes just before the effect.
 //!
 //! Every wait ends: a store that stops answering is [`ErrorKind::Temporary`].
 

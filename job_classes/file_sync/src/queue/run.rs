@@ -312,7 +312,9 @@ pub async fn start_run(
         (RunStart::New, None) => 0,
         (RunStart::New, Some(_)) => return Err(RunError::Exists(run)),
         (RunStart::Resume, None) => return Err(RunError::Missing(run)),
-        (RunStart::Resume, Some(last)) if Files::is_closed(&store, run, last).await.map_err(of_store)? => return Err(RunError::Missing(run)),
+        (RunStart::Resume, Some(last)) if Files::is_closed(&store, run, last).await.map_err(of_store)? => {
+            return Err(RunError::Missing(run));
+        }
         (RunStart::Resume, Some(last)) => last + 1,
     };
     let mut files = Files { store, run, number, cleanup: options.cleanup };
@@ -340,8 +342,20 @@ pub async fn start_run(
     let plan = Plan::new(options.batch_files, options.batch_bytes, options.config.clone(), options.filter.clone());
     let pacing = Pacing::new(options.look_interval);
     let (unwritten, settling) = (BTreeMap::new(), Vec::new());
-    let desk =
-        Desk { files, fence, options, listener, controller, plan, unwritten, settling, next_batch, eyes: Eyes::default(), failing: None, pacing };
+    let desk = Desk {
+        files,
+        fence,
+        options,
+        listener,
+        controller,
+        plan,
+        unwritten,
+        settling,
+        next_batch,
+        eyes: Eyes::default(),
+        failing: None,
+        pacing,
+    };
     let end = tokio::spawn(desk.run(planned, cancelled, Arc::clone(&wake)));
     Ok(RunHandle { operations, cancel, wake, end, queued: Arc::new(queued) })
 }
@@ -358,7 +372,9 @@ async fn load(files: &Files, controller: &mut Controller) -> Result<(u64, HashSe
         counted.insert(batch);
     }
     // Whoever had the run may be about to write batches of which nobody knows. Their numbers are taken away first; what was written before is read afterwards.
-    let list = async || files.store.list(&format!("{root}/batch")).await.map(|files| files.into_iter().filter_map(|file| parse_record_name(&file.name)));
+    let list = async || {
+        files.store.list(&format!("{root}/batch")).await.map(|files| files.into_iter().filter_map(|file| parse_record_name(&file.name)))
+    };
     let taken = list().await.map_err(of_store)?.map(|(batch, _)| planned_of(batch)).chain(counted.iter().map(|batch| planned_of(*batch)));
     if files.number > 0 {
         next = files.seal_numbers(&taken.collect(), UNWRITTEN_MAX as u64).await?;
@@ -427,12 +443,7 @@ enum Told {
 }
 
 impl Desk {
-    async fn run(
-        mut self,
-        mut planned: mpsc::Receiver<Planned>,
-        mut cancelled: watch::Receiver<bool>,
-        wake: Arc<Notify>,
-    ) -> RunEnd {
+    async fn run(mut self, mut planned: mpsc::Receiver<Planned>, mut cancelled: watch::Receiver<bool>, wake: Arc<Notify>) -> RunEnd {
         let mut is_planned = false;
         let mut look = Instant::now();
         let error = loop {

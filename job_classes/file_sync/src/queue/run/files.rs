@@ -10,8 +10,8 @@ use crate::attempt::{Attempt, RunId};
 use crate::queue::batch::{Batch, BatchResult, FILE_BYTES_MAX, FormatError, LogRecord, Split, indented, parse};
 use crate::queue::controller::Totals;
 use crate::queue::fault::{Fault, has};
-use crate::queue::pacing::random;
 use crate::queue::name::{JobName, WorkerId, run_directory};
+use crate::queue::pacing::random;
 use crate::queue::store::{Content, SharedStore, StoreError, create_or_same};
 
 /// Most records of one log. A holder can split twenty times, since each split halves its numbers.

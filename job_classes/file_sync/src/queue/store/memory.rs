@@ -22,8 +22,7 @@ pub(crate) struct Memory {
 }
 
 impl Memory {
-    pub(crate) fn new(renames: bool) -> Arc<Self> {
-        let honours = Honours { creates_once: true, renames };
+    pub(crate) fn new(honours: Honours) -> Arc<Self> {
         Arc::new(Self { files: Mutex::default(), honours, damages: Mutex::default(), damaged: Mutex::default() })
     }
 
@@ -96,7 +95,10 @@ impl Client {
     }
 
     /// A call that may fail before it is done, or when it is done and nobody learns of it.
-    fn call<'a, T: Send + 'a>(&'a self, work: impl FnOnce(&Memory, &mut BTreeMap<String, Bytes>) -> T + Send + 'a) -> BoxFuture<'a, Result<T, StoreError>> {
+    fn call<'a, T: Send + 'a>(
+        &'a self,
+        work: impl FnOnce(&Memory, &mut BTreeMap<String, Bytes>) -> T + Send + 'a,
+    ) -> BoxFuture<'a, Result<T, StoreError>> {
         Box::pin(async move {
             let failed = || Err(StoreError::new(true, "a failure of the simulation"));
             self.way().await;

@@ -8,8 +8,8 @@ use bytes::Bytes;
 use crate::attempt::{Attempt, RunId};
 use crate::queue::batch::{Batch, FILE_BYTES_MAX, FormatError, LogRecord};
 use crate::queue::fault::{Fault, has};
-use crate::queue::pacing::random;
 use crate::queue::name::{JobName, WorkerId};
+use crate::queue::pacing::random;
 use crate::queue::run::counted_path;
 use crate::queue::store::{Content, SharedStore, StoreError, create_or_same, marker_of};
 

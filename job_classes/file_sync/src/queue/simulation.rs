@@ -143,20 +143,24 @@ struct World {
 }
 
 impl World {
-    fn new(seed: u64, renames: bool) -> Self {
+    fn new(seed: u64, honours: Honours) -> Self {
         pacing::seed::plant(Some(seed));
         let patience =
             ControllerOptions { no_worker_timeout: Duration::from_secs(120), attempts_max: 1_000, ..ControllerOptions::default() };
         let options = RunOptions { batch_files: 4 + (random() % 20) as usize, patience, ..RunOptions::default() };
-        let (memory, target, run) = (Memory::new(renames), Arc::default(), RunId::from_random([9; 20]));
+        let (memory, target, run) = (Memory::new(honours), Arc::default(), RunId::from_random([9; 20]));
         let files = 40 + (random() % 120) as usize;
         Self { memory, target, workers: BTreeMap::new(), run, files, options, controllers: Vec::new(), events: Arc::default() }
     }
 
     fn start_worker(&mut self, name: u64) {
+        let batches = 1 + (random() % 2) as usize;
+        self.start_worker_with(name, |options| WorkerOptions { batches, split_inputs_min: 2, ..options });
+    }
+
+    fn start_worker_with(&mut self, name: u64, change: impl FnOnce(WorkerOptions) -> WorkerOptions) {
         let client = self.memory.client();
-        let id: WorkerId = format!("worker-{name}").parse().expect("an id");
-        let options = WorkerOptions { batches: 1 + (random() % 2) as usize, split_inputs_min: 2, ..WorkerOptions::new(id) };
+        let options = change(WorkerOptions::new(format!("worker-{name}").parse().expect("an id")));
         let copier = Arc::new(Copier(Arc::clone(&self.target), Arc::clone(&client)));
         let handle = run_worker(Arc::clone(&client) as SharedStore, copier, options, Arc::new(|_| {}));
         if let Some(old) = self.workers.insert(name, Node { client, handle }) {

@@ -22,8 +22,7 @@ pub(crate) struct Memory {
 }
 
 impl Memory {
-    pub(crate) fn new(renames: bool) -> Arc<Self> {
-        let honours = Honours { creates_once: true, renames };
+    pub(crate) fn new(honours: Honours) -> Arc<Self> {
         Arc::new(Self { files: Mutex::default(), honours, damages: Mutex::default(), damaged: Mutex::default() })
     }
 

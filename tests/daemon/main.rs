@@ -1,7 +1,7 @@
 //! The daemon as a real process: how it starts, what it says, how it ends, what survives a kill.
 
-mod copy;
 mod clones;
+mod copy;
 mod development;
 mod failures;
 mod garbage;

@@ -48,6 +48,16 @@ pub(crate) fn at(seconds: u64) -> SystemTime {
     SystemTime::UNIX_EPOCH + Duration::from_secs(seconds)
 }
 
+/// Whether there is an rclone to compare with. Tests that need it are skipped without it, unless all must run.
+pub(crate) fn has_rclone() -> bool {
+    let found = std::process::Command::new("rclone").arg("version").output().is_ok_and(|output| output.status.success());
+    if !found {
+        assert!(std::env::var_os("NKCLUSTER_TEST_ALL").is_none(), "no rclone to compare with");
+        eprintln!("skipped: no rclone to compare with");
+    }
+    found
+}
+
 impl Tree {
     pub(crate) fn new(like: Like) -> Self {
         let is_flat = like == Like::Objects;

@@ -13,8 +13,8 @@ use crate::entry::{Entry, EntryKind};
 use crate::path::EntryPath;
 use crate::storage::{ErrorKind, Storage, StorageError};
 
-/// Entries from which on a directory is very large: only one such directory is held at a time.
-const LARGE_ENTRIES: usize = 100_000;
+/// Entries from which on a directory is very large: only one such directory is held at a time. Few for tests, so that directories wait for each other there.
+const LARGE_ENTRIES: usize = if cfg!(test) { 3 } else { 100_000 };
 
 /// Errors of single entries that one directory remembers until they are told; further ones are dropped, as there are enough then.
 const ERRORS_MAX: usize = 1000;

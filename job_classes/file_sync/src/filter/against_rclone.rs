@@ -76,7 +76,7 @@ fn ours(options: &FilterOptions) -> Option<BTreeSet<String>> {
     let filter = Arc::new(Filter::load(options, at(0)).ok()?);
     let tree = files().iter().fold(Tree::new(Like::Disk), |tree, file| tree.file(file, file, 1));
     let scope = Scope { filter, ..Scope::default() };
-    let plan = Walk { source: Some((Arc::new(tree), scope)), destination: None, checkers: 2, max_depth: None, folds: false };
+    let plan = Walk { source: Some((Arc::new(tree), scope)), destination: None, checkers: 2, max_depth: None, folds: false, tries: 1 };
     let notes = Arc::new(Notes(Mutex::default()));
     let runtime = tokio::runtime::Builder::new_current_thread().build().expect("a runtime");
     runtime.block_on(walk(Arc::new(plan), notes.clone()));

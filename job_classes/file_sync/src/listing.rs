@@ -14,6 +14,7 @@ mod arena;
 mod cursor;
 mod item;
 mod names;
+mod retry;
 mod scope;
 mod walk;
 
@@ -23,6 +24,7 @@ pub(crate) use self::item::Tag;
 pub(crate) use self::item::Tag;
 pub(crate) use self::item::{Item, ItemKind};
 pub(crate) use self::names::ForeignForms;
+pub(crate) use self::retry::retried;
 pub use self::scope::Scope;
 pub use self::walk::Side;
 pub(crate) use self::walk::{Descend, Visitor, Walk, WalkedDirectory, walk};

@@ -109,6 +109,7 @@ impl Phases {
             checkers: request.options.checkers as usize,
             max_depth: request.options.max_depth,
             folds: request.folds_names,
+            tries: request.options.low_level_retries,
         };
         let visitor = Arc::new(Comparing::new(request.clone(), pass, self.counts.clone(), self.steps.clone()));
         walk(Arc::new(plan), visitor.clone()).await;

@@ -216,12 +216,14 @@ fn a_run_that_no_worker_takes_ends_with_an_error() {
 #[test]
 fn one_command_line_serves_the_controller_and_its_workers() {
     let room = Room::new();
-    // As in an indexed job: the pods start in any order, and differ in nothing but their number.
+    // As in an indexed job: the pods differ in nothing but their number.
     let pod = |id: &str| {
         let command = &mut room.controller(&["--cluster-quit-workers", "--cluster-id", id]);
         Process(command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("it starts"))
     };
-    let mut pods = ["2", "0", "1"].map(pod);
+    let mut pods = vec![pod("2"), pod("1")];
+    wait_for("both workers to be there", || (names(&room.path("work/queue/status")).len() == 2).then_some(()));
+    pods.push(pod("0"));
     for pod in &mut pods {
         assert_eq!(wait_for("a pod to end", || pod.has_ended()), 0);
     }

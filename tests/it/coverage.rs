@@ -5,8 +5,20 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// Sections of the checklist with the number of their rows.
-const SECTIONS: &[(&str, usize)] =
-    &[("N1.", 26), ("N2.", 20), ("N3.", 17), ("N4.", 8), ("N5.", 8), ("N6.", 14), ("N7.", 19), ("N8.", 16), ("N9.", 11), ("R", 35), ("A13-", 25), ("A14-", 25)];
+const SECTIONS: &[(&str, usize)] = &[
+    ("N1.", 26),
+    ("N2.", 20),
+    ("N3.", 17),
+    ("N4.", 8),
+    ("N5.", 8),
+    ("N6.", 14),
+    ("N7.", 19),
+    ("N8.", 16),
+    ("N9.", 11),
+    ("R", 35),
+    ("A13-", 25),
+    ("A14-", 25),
+];
 
 /// Rows that are not simply counted.
 const OTHERS: &[&str] = &["A10", "A11"];

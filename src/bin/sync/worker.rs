@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 use clap::Args;
 use nkcluster_file_sync::queue::{SharedStore, WorkerEnd, WorkerEvent, WorkerId, WorkerOptions, run_worker};
@@ -16,6 +17,8 @@ use crate::failure::{Failure, Outcome};
 use crate::output::{self, Form};
 use crate::signals::StopSignals;
 
+/// Time without work after which a worker of a transient cluster ends: the controller may have ended before this one had begun, and tells nobody whom it does not know.
+const TRANSIENT_IDLE: Duration = Duration::from_secs(600);
 /// Characters of an id that nobody has chosen.
 const ID_CHARS: usize = 10;
 
@@ -53,7 +56,7 @@ pub(crate) async fn run(args: RcdArgs, form: Form) -> Outcome {
     if args.bwlimit.bytes_per_second().is_some() {
         executor.set_bandwidth(args.bwlimit.bytes_per_second());
     }
-    work(&args.cluster, &id, &remotes, executor, args.verbose, form).await
+    work(&args.cluster, WorkerOptions::new(worker_id(&id)?), &remotes, executor, args.verbose, form).await
 }
 
 /// A worker of a transient cluster: the same command line as the controller, with another id.
@@ -61,7 +64,8 @@ pub(super) async fn serve(cluster: &ClusterFlags, remotes: &Arc<Remotes>, transf
     let (Some(remote), Some(id)) = (&cluster.cluster, &cluster.cluster_id) else {
         return Err(Failure::usage("invalid_usage", "a worker needs --cluster and --cluster-id"));
     };
-    work(remote, id, remotes, Executor::new(remotes.clone(), transfers), false, form).await
+    let options = WorkerOptions { idle_timeout: Some(TRANSIENT_IDLE), ..WorkerOptions::new(worker_id(id)?) };
+    work(remote, options, remotes, Executor::new(remotes.clone(), transfers), false, form).await
 }
 
 /// Opens the queue of `--cluster`.
@@ -70,11 +74,15 @@ pub(super) async fn open_queue(remote: &str, remotes: &Remotes) -> Outcome<Share
     opened.open_queue().await.map_err(|error| Failure::new("no_queue", format!("--cluster {opened}: {error}")))
 }
 
-async fn work(remote: &str, id: &str, remotes: &Arc<Remotes>, executor: Executor, verbose: bool, form: Form) -> Outcome {
-    let id: WorkerId = id.parse().map_err(|error| Failure::usage("invalid_usage", format!("--cluster-id: {error}")))?;
+fn worker_id(text: &str) -> Outcome<WorkerId> {
+    text.parse().map_err(|error| Failure::usage("invalid_usage", format!("--cluster-id: {error}")))
+}
+
+async fn work(remote: &str, options: WorkerOptions, remotes: &Arc<Remotes>, executor: Executor, verbose: bool, form: Form) -> Outcome {
+    let id = options.id.clone();
     let store = open_queue(remote, remotes).await?;
     let listener = Arc::new(move |event: WorkerEvent| tell(&event, verbose, form));
-    let worker = run_worker(store, Arc::new(executor), WorkerOptions::new(id.clone()), listener);
+    let worker = run_worker(store, Arc::new(executor), options, listener);
     form.print(&json!({ "ready": true, "worker": id }), || format!("worker {id} waits for batches; Ctrl-C stops it"))?;
     let mut signals = StopSignals::install().map_err(|error| Failure::io("cannot listen for signals", &error))?;
     let stop = worker.stopper();

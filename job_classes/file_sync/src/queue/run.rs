@@ -35,6 +35,8 @@ const UNWRITTEN_MAX: usize = 32;
 const ACTIONS_IN_FLIGHT: usize = 16;
 /// Times that files of a run which is over are tried to be cleaned.
 const END_TRIES_MAX: u32 = 5;
+/// How long a run waits for workers which it has told to stop; one may be in the middle of a large file of another run.
+const QUIT_TIMEOUT: Duration = Duration::from_secs(30);
 /// Wait between two of them.
 const END_WAIT: Duration = Duration::from_millis(500);
 
@@ -747,7 +749,10 @@ impl Desk {
                 self.files.end().await
             };
             match ended.await {
-                Ok(()) => return Ok(()),
+                Ok(()) => {
+                    self.await_workers().await;
+                    return Ok(());
+                }
                 Err(FilesError::Superseded) => return Err(RunError::Superseded),
                 Err(error) if tries >= END_TRIES_MAX => {
                     // What was planned is done; that its records stay is no failure of it.
@@ -759,6 +764,28 @@ impl Desk {
                     tokio::time::sleep(END_WAIT).await;
                 }
             }
+        }
+    }
+
+    /// Waits, for a bounded time, until workers that were told to stop have gone: they remove their status.
+    async fn await_workers(&self) {
+        if !self.options.quits_workers {
+            return;
+        }
+        let mut told: HashSet<String> = self.controller.workers().map(|worker| format!("{worker}.json")).collect();
+        let deadline = Instant::now() + QUIT_TIMEOUT;
+        while !told.is_empty() && Instant::now() < deadline {
+            if let Ok(listed) = self.files.store.list("queue/status").await {
+                let there: HashSet<String> = listed.into_iter().map(|file| file.name).collect();
+                told.retain(|worker| there.contains(worker));
+            }
+            if !told.is_empty() {
+                tokio::time::sleep(END_WAIT).await;
+            }
+        }
+        if !told.is_empty() {
+            let what = format!("{} workers were told to stop and have not stopped within {QUIT_TIMEOUT:?}", told.len());
+            (self.listener)(RunEvent::Warning(what));
         }
     }
 }

@@ -51,18 +51,18 @@ impl Way for Queue {
 
 impl Queue {
     async fn begin(&self, journey: Journey<'_>) -> Result<Carrying, String> {
-        let Journey { options, remotes, control, changed, told } = journey;
+        let Journey { options, remotes, control, changed, firm, told } = journey;
         for text in &changed {
             let remote = remotes.open(text).map_err(|error| error.to_string())?;
             let strength = fence::prepare(&remote, self.run).await.map_err(|error| error.to_string())?;
-            if strength == FenceStrength::Advisory {
+            if strength < firm {
                 let what = format!(
                     "{remote} cannot refuse what a worker that was given up still does; batches are offered again only after a long wait"
                 );
                 let _ = told.send(Told::Notice(what)).await;
             }
         }
-        let effects = Arc::new(Effects { remotes: remotes.clone(), changed });
+        let effects = Arc::new(Effects { remotes: remotes.clone(), changed, firm });
         let (events, heard) = mpsc::unbounded_channel();
         // Results of batches, and one list of workers for each look: who hears them has little to do.
         let listener = Arc::new(move |event| drop(events.send(event)));
@@ -97,6 +97,7 @@ impl Queue {
 struct Effects {
     remotes: Arc<Remotes>,
     changed: Vec<String>,
+    firm: FenceStrength,
 }
 
 impl Fence for Effects {
@@ -105,7 +106,7 @@ impl Fence for Effects {
             let mut weakest = Fenced::Firmly;
             for text in &self.changed {
                 let remote = self.remotes.open(text).map_err(|error| error.to_string())?;
-                if fence::revoke(&remote, attempt).await.map_err(|error| error.to_string())? == FenceStrength::Advisory {
+                if fence::revoke(&remote, attempt).await.map_err(|error| error.to_string())? < self.firm {
                     weakest = Fenced::OnlyByChecks;
                 }
             }

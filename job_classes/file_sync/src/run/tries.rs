@@ -15,12 +15,12 @@ use super::here::{self, engine_options};
 use super::order::Order;
 use super::places::{Places, Refused};
 use crate::engine::{Engine, EngineOptions};
-use crate::fence::Fence;
+use crate::fence::{Fence, FenceStrength};
 use crate::filter::Filter;
 use crate::listing::Side;
 use crate::operation::Operation;
 use crate::options::Options;
-use crate::plan::{PlanRequest, Planner, Problem, ProblemKind, Step};
+use crate::plan::{PlanRequest, Planner, Problem, ProblemKind, Step, Task};
 use crate::remote::Remotes;
 use crate::stats::{Counter, StatsReport};
 use crate::storage::{ErrorKind, StorageError};
@@ -103,6 +103,8 @@ pub struct Journey<'a> {
     pub(crate) control: &'a Control,
     /// The remotes that operations change.
     pub(crate) changed: Vec<String>,
+    /// How well effects must be fenced for a late one to be impossible: deletes need more than writes.
+    pub(crate) firm: FenceStrength,
     pub(crate) told: mpsc::Sender<Told>,
 }
 
@@ -179,6 +181,7 @@ impl<'a> Run<'a> {
             remotes: self.remotes,
             control: self.control,
             changed: self.places.changed(),
+            firm: if self.places.task == Task::Copy { FenceStrength::ConditionalWrites } else { FenceStrength::Conditional },
             told: self.told.clone(),
         };
         let mut carrier = match self.options.dry_run {
@@ -215,10 +218,10 @@ impl<'a> Run<'a> {
             }
         }
         let failures = last.unwrap_or_default();
-        if let Some(carrier) = carrier {
-            if let Err(why) = carrier.finish(&mut |_| ()).await {
-                return self.fatal(why).await;
-            }
+        if let Some(carrier) = carrier
+            && let Err(why) = carrier.finish(&mut |_| ()).await
+        {
+            return self.fatal(why).await;
         }
         Ended { end: failures.end(self.control), errors: failures.errors }
     }

@@ -163,8 +163,10 @@ pub(crate) struct Machine {
     table: Table,
     sessions: BTreeMap<SessionKey, Session>,
     hearing: BTreeMap<Life, Hearing>,
-    /// Lives that were named once and lost.
+    /// Lives that were named once, or reached by way of others, and lost.
     lost: BTreeSet<Life>,
+    /// The component at the last look.
+    reached: BTreeSet<Life>,
     /// Members of earlier times whose rows we have not seen since our start.
     remembered: BTreeMap<NodeId, Vec<NodeUri>>,
     dials: Dials,
@@ -225,6 +227,7 @@ impl Machine {
             sessions: BTreeMap::new(),
             hearing: BTreeMap::new(),
             lost: BTreeSet::new(),
+            reached: BTreeSet::new(),
             remembered,
             dials,
             problems: BTreeMap::new(),
@@ -367,7 +370,9 @@ impl Machine {
     pub(crate) fn next_deadline(&self) -> Instant {
         let own = [self.ticked + HEARTBEAT, self.listen_at];
         let double = self.doubles.values().flatten().min().copied();
-        let others = [double, self.tell_at, self.asleep_until, self.stands_back_until, self.dials.next_deadline(self.sessions.is_empty())];
+        // What is gathered is told first, and then judged.
+        let judged = [double, self.asleep_until, self.stands_back_until].into_iter().flatten().min().max(self.tell_at);
+        let others = [judged, self.tell_at, self.dials.next_deadline(self.sessions.is_empty())];
         own.into_iter().chain(others.into_iter().flatten()).fold(own[0], Instant::min)
     }
 
@@ -375,6 +380,12 @@ impl Machine {
     #[cfg(test)]
     pub(super) fn incarnation(&self) -> Incarnation {
         self.me.1
+    }
+
+    /// Whom our row names.
+    #[cfg(test)]
+    pub(super) fn named(&self) -> BTreeSet<Life> {
+        self.table.own().heard.iter().map(|(id, life)| (id.clone(), *life)).collect()
     }
 
     /// The state of this node itself.

@@ -116,14 +116,17 @@ impl Machine {
         }
         let contested = self.contested();
         for (life, hearing) in &mut self.hearing {
-            let steady = !self.lost.contains(life) || now >= hearing.since + REENTER || has(Fault::NoReentry);
+            // Whoever has just fallen silent is not steady: its next word begins anew.
+            let is_steady = now >= hearing.since + REENTER && now < hearing.last + SUSPECT;
+            let steady = !self.lost.contains(life) || is_steady || has(Fault::NoReentry);
             hearing.named |= steady && hearing.fresh && !contested.contains(life);
         }
         let heard: BTreeMap<NodeId, Incarnation> =
             self.hearing.iter().filter(|(_, hearing)| hearing.named).map(|((id, life), _)| (id.clone(), *life)).take(NODES_MAX).collect();
         if heard != self.table.own().heard {
-            self.lost.retain(|life| heard.get(&life.0).is_none_or(|now_heard| *now_heard == life.1));
             self.table.change_own(|row| row.heard = heard);
+            // A life that has a successor and that nobody hears has no row any more. As long as it has one it may return, also beside another life of its id.
+            self.lost.retain(|life| self.table.row(life).is_some());
             self.told(now);
         }
         self.listen_at = self.next_look(now);
@@ -134,7 +137,8 @@ impl Machine {
         let waiting = self.sessions.values().filter(|session| !session.confirmed).map(|session| session.since + OUT);
         let several = self.hearing.keys().zip(self.hearing.keys().skip(1)).any(|(a, b)| a.0 == b.0);
         let hearing = self.hearing.iter().flat_map(|(life, hearing)| {
-            let again = (!hearing.named && self.lost.contains(life)).then_some(hearing.since + REENTER);
+            // One that is due and still not named waits for a word of its own, or for another life of its id: time alone changes nothing.
+            let again = (!hearing.named && self.lost.contains(life)).then_some(hearing.since + REENTER).filter(|at| *at > now);
             [Some(hearing.last + OUT), hearing.ended.map(|ended| ended + REDIAL), again].into_iter().flatten()
         });
         let soon = several.then_some(now + HEARTBEAT / 4);

@@ -10,7 +10,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Instant;
 
-use super::{AWAKE, HEARTBEAT, Hearing, INCUMBENT_TALKS, Machine, OUT, REDIAL, REENTER, SUSPECT, SessionKey};
+use super::{AWAKE, HEARTBEAT, Hearing, INCUMBENT_TALKS, LOST_MAX, Machine, OUT, REDIAL, REENTER, SUSPECT, SessionKey};
 use crate::control::membership::envelope::{NODES_MAX, RowState};
 use crate::control::membership::fault::{Fault, has};
 use crate::control::membership::graph::Component;
@@ -106,7 +106,7 @@ impl Machine {
         }
         for life in gone {
             if self.hearing.remove(&life).is_some_and(|hearing| hearing.named) {
-                self.lost.insert(life.clone());
+                self.lose([life.clone()]);
             }
             let keys: Vec<SessionKey> = self.sessions.iter().filter(|(_, session)| session.peer == life).map(|(key, _)| *key).collect();
             for key in keys {
@@ -125,11 +125,18 @@ impl Machine {
             self.hearing.iter().filter(|(_, hearing)| hearing.named).map(|((id, life), _)| (id.clone(), *life)).take(NODES_MAX).collect();
         if heard != self.table.own().heard {
             self.table.change_own(|row| row.heard = heard);
-            // A life that has a successor and that nobody hears has no row any more. As long as it has one it may return, also beside another life of its id.
-            self.lost.retain(|life| self.table.row(life).is_some());
             self.told(now);
         }
         self.listen_at = self.next_look(now);
+    }
+
+    /// These lives are out: each is back only after it was heard steadily.
+    pub(super) fn lose(&mut self, lives: impl IntoIterator<Item = Life>) {
+        self.lost.extend(lives);
+        if self.lost.len() > LOST_MAX {
+            // A life that has a successor and that nobody hears has no row any more: most likely it will not return.
+            self.lost.retain(|life| self.table.row(life).is_some());
+        }
     }
 
     /// When the next of those that we hear may change what it is for us.

@@ -21,8 +21,9 @@ impl Machine {
         self.redial = true;
         // Whoever is out is back only after it was heard steadily, also by those who never heard it: else a new link would let it flap.
         let reached: BTreeSet<Life> = component.reached.keys().cloned().collect();
-        self.lost.extend(self.reached.difference(&reached).cloned());
-        self.reached = reached;
+        let before = std::mem::replace(&mut self.reached, reached);
+        let out: Vec<Life> = before.difference(&self.reached).cloned().collect();
+        self.lose(out);
         let impostor = component.impostors.contains(&self.me);
         if impostor {
             let what = format!("two live control nodes have the node_id {}; this one is the younger and stands back", self.me.0);

@@ -25,6 +25,7 @@ use tokio::time::Instant;
 pub(crate) use self::attempts::{Attempts, Failed, address};
 pub use self::call::{Backend, BoxFuture, CallOptions, NodeCall, Retry, StreamedCall, TIMEOUT_DEFAULT};
 pub use self::core_api::{CORE_CLASS, CoreReply, CoreRequest, FileRequest, TaskEntry, TaskState, core_class};
+pub(crate) use self::events::read_events_to_end;
 pub use self::events::{EVENT_BYTES_QUEUED_MAX, EVENTS_QUEUED_MAX, EventSink, EventStream, event_queue, read_events, write_events};
 pub(crate) use self::ledger::{Ledger, Settled};
 pub use self::operation::{

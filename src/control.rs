@@ -12,6 +12,7 @@
 //! Pure: [`latency`], `proxy::state`, `exclusive::pool`. The rest are shells. Workers and their side of the protocol are unknown here but for the wire.
 
 mod backend;
+mod departures;
 mod directory;
 pub(crate) mod events;
 mod exclusive;
@@ -47,8 +48,9 @@ use crate::proto::message::{GoAway, Message};
 
 /// How long a link may take to send its last words.
 const FAREWELL: Duration = Duration::from_secs(1);
-/// How long a node that stops waits for workers that others reach over its links. Those which find no other way come back through another node.
-const LENT_PATIENCE: Duration = Duration::from_secs(2);
+/// How long a node that stops waits, at most, for workers that others reach over its links, after the last of them was told to find another way. Those which
+/// find none come back later.
+const LENT_PATIENCE: Duration = Duration::from_secs(10);
 /// How long the last word to the other control nodes may take.
 const LAST_ROW: Duration = Duration::from_millis(250);
 /// Pause between two looks at the answers that are missing.
@@ -151,6 +153,18 @@ impl Control {
         self.shared.directory.find(worker).map(|proxy| proxy.info())
     }
 
+    /// Links that this node has ever had.
+    #[cfg(test)]
+    pub(crate) fn links_made(&self) -> u64 {
+        self.shared.links_made()
+    }
+
+    /// How often the record of a worker has changed, as this node knows it.
+    #[cfg(test)]
+    pub(crate) fn record_version(&self, worker: &crate::types::NodeId) -> Option<u64> {
+        self.shared.records.find(worker).map(|record| record.version)
+    }
+
     /// Cuts: nobody is told.
     pub(crate) fn cut(&self) {
         self.end(&Error::new(ErrorCode::ConnectionFailed, "the node was dropped"));
@@ -159,6 +173,7 @@ impl Control {
     /// The first half of a stop: sends clients elsewhere and waits until they have the answers that they wait for, at most `grace`.
     pub(crate) async fn drain(&self, grace: Duration) {
         let deadline = Instant::now() + grace;
+        self.shared.begin_drain();
         // Out of the ring first, so that nobody looks for anything here any more: then its workers move, and those that it only lends find better ways, if there
         // are any.
         self.shared.membership.become_state(RowState::Leaving).await;
@@ -168,10 +183,16 @@ impl Control {
         if tokio::time::timeout_at(deadline, placed::all_moved(&self.shared)).await.is_err() {
             tracing::warn!(node = %self.shared.id, ?grace, "not every placed actor has moved in time");
         }
-        let _ = tokio::time::timeout_at(deadline.min(Instant::now() + LENT_PATIENCE), placement::none_lent(&self.shared)).await;
+        // Their owners look for direct ways, and they themselves for another control node: the link stays until its calls are answered.
+        let spread = self.send_away(&self.shared.lent_links());
+        let patience = deadline.min(Instant::now() + spread + LENT_PATIENCE);
+        if tokio::time::timeout_at(patience, placement::none_lent(&self.shared)).await.is_err() {
+            tracing::warn!(node = %self.shared.id, "not every worker that others reach through this node has found another way");
+        }
         self.shared.begin_stop();
         let (_, away) = self.farewell();
         let clients: Vec<Link> = self.shared.links().into_iter().filter(|link| link.peer().role == Role::Admin).collect();
+        // All at once: each asks another control node when it has something to ask.
         for link in &clients {
             link.channel_zero().message(&away);
         }
@@ -183,11 +204,10 @@ impl Control {
     /// The second half: sends the workers elsewhere, and cuts.
     pub(crate) async fn stop(self) {
         records::save(&self.shared).await;
-        let (reason, away) = self.farewell();
+        let (reason, _) = self.farewell();
         let links = self.shared.links();
-        for link in links.iter().filter(|link| link.peer().role == Role::Worker) {
-            link.channel_zero().message(&away);
-        }
+        let workers: Vec<Link> = links.iter().filter(|link| link.peer().role == Role::Worker && !link.has_ended()).cloned().collect();
+        self.send_away(&workers);
         self.shared.hub.close();
         self.shared.membership.become_state(RowState::Stopped).await;
         if !self.shared.peers.names().is_empty() {
@@ -198,6 +218,20 @@ impl Control {
         for link in &links {
             let _ = tokio::time::timeout(FAREWELL, link.ended()).await;
         }
+    }
+
+    /// Tells these workers to find another control node, each at a time of its own; returns when the last of them will.
+    fn send_away(&self, workers: &[Link]) -> Duration {
+        let (reason, _) = self.farewell();
+        let view = self.shared.view();
+        let others = view.live.keys().filter(|node| **node != view.me).count();
+        let mut last = Duration::ZERO;
+        for (link, pause) in workers.iter().zip(departures::pauses(workers.len(), self.shared.config.accept_rate, others)) {
+            let away = GoAway { reason: reason.clone(), reconnect_after_ms: Some(departures::millis(pause)) };
+            link.channel_zero().message(&Message::GoAway(away));
+            last = pause;
+        }
+        last
     }
 
     fn farewell(&self) -> (Error, Message) {

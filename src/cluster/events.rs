@@ -220,15 +220,26 @@ pub async fn write_events(mut events: EventStream, mut stream: ByteStream) -> io
     }
 }
 
-/// Reads events from a stream into a queue, in a task of its own that ends with either.
-pub fn read_events(mut stream: ByteStream) -> EventStream {
+/// Reads events from a stream into a queue, in a task of its own that ends with either. The end of the stream is an error: whoever follows did not ask for it.
+pub fn read_events(stream: ByteStream) -> EventStream {
+    let ended = || Error::new(ErrorCode::ConnectionFailed, "no more events come: the control node has ended the subscription");
+    read(stream, Some(ended))
+}
+
+/// The same, for a stream that may end in peace.
+pub(crate) fn read_events_to_end(stream: ByteStream) -> EventStream {
+    read(stream, None)
+}
+
+fn read(mut stream: ByteStream, at_end: Option<fn() -> Error>) -> EventStream {
     let (sender, receiver) = mpsc::channel(64);
     tokio::spawn(async move {
         loop {
             let record = tokio::select! {
-                record = read_record(&mut stream) => record,
+                record = read_record(&mut stream) => record.transpose(),
                 () = sender.closed() => return,
             };
+            let Some(record) = record.or_else(|| at_end.map(|ended| Err(ended()))) else { return };
             let ended = record.is_err();
             if sender.send(record).await.is_err() || ended {
                 return;
@@ -238,15 +249,22 @@ pub fn read_events(mut stream: ByteStream) -> EventStream {
     EventStream { receiver, gaps: None }
 }
 
-async fn read_record(stream: &mut ByteStream) -> Result<EventRecord> {
+/// None where the stream ends between two events.
+async fn read_record(stream: &mut ByteStream) -> Result<Option<EventRecord>> {
     let failed = |error: io::Error| Error::new(ErrorCode::ConnectionFailed, format!("no more events come: {error}"));
-    let length = stream.read_u32().await.map_err(failed)? as usize;
+    let mut length = [0; 4];
+    if stream.read(&mut length[..1]).await.map_err(failed)? == 0 {
+        return Ok(None);
+    }
+    stream.read_exact(&mut length[1..]).await.map_err(failed)?;
+    let length = u32::from_be_bytes(length) as usize;
     if length > RECORD_BYTES_MAX {
         return Err(Error::new(ErrorCode::ProtocolError, format!("an event of {length} bytes is larger than {RECORD_BYTES_MAX}")));
     }
     let mut body = vec![0; length];
     stream.read_exact(&mut body).await.map_err(failed)?;
-    rmp_serde::from_slice(&body).map_err(|error| Error::new(ErrorCode::ProtocolError, format!("an event cannot be read: {error}")))
+    let record = rmp_serde::from_slice(&body);
+    record.map(Some).map_err(|error| Error::new(ErrorCode::ProtocolError, format!("an event cannot be read: {error}")))
 }
 
 #[cfg(test)]

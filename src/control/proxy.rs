@@ -377,7 +377,7 @@ impl ProxyActor {
                         self.proxy.dispatcher.restore(package.marks);
                         Arrival::Given(package.ticket)
                     }
-                    None if !is_lent && own.is_over_lent_link() => Arrival::Better,
+                    None if own.is_over_lent_link() && (!is_lent || self.lender_leaves(own)) => Arrival::Better,
                     None => Arrival::Plain,
                 };
                 own.state.link_up(key, incarnation, *describe, arrival, now)
@@ -493,6 +493,13 @@ impl Own {
 }
 
 impl ProxyActor {
+    /// Whether the node whose link is used is about to stop: then any other way is better.
+    fn lender_leaves(&self, own: &Own) -> bool {
+        let used = own.lent.iter().find(|key| own.state.uses(**key)).and_then(|key| self.shared.worker_link(*key));
+        let via = used.and_then(|worker| worker.via.as_ref().map(|via| via.node.clone()));
+        via.is_some_and(|via| !self.shared.view().live.contains_key(&via))
+    }
+
     fn act(&self, own: &mut Own, actions: Vec<Action>) {
         for action in actions {
             self.perform(own, action);

@@ -67,6 +67,8 @@ pub(crate) struct Shared {
     /// A test says what this node sees.
     #[cfg(test)]
     pub(super) is_pinned: AtomicBool,
+    /// It will stop, and lets go of its workers.
+    draining_to_stop: AtomicBool,
     stopping: AtomicBool,
 }
 
@@ -122,6 +124,7 @@ impl Shared {
             next_link: AtomicU64::new(1),
             #[cfg(test)]
             is_pinned: AtomicBool::new(false),
+            draining_to_stop: AtomicBool::new(false),
             stopping: AtomicBool::new(false),
         })
     }
@@ -192,6 +195,12 @@ impl Shared {
         addresses
     }
 
+    /// The links of workers that other control nodes use.
+    pub(super) fn lent_links(&self) -> Vec<Link> {
+        let workers: Vec<_> = self.workers.lock().unwrap_or_else(PoisonError::into_inner).values().filter_map(Weak::upgrade).collect();
+        workers.iter().filter(|worker| worker.is_lent()).map(|worker| worker.link.clone()).collect()
+    }
+
     /// Notes that the view has changed.
     pub(super) fn has_changed(&self, view: &View) {
         *self.changed.lock().unwrap_or_else(PoisonError::into_inner) = Some((view.epoch(), Instant::now()));
@@ -255,6 +264,20 @@ impl Shared {
     /// Every link, of workers and of clients, whether a proxy uses it or not.
     pub(super) fn links(&self) -> Vec<Link> {
         self.links.lock().unwrap_or_else(PoisonError::into_inner).values().cloned().collect()
+    }
+
+    #[cfg(test)]
+    pub(super) fn links_made(&self) -> u64 {
+        self.next_link.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn begin_drain(&self) {
+        self.draining_to_stop.store(true, Ordering::SeqCst);
+    }
+
+    /// Whether this node has begun to stop, though it may still answer.
+    pub(super) fn will_stop(&self) -> bool {
+        self.draining_to_stop.load(Ordering::SeqCst) || self.is_stopping()
     }
 
     pub(super) fn begin_stop(&self) {

@@ -12,7 +12,7 @@ use tokio::task::JoinHandle;
 
 use super::messages::PeerRequest;
 use super::shared::Shared;
-use crate::cluster::{EventBody, EventFilter, EventRecord, EventSink, EventStream, core_class, event_queue, read_events};
+use crate::cluster::{EventBody, EventFilter, EventRecord, EventSink, EventStream, core_class, event_queue, read_events_to_end};
 use crate::connection::unix_time_ms;
 use crate::error::Result;
 use crate::proto::message::BuiltinEvent;
@@ -53,7 +53,8 @@ async fn follow(shared: Weak<Shared>, filter: EventFilter, mut sink: EventSink, 
                 // It may have told something that did not arrive.
                 lost(&mut sink, peer, *incarnation);
             }
-            stays
+            // One that had left is followed anew if it is back.
+            stays && !task.is_finished()
         });
         for (peer, member) in view.live.iter().filter(|(peer, _)| **peer != view.me) {
             peers.entry(peer.clone()).or_insert_with(|| {
@@ -106,9 +107,11 @@ impl Inflow {
                     }
                     // One that has left ends in peace when its workers have moved.
                     let has_left = shared.upgrade().is_none_or(|shared| !shared.view().live.contains_key(&self.peer));
-                    if next.is_some() || !has_left {
-                        lost(&mut self.sink, &self.peer, self.incarnation);
+                    if next.is_none() && has_left {
+                        // It tells nothing more: asked again before it is gone, it would seem to be cut off.
+                        return;
                     }
+                    lost(&mut self.sink, &self.peer, self.incarnation);
                 }
                 Err(error) => tracing::debug!(peer = %self.peer, %error, "a control node tells no events"),
             }
@@ -120,7 +123,7 @@ impl Inflow {
         let request = PeerRequest::Subscribe(self.filter.clone());
         let (answer, stream) = shared.peers.ask_with_stream(&shared.view(), &self.peer, &request, PATIENCE)?;
         answer.wait(PATIENCE).await?;
-        Ok(read_events(stream))
+        Ok(read_events_to_end(stream))
     }
 }
 

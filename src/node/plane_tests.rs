@@ -1,5 +1,7 @@
 //! Several control nodes: calls, streams and events that cross them, workers at the wrong one, workers that move. The views are set by hand.
 
+mod review;
+
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};

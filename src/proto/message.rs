@@ -156,7 +156,7 @@ pub struct Resync {
     pub more: bool,
 }
 
-/// The peer should go elsewhere; the link ends soon.
+/// The peer should go elsewhere; the link ends soon. A worker looks for another control node at once, or after the pause, while the link goes on.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct GoAway {
     /// Why.

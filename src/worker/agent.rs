@@ -2,7 +2,8 @@
 //!
 //! Addresses are those that the holder prefers, then `cluster_addr`, resolved afresh each time; one attempt at a time, with a jittered pause in between. A worker
 //! without addresses never dials. A holder that reaches the worker through another control node may ask for a link of its own (`redirect`): the old one stays until the
-//! worker is adopted over the new one. A holder that is silent for 2 × `ping_time` is taken for gone.
+//! worker is adopted over the new one. A holder that is silent for 2 × `ping_time` is taken for gone. A control node that is about to stop says so (`goaway`): the worker
+//! looks for another one after the pause that it was given, while the old link goes on until it ends.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -136,7 +137,7 @@ async fn follow_redirects(shared: &Arc<Shared>, connector: &dyn Connector) {
     }
 }
 
-/// Waits until nobody holds the worker, or the holder has been silent for too long.
+/// Waits until nobody holds the worker, the holder has been silent for too long, or the node at the other end is about to stop.
 async fn lost(shared: &Shared) {
     let mut changes = shared.held.subscribe();
     loop {
@@ -145,6 +146,9 @@ async fn lost(shared: &Shared) {
         }
         let deadline = {
             let state = shared.lock();
+            if state.is_sent_away() {
+                return;
+            }
             // Told already, and still so after an attempt that led nowhere.
             if state.adoption.next_deadline().is_none() && state.adoption.silent(Instant::now().into_std()) {
                 return;
@@ -170,10 +174,14 @@ async fn sleep_until(deadline: Option<Instant>) {
     }
 }
 
-/// Waits until somebody holds the worker who is not silent.
+/// Waits until somebody holds the worker who is not silent, and does not go.
 async fn held(shared: &Shared) {
     let mut changes = shared.held.subscribe();
-    while shared.lock().adoption.silent(Instant::now().into_std()) {
+    let is_held = || {
+        let state = shared.lock();
+        !state.adoption.silent(Instant::now().into_std()) && !state.is_sent_away()
+    };
+    while !is_held() {
         if changes.changed().await.is_err() {
             return;
         }

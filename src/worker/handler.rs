@@ -137,6 +137,10 @@ impl LinkHandler for Handler {
                 // Of a link that is not the holder's only this link ends: when the holder goes, it says itself when to come back.
                 if state.current.as_ref().is_none_or(|current| current.link() == channel.link()) {
                     state.reconnect_after = away.reconnect_after_ms.map(Duration::from_millis);
+                    state.sent_away = Some(channel.link().clone());
+                    drop(state);
+                    // The agent looks for another one while this link goes on.
+                    self.shared.held.send_modify(|_| ());
                 }
             }
             _ => {}
@@ -168,6 +172,7 @@ impl LinkHandler for Handler {
             let mut state = self.shared.lock();
             state.links.remove(&self.number);
             state.adoption.unbind(|key| is_of_link(key, self.number));
+            state.sent_away.take_if(|link| link.has_ended());
             let current = state.current.as_ref();
             current.filter(|channel| channel.link().has_ended()).map(Channel::id).into_iter().collect()
         };

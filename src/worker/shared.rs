@@ -86,7 +86,17 @@ pub(super) struct State {
     pub(super) links: BTreeMap<u64, Link>,
     pub(super) preferred: Vec<NodeUri>,
     pub(super) reconnect_after: Option<std::time::Duration>,
+    /// The link whose control node has said last that it goes.
+    pub(super) sent_away: Option<Link>,
     pub(super) stats: Option<NodeStats>,
+}
+
+impl State {
+    /// Whether the control node at the other end of the link over which the worker is held is about to stop.
+    pub(super) fn is_sent_away(&self) -> bool {
+        let held_over = self.current.as_ref().map(Channel::link);
+        held_over.is_some() && held_over == self.sent_away.as_ref()
+    }
 }
 
 impl Shared {
@@ -112,6 +122,7 @@ impl Shared {
             links: BTreeMap::new(),
             preferred: Vec::new(),
             reconnect_after: None,
+            sent_away: None,
             stats: None,
         };
         Arc::new(Self {

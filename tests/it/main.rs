@@ -21,6 +21,7 @@ mod raw;
 mod relay;
 mod review;
 mod ring_moves;
+mod scripts;
 mod security;
 mod streams;
 mod transports;

@@ -12,11 +12,13 @@ use nkcluster::proto::auth::Role;
 use nkcluster::proto::head::{CallHead, Verb};
 use nkcluster::proto::identity::CallIdentity;
 use nkcluster::transport::MemoryNet;
-use nkcluster::types::{Incarnation, NodeId, NodeStatus, Payload};
+use nkcluster::types::{ClassName, Incarnation, NodeId, NodeStatus, Payload};
 use nkcluster::{Error, ErrorCode, Result};
 
 use crate::classes::{Ask, Probe, Spec, Tell};
-use crate::harness::{C1, DEADLINE, TIMEOUT, control_config, eventually, logged, node_id, once, task_id, uri, worker_config};
+use crate::harness::{
+    C1, DEADLINE, TIMEOUT, connect_options, control_config, eventually, logged, node_id, once, task_id, uri, worker_config,
+};
 use crate::raw::{dial, party};
 
 /// Control nodes `c1` to `c3`, each with the addresses of the first two.
@@ -39,6 +41,11 @@ impl Three {
             three.nodes.push(node);
         }
         three.agree(&NAMES).await;
+        // Each may have dialled the other: of two links one ends, with what is on it.
+        eventually("each pair has one link", async || {
+            [("c1", "c2"), ("c1", "c3"), ("c2", "c3")].iter().all(|(a, b)| three.net.links(a, b) == 1)
+        })
+        .await;
         three
     }
 
@@ -258,4 +265,116 @@ async fn a_worker_that_could_not_be_redirected_is_asked_again_within_seconds() {
     let opened = tokio::time::Instant::now();
     eventually("it is reached directly", async || !remote().await.contains(" via ")).await;
     assert!(opened.elapsed() < Duration::from_secs(15), "{:?}", opened.elapsed());
+}
+
+/// Neither of its two control nodes owns the worker, and it can reach no other: as behind a balancer.
+#[tokio::test(start_paused = true)]
+async fn a_worker_behind_a_balancer_loses_no_call_when_the_node_with_its_socket_stops() {
+    let mut three = Three::start().await;
+    let worker = "w1";
+    let _worker = three.worker(worker, &NAMES, |_| ()).await;
+    let owner = three.owner(worker).await;
+    let doors: Vec<&str> = NAMES.into_iter().filter(|name| *name != owner.as_str()).collect();
+    // From now on there is no way to its owner, and only one to the others.
+    three.net.set_refused(worker, owner.as_str(), true);
+    three.net.set_refused(worker, doors[1], true);
+    three.net.cut(worker, owner.as_str());
+    let via = async |three: &Three, door: &str| {
+        let info = three.cluster(owner.as_str()).info(&node_id(worker), TIMEOUT).await;
+        let remote = info.ok().filter(|info| info.status == NodeStatus::Ready).and_then(|info| info.remote);
+        remote.is_some_and(|remote| remote.ends_with(&format!("via {door}")))
+    };
+    eventually("it is used through the first", async || via(&three, doors[0]).await).await;
+    three.net.set_refused(worker, doors[1], false);
+    let stop = Arc::new(AtomicBool::new(false));
+    let callers: Vec<_> = [owner.as_str(), doors[1]].iter().map(|name| keep_calling(three.cluster(name), "w1", &stop)).collect();
+    let held = tokio::spawn({
+        let cluster = three.cluster(doors[1]);
+        async move { cluster.ask::<Probe>(&node_id(worker), &Ask::Hold, once()).await }
+    });
+    three.probe.work.entered(1).await;
+    let at = three.nodes.iter().position(|node| node.node_id().as_str() == doors[0]).expect("it runs");
+    let leaving = three.nodes.remove(at);
+    let stopping = tokio::spawn(leaving.stop());
+    eventually("it is used through the second", async || via(&three, doors[1]).await).await;
+    assert!(!stopping.is_finished(), "a call on the old way waits for its answer");
+    three.probe.work.open();
+    held.await.expect("no panic").expect("a call that was begun is answered over the old way");
+    stopping.await.expect("no panic");
+    stop.store(true, Ordering::SeqCst);
+    for caller in callers {
+        assert!(caller.await.expect("no panic").expect("no call was lost") > 20);
+    }
+    // Who stops is expected back, however its workers left.
+    let members = three.cluster(doors[1]).members(TIMEOUT).await.expect("answered");
+    let state = members.iter().find(|member| member.id.as_str() == doors[0]).map(|member| member.state.clone());
+    assert_eq!(state.as_deref(), Some("stopped"));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_client_that_knows_several_control_nodes_does_not_notice_that_one_stops() {
+    let mut three = Three::start().await;
+    let _worker = three.worker("w1", &NAMES, |_| ()).await;
+    let mut options = connect_options(NAMES.iter().map(|name| uri(&format!("nkcluster://{name};transport=memory"))).collect());
+    options.memory = Some(three.net.node("admin"));
+    // It comes in at the one that stops.
+    let owner = three.owner("w1").await;
+    let leaves = NAMES.into_iter().find(|name| *name != owner.as_str()).expect("another one");
+    let others: Vec<&str> = NAMES.into_iter().filter(|name| *name != leaves).collect();
+    others.iter().for_each(|name| three.net.set_refused("admin", name, true));
+    let admin = Cluster::connect(options).await.expect("connects");
+    echo(&admin, "w1", "hello").await.expect("answered");
+    others.iter().for_each(|name| three.net.set_refused("admin", name, false));
+    // So far away that calls cross the goodbye.
+    for (from, to) in [("admin", leaves), (leaves, "admin")] {
+        three.net.set_delay(from, to, Duration::from_millis(5));
+    }
+    let stop = Arc::new(AtomicBool::new(false));
+    let mut callers: Vec<_> = (0..20).map(|_| keep_calling(admin.clone(), "w1", &stop)).collect();
+    // Operations of the cluster itself, too.
+    callers.push(tokio::spawn({
+        let (admin, stop) = (admin.clone(), Arc::clone(&stop));
+        async move {
+            let mut calls = 0;
+            while !stop.load(Ordering::SeqCst) {
+                admin.info(&node_id("w1"), TIMEOUT).await?;
+                calls += 1;
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+            Ok(calls)
+        }
+    }));
+    let at = three.nodes.iter().position(|node| node.node_id().as_str() == leaves).expect("it runs");
+    three.nodes.remove(at).stop().await;
+    eventually("it is a client of another one", async || others.iter().any(|name| three.net.links("admin", name) > 0)).await;
+    stop.store(true, Ordering::SeqCst);
+    for caller in callers {
+        assert!(caller.await.expect("no panic").expect("no call was lost") > 20);
+    }
+}
+
+/// A client is where a call begins, whatever it says of its way.
+#[tokio::test(start_paused = true)]
+async fn a_client_cannot_use_up_the_hops_of_its_calls() {
+    let three = Three::start().await;
+    let _worker = three.worker("w1", &NAMES, |_| ()).await;
+    let owner = three.owner("w1").await;
+    let entry = NAMES.into_iter().find(|name| *name != owner.as_str()).expect("another one");
+    let at = format!("nkcluster://{entry};transport=memory");
+    let admin = dial(&three.net, &party(Role::Admin, "odd").await, &at, Role::Control).await.expect("proved");
+    let head = CallHead {
+        verb: Verb::Request,
+        timeout_ms: 5000,
+        identity: CallIdentity { edge: random_incarnation(), number: 1 },
+        retry: false,
+        hops: nkcluster::proto::head::HOPS_MAX,
+        exclusive: false,
+        incarnation: Incarnation::default(),
+        node: Some(node_id("w1")),
+        class: Some(ClassName::new("probe").expect("valid")),
+        task: None,
+    };
+    let question = Payload::encode(&Ask::Echo("around".to_owned())).expect("encodes").into_bytes();
+    let answer = admin.link.channel_zero().call(&head, &question, TIMEOUT).await.expect("answered");
+    assert_eq!(Payload::from_bytes(answer).decode::<String>().expect("text"), "around");
 }

@@ -194,3 +194,65 @@ impl Dials {
         (bits >> 11) as f64 / (1_u64 << 53) as f64
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn id(name: &str) -> NodeId {
+        NodeId::new(name).expect("valid")
+    }
+
+    /// A node with one seed, and what it dials within so many seconds if each attempt ends as told.
+    fn attempts(seconds: u64, mut ends: impl FnMut(&mut Dials, DialNumber, Instant)) -> usize {
+        let start = Instant::now();
+        let seed = "nkcluster://c1;transport=memory".parse().expect("valid");
+        let mut dials = Dials::new(id("c2"), vec![seed], 7, start);
+        let (mut now, mut count) = (start, 0);
+        while let Some(next) = dials.next_deadline(true) {
+            now = now.max(next);
+            if now >= start + Duration::from_secs(seconds) {
+                break;
+            }
+            for (number, target) in dials.due(true, now) {
+                assert!(matches!(target, Target::Seed(0)) || target == Target::Member(id("c1")), "{target:?}");
+                count += 1;
+                ends(&mut dials, number, now);
+            }
+            assert!(count < 10_000, "dialled in a tight loop");
+        }
+        count
+    }
+
+    #[test]
+    fn a_seed_that_answers_and_refuses_is_dialled_less_and_less_often() {
+        let silent = attempts(60, |dials, number, now| dials.failed(number, now));
+        let refused = attempts(60, |dials, number, now| {
+            dials.succeeded(number, &id("c1"), now);
+            // What the machine does with a session that is refused.
+            dials.lost(&id("c1"), now);
+        });
+        assert!((3..=20).contains(&silent), "{silent}");
+        // By its address, and by its name.
+        assert!(refused <= 2 * silent + 2, "{refused} attempts at one that refuses, {silent} at one that is silent");
+    }
+
+    #[test]
+    fn a_seed_that_was_good_is_dialled_soon_when_it_is_lost() {
+        let now = Instant::now();
+        let seed = "nkcluster://c1;transport=memory".parse().expect("valid");
+        let mut dials = Dials::new(id("c0"), vec![seed], 7, now);
+        for _ in 0..8 {
+            let at = dials.next_deadline(true).expect("planned");
+            for (number, _) in dials.due(true, at) {
+                dials.failed(number, at);
+            }
+        }
+        let at = dials.next_deadline(true).expect("planned");
+        let (number, _) = dials.due(true, at)[0];
+        dials.succeeded(number, &id("c1"), at);
+        dials.established(&id("c1"));
+        dials.lost(&id("c1"), at);
+        assert!(dials.next_deadline(true).expect("planned") <= at + PAUSE_FIRST, "its failures are forgotten");
+    }
+}

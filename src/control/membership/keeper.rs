@@ -395,7 +395,7 @@ impl Keeper {
 
     /// A node that was told to leave has left when nobody depends on it any more, or when it has waited long enough.
     fn leave_when_drained(&mut self, shared: &Arc<Shared>) {
-        if self.machine.own_state() != RowState::Leaving || self.leaving.is_some() || shared.is_stopping() {
+        if self.machine.own_state() != RowState::Leaving || self.leaving.is_some() || shared.will_stop() {
             return;
         }
         let (shared, handle) = (Arc::downgrade(shared), self.handle.clone());
@@ -408,7 +408,7 @@ impl Keeper {
                 tokio::time::sleep(DRAIN_PAUSE).await;
             }
             // One that stops is expected back.
-            if shared.upgrade().is_some_and(|shared| !shared.is_stopping()) {
+            if shared.upgrade().is_some_and(|shared| !shared.will_stop()) {
                 handle.become_state(RowState::Left).await;
             }
         }));

@@ -44,6 +44,8 @@ pub(crate) const SUSPECT: Duration = Duration::from_secs(3);
 pub(crate) const OUT: Duration = Duration::from_secs(5);
 /// Steady hearing after which a peer that was lost is back.
 pub(crate) const REENTER: Duration = Duration::from_secs(5);
+/// Lives that are out and remembered as such, whether or not anything else is known of them.
+pub(crate) const LOST_MAX: usize = 1024;
 /// How long a peer whose session has ended may take to make another one, before it is out.
 pub(crate) const REDIAL: Duration = Duration::from_millis(1500);
 /// How long a node that was asleep waits at most until its peers have it back.
@@ -163,8 +165,10 @@ pub(crate) struct Machine {
     table: Table,
     sessions: BTreeMap<SessionKey, Session>,
     hearing: BTreeMap<Life, Hearing>,
-    /// Lives that were named once and lost.
+    /// Lives that were named once, or reached by way of others, and lost.
     lost: BTreeSet<Life>,
+    /// The component at the last look.
+    reached: BTreeSet<Life>,
     /// Members of earlier times whose rows we have not seen since our start.
     remembered: BTreeMap<NodeId, Vec<NodeUri>>,
     dials: Dials,
@@ -225,6 +229,7 @@ impl Machine {
             sessions: BTreeMap::new(),
             hearing: BTreeMap::new(),
             lost: BTreeSet::new(),
+            reached: BTreeSet::new(),
             remembered,
             dials,
             problems: BTreeMap::new(),
@@ -367,7 +372,9 @@ impl Machine {
     pub(crate) fn next_deadline(&self) -> Instant {
         let own = [self.ticked + HEARTBEAT, self.listen_at];
         let double = self.doubles.values().flatten().min().copied();
-        let others = [double, self.tell_at, self.asleep_until, self.stands_back_until, self.dials.next_deadline(self.sessions.is_empty())];
+        // What is gathered is told first, and then judged.
+        let judged = [double, self.asleep_until, self.stands_back_until].into_iter().flatten().min().max(self.tell_at);
+        let others = [judged, self.tell_at, self.next_dial()];
         own.into_iter().chain(others.into_iter().flatten()).fold(own[0], Instant::min)
     }
 
@@ -375,6 +382,12 @@ impl Machine {
     #[cfg(test)]
     pub(super) fn incarnation(&self) -> Incarnation {
         self.me.1
+    }
+
+    /// Whom our row names.
+    #[cfg(test)]
+    pub(super) fn named(&self) -> BTreeSet<Life> {
+        self.table.own().heard.iter().map(|(id, life)| (id.clone(), *life)).collect()
     }
 
     /// The state of this node itself.
@@ -397,11 +410,16 @@ impl Machine {
         if self.tell_at.is_none() && (unjudged || again || self.asleep_until.is_some() || self.stands_back_until.is_some()) {
             self.publish(now);
         }
-        let is_due = self.dials.next_deadline(self.sessions.is_empty()).is_some_and(|at| at <= now);
+        let is_due = self.next_dial().is_some_and(|at| at <= now);
         if is_due || std::mem::take(&mut self.redial) {
             self.dial(now);
         }
         std::mem::take(&mut self.actions)
+    }
+
+    /// None for a node that stops: it looks for nobody any more.
+    fn next_dial(&self) -> Option<Instant> {
+        if self.own_state() == RowState::Stopped { None } else { self.dials.next_deadline(self.sessions.is_empty()) }
     }
 
     fn dial(&mut self, now: Instant) {

@@ -6,10 +6,12 @@
 mod claims;
 mod mutants;
 mod random;
+mod witness;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
+use self::witness::Witness;
 use super::dials::DialNumber;
 use super::envelope::{Body, Envelope, RowState};
 use super::machine::{Action, Machine, Saved, SessionKey, Setup};
@@ -18,6 +20,9 @@ use crate::control::view::View;
 use crate::error::Error;
 use crate::ring::RingSize;
 use crate::types::{Incarnation, NodeId, NodeUri};
+
+/// Timers that may be due in one moment. A machine whose timer changes nothing and is due again at once keeps a processor busy.
+const TIMERS_MAX: usize = 10_000;
 
 /// Name of a node in a simulation.
 type Name = usize;
@@ -43,6 +48,7 @@ struct Node {
     /// What comes while it sleeps.
     inbox: Vec<Happening>,
     saved: Saved,
+    witness: Witness,
 }
 
 /// One end of a session: a node, its life, and the key there.
@@ -75,6 +81,8 @@ pub(super) struct Simulation {
     lives: u64,
     /// Envelopes that were sent, and their bytes.
     sent: (u64, u64),
+    /// The first thing that no node may ever do.
+    wrong: Option<String>,
 }
 
 impl Simulation {
@@ -96,6 +104,7 @@ impl Simulation {
             disks: BTreeMap::new(),
             lives: 0,
             sent: (0, 0),
+            wrong: None,
         }
     }
 
@@ -146,7 +155,17 @@ impl Simulation {
         (self.change)(&mut setup);
         let view = View::alone(id, setup.incarnation, Vec::new(), setup.ring_size);
         let machine = Machine::new(setup, self.now);
-        let node = Node { machine, life, view, changes: 0, asleep: false, alarms: Vec::new(), inbox: Vec::new(), saved };
+        let node = Node {
+            machine,
+            life,
+            view,
+            changes: 0,
+            asleep: false,
+            alarms: Vec::new(),
+            inbox: Vec::new(),
+            saved,
+            witness: Witness::default(),
+        };
         self.nodes.insert(name, node);
         let now = self.now;
         self.act(name, |machine| machine.handle_timeout(now));
@@ -206,8 +225,12 @@ impl Simulation {
 
     /// Asks the machine of a node.
     pub(super) fn act(&mut self, name: Name, act: impl FnOnce(&mut Machine) -> Vec<Action>) {
+        let now = self.now;
         let Some(node) = self.nodes.get_mut(&name) else { return };
         let (life, actions) = (node.life, act(&mut node.machine));
+        if let Err(wrong) = node.witness.named(node.machine.named(), now) {
+            self.wrong.get_or_insert_with(|| format!("at {:?}: {name} {wrong}", now - self.start));
+        }
         for action in actions {
             match action {
                 Action::Send { session, envelope } => {
@@ -264,13 +287,15 @@ impl Simulation {
             Happening::Arrive { at, .. } | Happening::Ended { at } => at.0,
             Happening::Dialled { from, .. } => *from,
         };
+        let now = self.now;
         let Some(node) = self.nodes.get_mut(&name) else { return };
         if node.asleep {
             return node.inbox.push(happening);
         }
-        let (now, current) = (self.now, node.life);
+        let current = node.life;
         match happening {
             Happening::Arrive { at: (_, life, key), envelope } if life == current => {
+                node.witness.came((envelope.from.clone(), envelope.incarnation), now);
                 self.act(name, |machine| machine.envelope(key, envelope, now))
             }
             Happening::Ended { at: (_, life, key) } if life == current => {
@@ -309,6 +334,8 @@ impl Simulation {
     /// Lets time pass.
     pub(super) fn run(&mut self, time: Duration) {
         let end = self.now + time;
+        // Timers since the clock last moved.
+        let mut timers = 0;
         loop {
             let happening = self.queue.first_key_value().map(|((at, _), _)| *at);
             let timer = self.nodes.iter().filter(|(_, node)| !node.asleep).map(|(name, node)| (node.machine.next_deadline(), *name)).min();
@@ -321,6 +348,8 @@ impl Simulation {
                     }
                 }
                 (_, Some(at)) if at <= end => {
+                    timers = if at > self.now { 0 } else { timers + 1 };
+                    assert!(timers < TIMERS_MAX, "{timer:?} is due at {:?} for ever", self.now - self.start);
                     self.now = self.now.max(at);
                     let (now, name) = (self.now, timer.map_or(0, |(_, name)| name));
                     self.act(name, |machine| machine.handle_timeout(now));
@@ -356,19 +385,20 @@ impl Simulation {
     pub(super) fn until(&mut self, what: &str, limit: Duration, mut holds: impl FnMut(&Self) -> bool) -> Duration {
         let from = self.now;
         while !holds(self) {
-            let lives: Vec<_> = self.nodes.keys().map(|name| (*name, self.live(*name))).collect();
-            assert!(self.now < from + limit, "not within {limit:?}: {what}; at {:?}: {lives:?}", self.now - self.start);
+            assert!(self.now < from + limit, "not within {limit:?}: {what}; {self}");
             self.run(Duration::from_millis(10));
         }
         self.now - from
     }
 
-    /// Whether all of these, and nobody else, are live for each of them, with one ring.
+    /// Whether all of these, in the lives that they have now, and nobody else are live for each of them, with one ring.
     pub(super) fn agree(&self, names: &[Name]) -> bool {
-        let wanted: BTreeSet<NodeId> = names.iter().map(|name| id(*name)).collect();
+        let lives: BTreeMap<NodeId, Incarnation> =
+            names.iter().filter_map(|name| Some((id(*name), self.nodes.get(name)?.machine.incarnation()))).collect();
         names.iter().all(|name| {
             let view = self.view(*name);
-            view.live.keys().eq(wanted.iter()) && view.ring.nodes().iter().eq(wanted.iter()) && !view.frozen
+            let seen = view.live.iter().map(|(id, member)| (id, &member.incarnation));
+            seen.eq(lives.iter()) && view.ring.nodes().iter().eq(lives.keys()) && !view.frozen
         })
     }
 
@@ -391,6 +421,23 @@ impl Simulation {
 
     pub(super) fn now(&self) -> Instant {
         self.now
+    }
+
+    /// What was seen at any time that may never be.
+    pub(super) fn never_wrong(&self) -> Result<(), String> {
+        self.wrong.clone().map_or(Ok(()), Err)
+    }
+}
+
+/// The time since the start, and for each node whom it hears and whom it takes for alive.
+impl std::fmt::Display for Simulation {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "at {:?}:", self.now - self.start)?;
+        for (name, node) in &self.nodes {
+            let heard: Vec<String> = node.machine.named().into_iter().map(|(id, life)| format!("{id}/{life}")).collect();
+            write!(f, " {name} hears {heard:?} and sees {:?}{};", self.live(*name), if node.view.frozen { ", frozen" } else { "" })?;
+        }
+        Ok(())
     }
 }
 

@@ -27,6 +27,7 @@ struct Counter {
     life: String,
     counts: Map<String, u64>,
     recorded: bool,
+    over: bool,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -34,6 +35,7 @@ enum Say {
     Add(u64),
     Panic,
     Slow,
+    End,
 }
 
 impl Counter {
@@ -53,7 +55,7 @@ impl PlacedActor for Counter {
 
     async fn start(ctx: PlacedContext, record: Option<Self::Record>) -> Result<Self> {
         let recorded = !ctx.key.starts_with("unrecorded");
-        Ok(Self { life: format!("{}.{:?}", ctx.node, random_incarnation()), counts: record.unwrap_or_default(), recorded })
+        Ok(Self { life: format!("{}.{:?}", ctx.node, random_incarnation()), counts: record.unwrap_or_default(), recorded, over: false })
     }
 
     async fn handle(&mut self, message: Say) -> Result<Self::Reply> {
@@ -61,6 +63,7 @@ impl PlacedActor for Counter {
             Say::Add(more) => *self.counts.entry(self.life.clone()).or_default() += more,
             Say::Panic => panic!("as asked"),
             Say::Slow => tokio::task::yield_now().await,
+            Say::End => self.over = true,
         }
         let node = self.life.split('.').next().expect("the name of the node");
         Ok((NodeId::new(node)?, self.counts.values().sum()))
@@ -76,6 +79,10 @@ impl PlacedActor for Counter {
 
     fn record(&self) -> Option<Self::Record> {
         self.recorded.then(|| self.counts.clone())
+    }
+
+    fn is_over(&self) -> bool {
+        self.over
     }
 }
 
@@ -336,6 +343,61 @@ async fn an_owner_that_does_not_answer_is_not_replaced_by_a_blank_one() {
     link(&plane.node("c2").shared, &plane.node("c1").shared);
     plane.see(&ALL[..2]);
     assert_eq!(plane.add("c2", &key, 1).await.1, 8);
+}
+
+#[tokio::test]
+async fn a_node_that_has_just_joined_asks_whoever_had_the_actor_before() {
+    let names = ["c1", "c2", "c3", "c4", "c5", "c6", "c7", "c8"];
+    let (old, newcomer) = names.split_at(7);
+    let plane = Plane::start(&names).await;
+    plane.see(old);
+    let view = plane.node("c1").shared.view();
+    let after = view.ring.with(id("c8"));
+    // Not one of those that would own it next by the new ring, who are asked anyway.
+    let key = (0..100_000).map(|key| format!("unrecorded{key}")).find(|key| {
+        let before = view.ring.owner(key).expect("somebody");
+        after.owner(key) == Some(&id("c8")) && !after.successors(after.partition(key), COPIES).contains(&before)
+    });
+    let key = key.expect("a key that comes from far");
+    let owner = view.ring.owner(&key).expect("somebody").to_string();
+    assert_eq!(plane.add(&owner, &key, 7).await.1, 7);
+    // Only the newcomer knows that it is there.
+    let live = names.map(|name| (id(name), Member { incarnation: Incarnation::NONE, listen: Vec::new(), next_hop: Some(id(name)) }));
+    let view = View { me: id("c8"), live: live.into(), ring: after, frozen: false };
+    plane.node("c8").shared.view.send_replace(Arc::new(view));
+    let early = plane.cluster("c8").placed::<Counter>(&key, &Say::Add(1), Duration::from_millis(300)).await;
+    assert!(early.as_ref().is_err_and(|error| !error.may_have_run()) || early.as_ref().is_ok_and(|(_, count)| *count == 8), "{early:?}");
+    plane.see(&names);
+    let counted = if early.is_ok() { 9 } else { 8 };
+    assert_eq!(plane.add(newcomer[0], &key, 1).await, (id("c8"), counted));
+}
+
+#[tokio::test]
+async fn an_actor_that_is_over_ends_and_the_next_message_starts_another_one() {
+    let plane = Plane::start(&ALL[..1]).await;
+    plane.see(&ALL[..1]);
+    let hosted = || plane.node("c1").shared.placed.lock().actors.keys().map(|key| key.key.clone()).collect::<Vec<_>>();
+    assert_eq!(plane.add("c1", "unrecorded", 5).await.1, 5);
+    assert_eq!(hosted(), ["unrecorded"]);
+    plane.cluster("c1").placed::<Counter>("unrecorded", &Say::End, DEADLINE).await.expect("ended");
+    let ended = async {
+        while !hosted().is_empty() {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    };
+    tokio::time::timeout(DEADLINE, ended).await.expect("nothing of it is left here");
+    assert_eq!(plane.add("c1", "unrecorded", 1).await.1, 1);
+}
+
+#[tokio::test]
+async fn a_node_that_stops_starts_no_actor() {
+    let plane = Plane::start(&ALL[..1]).await;
+    plane.see(&ALL[..1]);
+    plane.node("c1").shared.begin_stop();
+    plane.node("c1").shared.placed.cut();
+    let refused = plane.cluster("c1").placed::<Counter>("key1", &Say::Add(1), Duration::from_millis(300)).await;
+    assert!(refused.as_ref().is_err_and(|error| !error.may_have_run()), "{refused:?}");
+    assert!(plane.node("c1").shared.placed.lock().actors.is_empty(), "nobody would end it");
 }
 
 #[tokio::test]

@@ -26,10 +26,10 @@ use ractor::registry::pid_registry;
 use ractor::{Actor, ActorCell, ActorId, ActorProcessingErr, ActorRef, pg};
 use ractor_cluster::node::{NodeConnectionMode, NodeServerSessionInformation};
 use ractor_cluster::{BoxRead, BoxWrite, ClusterBidiStream, NodeEventSubscription, NodeServer, NodeServerMessage, NodeSessionMessage};
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::Instant;
 
 use super::Carrier;
-use crate::connection::ByteStream;
 use crate::control::membership::envelope::ENVELOPE_BYTES_MAX;
 use crate::control::membership::keeper::{Event, Membership, Turns};
 use crate::control::membership::machine::SessionKey;
@@ -227,7 +227,7 @@ impl Actors {
     }
 
     /// Makes a stream the session of a data link, and tells the keeper when the other side's router is known.
-    pub(crate) fn open(&self, key: SessionKey, token: Token, stream: ByteStream, is_server: bool) {
+    pub(crate) fn open(&self, key: SessionKey, token: Token, stream: impl Duplex, is_server: bool) {
         lock(&self.sessions).insert(token, Open { key, turns: Turns::default(), session: None });
         let stream = Box::new(Labelled { stream, label: token.to_string() });
         if self.server.cast(NodeServerMessage::ConnectionOpenedExternal { stream, is_server }).is_err() {
@@ -247,13 +247,18 @@ impl Drop for Actors {
     }
 }
 
+/// The stream of a call, as far as a session needs it.
+pub(crate) trait Duplex: AsyncRead + AsyncWrite + Send + Unpin + 'static {}
+
+impl<S: AsyncRead + AsyncWrite + Send + Unpin + 'static> Duplex for S {}
+
 /// A stream with the token of its session, by which ractor's events name it.
-struct Labelled {
-    stream: ByteStream,
+struct Labelled<S> {
+    stream: S,
     label: String,
 }
 
-impl ClusterBidiStream for Labelled {
+impl<S: Duplex> ClusterBidiStream for Labelled<S> {
     fn split(self: Box<Self>) -> (BoxRead, BoxWrite) {
         let (reader, writer) = tokio::io::split(self.stream);
         (Box::new(reader), Box::new(writer))
@@ -318,27 +323,4 @@ impl NodeEventSubscription for Events {
 }
 
 #[cfg(test)]
-mod tests {
-    use proptest::prelude::*;
-    use ractor::Message as _;
-
-    use super::*;
-
-    #[test]
-    fn golden_bytes_of_version_1() {
-        let routed = Routed { token: 0x0102_0304_0506_0708, envelope: Bytes::from_static(b"who") };
-        let Ok(SerializedMessage::Cast { args, .. }) = routed.serialize() else { panic!("it is a cast") };
-        assert_eq!(args, [1, 1, 2, 3, 4, 5, 6, 7, 8, b'w', b'h', b'o']);
-    }
-
-    proptest! {
-        #[test]
-        fn whatever_another_node_sends_is_an_envelope_or_refused(args in proptest::collection::vec(any::<u8>(), 0..40)) {
-            let message = SerializedMessage::Cast { variant: String::new(), args: args.clone(), metadata: None };
-            match Routed::deserialize(message) {
-                Ok(routed) => prop_assert_eq!(&routed.envelope[..], &args[HEAD_BYTES..]),
-                Err(_) => prop_assert!(args.len() < HEAD_BYTES || args[0] != VERSION),
-            }
-        }
-    }
-}
+mod tests;

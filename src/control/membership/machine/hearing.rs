@@ -10,7 +10,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Instant;
 
-use super::{AWAKE, HEARTBEAT, Hearing, INCUMBENT_TALKS, Machine, OUT, REDIAL, REENTER, SUSPECT, SessionKey};
+use super::{AWAKE, HEARTBEAT, Hearing, INCUMBENT_TALKS, LOST_MAX, Machine, OUT, REDIAL, REENTER, SUSPECT, SessionKey};
 use crate::control::membership::envelope::{NODES_MAX, RowState};
 use crate::control::membership::fault::{Fault, has};
 use crate::control::membership::graph::Component;
@@ -106,7 +106,7 @@ impl Machine {
         }
         for life in gone {
             if self.hearing.remove(&life).is_some_and(|hearing| hearing.named) {
-                self.lost.insert(life.clone());
+                self.lose([life.clone()]);
             }
             let keys: Vec<SessionKey> = self.sessions.iter().filter(|(_, session)| session.peer == life).map(|(key, _)| *key).collect();
             for key in keys {
@@ -116,17 +116,27 @@ impl Machine {
         }
         let contested = self.contested();
         for (life, hearing) in &mut self.hearing {
-            let steady = !self.lost.contains(life) || now >= hearing.since + REENTER || has(Fault::NoReentry);
+            // Whoever has just fallen silent is not steady: its next word begins anew.
+            let is_steady = now >= hearing.since + REENTER && now < hearing.last + SUSPECT;
+            let steady = !self.lost.contains(life) || is_steady || has(Fault::NoReentry);
             hearing.named |= steady && hearing.fresh && !contested.contains(life);
         }
         let heard: BTreeMap<NodeId, Incarnation> =
             self.hearing.iter().filter(|(_, hearing)| hearing.named).map(|((id, life), _)| (id.clone(), *life)).take(NODES_MAX).collect();
         if heard != self.table.own().heard {
-            self.lost.retain(|life| heard.get(&life.0).is_none_or(|now_heard| *now_heard == life.1));
             self.table.change_own(|row| row.heard = heard);
             self.told(now);
         }
         self.listen_at = self.next_look(now);
+    }
+
+    /// These lives are out: each is back only after it was heard steadily.
+    pub(super) fn lose(&mut self, lives: impl IntoIterator<Item = Life>) {
+        self.lost.extend(lives);
+        if self.lost.len() > LOST_MAX {
+            // A life that has a successor and that nobody hears has no row any more: most likely it will not return.
+            self.lost.retain(|life| self.table.row(life).is_some());
+        }
     }
 
     /// When the next of those that we hear may change what it is for us.
@@ -134,7 +144,8 @@ impl Machine {
         let waiting = self.sessions.values().filter(|session| !session.confirmed).map(|session| session.since + OUT);
         let several = self.hearing.keys().zip(self.hearing.keys().skip(1)).any(|(a, b)| a.0 == b.0);
         let hearing = self.hearing.iter().flat_map(|(life, hearing)| {
-            let again = (!hearing.named && self.lost.contains(life)).then_some(hearing.since + REENTER);
+            // One that is due and still not named waits for a word of its own, or for another life of its id: time alone changes nothing.
+            let again = (!hearing.named && self.lost.contains(life)).then_some(hearing.since + REENTER).filter(|at| *at > now);
             [Some(hearing.last + OUT), hearing.ended.map(|ended| ended + REDIAL), again].into_iter().flatten()
         });
         let soon = several.then_some(now + HEARTBEAT / 4);

@@ -8,6 +8,7 @@ use crate::config::Split;
 use crate::control::membership::envelope::{NODES_MAX, Row, RowState};
 use crate::control::membership::fault::{Fault, has};
 use crate::control::membership::graph::Component;
+use crate::control::membership::table::Life;
 use crate::control::view::{Member, View};
 use crate::error::{Error, ErrorCode};
 use crate::ring::Ring;
@@ -18,6 +19,11 @@ impl Machine {
         let component = self.judge(now);
         self.judged = Some(self.table.digest());
         self.redial = true;
+        // Whoever is out is back only after it was heard steadily, also by those who never heard it: else a new link would let it flap.
+        let reached: BTreeSet<Life> = component.reached.keys().cloned().collect();
+        let before = std::mem::replace(&mut self.reached, reached);
+        let out: Vec<Life> = before.difference(&self.reached).cloned().collect();
+        self.lose(out);
         let impostor = component.impostors.contains(&self.me);
         if impostor {
             let what = format!("two live control nodes have the node_id {}; this one is the younger and stands back", self.me.0);

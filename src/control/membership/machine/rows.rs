@@ -15,7 +15,10 @@ impl Machine {
             if tombstone.node != self.me.0 {
                 self.remembered.remove(&tombstone.node);
             }
+            let node = tombstone.node.clone();
             if self.table.forget(tombstone) {
+                // Whatever was wrong with it.
+                self.problems.remove(&node);
                 self.buried = true;
                 self.tell_soon(now);
             }

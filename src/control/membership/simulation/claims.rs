@@ -110,6 +110,19 @@ fn a_lost_node_is_back_only_after_it_was_heard_steadily() {
     assert!(changes.values().all(|changes| *changes <= 6), "{changes:?}");
 }
 
+/// Its timer would be due for ever if it still planned to dial.
+#[test]
+fn a_node_that_has_stopped_looks_for_nobody_and_waits_for_its_end() {
+    let mut simulation = joined(3);
+    let now = simulation.now();
+    simulation.act(3, |machine| machine.become_state(STOPPED, now));
+    simulation.split(&[3], &[1, 2], true);
+    simulation.cut(3, 1);
+    simulation.cut(3, 2);
+    simulation.seconds(60);
+    assert!(simulation.agree(&[1, 2]));
+}
+
 #[test]
 fn halves_of_a_split_serve_by_themselves_and_become_one_again() {
     let mut simulation = joined(5);

@@ -72,6 +72,7 @@ fn settles(simulation: &mut Simulation) {
     simulation.seconds(30);
     let changes = simulation.changes();
     assert!(simulation.agree(&running) && changes.values().all(|changes| *changes == 0), "quiet, but: {changes:?}");
+    assert_eq!(simulation.never_wrong(), Ok(()));
     for name in running {
         assert!(simulation.alarms(name).is_empty(), "no two nodes had one name: {:?}", simulation.alarms(name));
     }

@@ -143,6 +143,21 @@ fn the_data_of_a_relayed_stream_never_overtakes_its_call() {
 }
 
 #[test]
+fn a_cancellation_never_overtakes_the_call_that_it_ends() {
+    let mut chain = Chain::new(Side::Listener);
+    let channel = chain.channels[&LINK_CHANNEL];
+    // A call with a stream waits in the bulk lane, which its cancellation would pass in the other one.
+    for part in 0..10 {
+        chain.lender.relay(channel, Kind::StreamData, stream_data(channel, 4, part, &[0; 60_000]).body);
+    }
+    chain.lender.relay(channel, Kind::Call, call_frame(channel, 1, 2, b"with a stream").body);
+    chain.lender.relay(channel, Kind::Cancel, Bytes::from_static(&[0, 0, 0, 1]));
+    let kinds: Vec<Kind> = sent(&mut chain.lender).iter().map(|frame| frame.kind).collect();
+    let place = |wanted: Kind| kinds.iter().position(|kind| *kind == wanted).expect("sent");
+    assert!(place(Kind::Call) < place(Kind::Cancel), "{kinds:?}");
+}
+
+#[test]
 fn a_role_is_checked_before_a_frame_is_relayed() {
     let mut chain = Chain::new(Side::Listener);
     let channel = chain.channels[&LINK_CHANNEL];

@@ -9,6 +9,9 @@ pub mod protocol {}
 #[doc = include_str!("docs/job_classes.md")]
 pub mod job_classes {}
 
+#[doc = include_str!("docs/distributed_copy.md")]
+pub mod distributed_copy {}
+
 #[doc = include_str!("docs/operations.md")]
 pub mod operations {}
 

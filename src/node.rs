@@ -323,13 +323,8 @@ async fn accept_loop(listener: Arc<Listener>, door: Door, welcome: impl Fn(LinkP
                 }
             };
             match welcome(LinkParts { established, side: Side::Listener }) {
-                // The place is given back when the link ends; the link does not end with this task.
-                Ok(link) => {
-                    tokio::spawn(async move {
-                        link.ended().await;
-                        drop(place);
-                    });
-                }
+                // The link does not end with this task.
+                Ok(link) => link.occupy(place),
                 Err(error) => tracing::warn!(%error, "a peer was turned away"),
             }
         });

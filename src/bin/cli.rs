@@ -8,6 +8,7 @@ use clap::{Args, Parser, Subcommand};
 use nkcluster::types::{ClassName, Meta, NodeId, NodeUri, Selector, TaskId, WantedStatus};
 
 use crate::arguments::{Uris, duration, uris};
+use crate::sync::{CheckArgs, DeleteArgs, MoveArgs, QueueArgs, RcdArgs, SyncArgs};
 
 /// Where `nkcluster dev` has its first control node.
 pub(crate) const DEVELOPMENT_URI: &str = "nkcluster://127.0.0.1:15001;transport=tcp";
@@ -290,6 +291,62 @@ Examples:
         #[arg(long, short, value_name = "TIME", value_parser = duration, default_value = "200ms")]
         interval: Duration,
     },
+    /// Copy what is missing or differs from one place to another; nothing is deleted.
+    #[command(after_help = "\
+Examples:
+  nkcluster copy /data /backup -P                                       in this process, with progress
+  nkcluster copy /data :s3,provider=Other,endpoint=http://10.0.0.9:9000,env_auth=true:bucket/data
+  nkcluster copy /data /backup --on 'storage && status=ready'           by workers of a running nkcluster
+  nkcluster copy /data /backup --cluster /work                          by workers that share /work, see `nkcluster rcd`
+  nkcluster copy /data /backup --cluster /work --resume --run-id ID     go on with a run whose controller has ended
+
+Flags are rclone's. Exit codes: 0 done, 1 failed, 2 wrong usage, 3 no such source, 5 failed and may succeed later, 7 had to end.
+SRC may be one file; DST is always a directory.")]
+    Copy(Box<SyncArgs>),
+    /// Make the destination the same as the source; what is only there is deleted.
+    #[command(after_help = "\
+Examples:
+  nkcluster sync /data /backup --dry-run                                what would be done
+  nkcluster sync /data /backup --max-delete 100 --backup-dir /old       nothing is lost
+  nkcluster sync /data /backup --filter '- *.tmp' --filter '- /cache/**'
+
+Nothing is deleted if something could not be read or copied before. Exit codes are those of `copy`.")]
+    Sync(Box<SyncArgs>),
+    /// Move files from one place to another.
+    #[command(after_help = "\
+Examples:
+  nkcluster move /inbox /archive --delete-empty-src-dirs
+  nkcluster move /inbox /archive --min-age 1h
+
+A source goes only after its copy was verified, and only if it is still what was copied. Exit codes are those of `copy`.")]
+    Move(Box<MoveArgs>),
+    /// Delete the files of a place that the filters include.
+    #[command(after_help = "\
+Examples:
+  nkcluster delete /cache --min-age 7d
+  nkcluster delete /data --include '*.tmp' --dry-run
+
+Directories stay. Exit codes are those of `copy`.")]
+    Delete(Box<DeleteArgs>),
+    /// Tell what differs between two places; nothing is changed.
+    #[command(after_help = "\
+Examples:
+  nkcluster check /data /backup
+  nkcluster check /data /backup --download --combined                   read everything, tell every file
+
+Ends with 1 if anything differs.")]
+    Check(Box<CheckArgs>),
+    /// Show a queue of a distributed copy: what waits, what is in work where, what is done.
+    #[command(after_help = "Example:\n  nkcluster queue --cluster /work")]
+    Queue(QueueArgs),
+    /// Be a worker of a distributed copy until stopped.
+    #[command(after_help = "\
+Examples:
+  nkcluster rcd --cluster /work                                         a name is made up
+  nkcluster rcd --cluster /work --cluster-id $(hostname) --transfers 8
+
+Ctrl-C or SIGTERM stops it: files that were begun are finished, the rest goes back to the queue.")]
+    Rcd(RcdArgs),
     /// Show which addresses would be tried for a URL, in order, and how DNS led to each; connects to none.
     #[command(after_help = "\
 Examples:

@@ -20,6 +20,7 @@ use nkcluster::cluster::{CallOptions, Cluster, ConnectOptions};
 use nkcluster::config::Config;
 use nkcluster::transport::Resolver;
 use nkcluster::types::Secret;
+use nkcluster_file_sync::{Task, Workers};
 use tokio::io::AsyncReadExt;
 
 use crate::arguments;
@@ -28,6 +29,7 @@ use crate::dev;
 use crate::exit;
 use crate::failure::{Failure, Outcome};
 use crate::output::Form;
+use crate::sync::{self, SyncArgs};
 
 /// Longest JSON that is read from standard input; a payload has the same bound.
 const INPUT_BYTES_MAX: u64 = 16 * 1024 * 1024;
@@ -68,6 +70,13 @@ async fn run(cli: Cli, form: Form) -> Outcome {
         Command::Dev(args) => dev::run(args, form).await,
         Command::Keygen(args) => keygen::run(args, &global, form).await,
         Command::Resolve { uri } => resolve::run(&uri, &global, form).await,
+        Command::Check(args) => sync::check(*args, form).await,
+        Command::Queue(args) => sync::queue(args, form).await,
+        Command::Rcd(args) => sync::rcd(args, form).await,
+        Command::Copy(args) => copy(Task::Copy, *args, false, &global, form).await,
+        Command::Sync(args) => copy(Task::Sync, *args, false, &global, form).await,
+        Command::Move(args) => copy(Task::Move, args.sync, args.delete_empty_src_dirs, &global, form).await,
+        Command::Delete(args) => copy(Task::Delete, args.into(), false, &global, form).await,
         command => {
             let session = Session::open(&global, form).await?;
             let outcome = session.run(command).await;
@@ -76,6 +85,18 @@ async fn run(cli: Cli, form: Form) -> Outcome {
             outcome
         }
     }
+}
+
+/// A run of the distributed copy; with `--on` the workers of a cluster do the work.
+async fn copy(kind: Task, args: SyncArgs, delete_empty_src_dirs: bool, global: &Global, form: Form) -> Outcome {
+    let Some(selector) = args.cluster.on.clone() else {
+        return sync::run(kind, args, delete_empty_src_dirs, None, form).await;
+    };
+    let session = Session::open(global, form).await?;
+    let way = Box::new(Workers::new(session.cluster.clone(), selector));
+    let outcome = sync::run(kind, args, delete_empty_src_dirs, Some(way), form).await;
+    let _ = tokio::time::timeout(GOODBYE, session.cluster.close()).await;
+    outcome
 }
 
 impl Session {
@@ -94,9 +115,16 @@ impl Session {
 
     async fn run(&self, command: Command) -> Outcome {
         match command {
-            Command::Dev(_) | Command::Keygen(_) | Command::Resolve { .. } => {
-                Err(Failure::new("internal", "this command needs no connection"))
-            }
+            Command::Dev(_)
+            | Command::Keygen(_)
+            | Command::Resolve { .. }
+            | Command::Copy(_)
+            | Command::Sync(_)
+            | Command::Move(_)
+            | Command::Delete(_)
+            | Command::Check(_)
+            | Command::Queue(_)
+            | Command::Rcd(_) => Err(Failure::new("internal", "this command needs no connection")),
             Command::Nodes { select } => nodes::list(self, select).await,
             Command::Info { node } => nodes::info(self, &node).await,
             Command::Members => members::list(self).await,

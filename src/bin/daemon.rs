@@ -25,6 +25,7 @@ use nkcluster::config::{Config, ConfigError};
 use nkcluster::job::Classes;
 use nkcluster::node::{Node, NodeError, NodeHandle};
 use nkcluster::types::{NodeId, NodeUri};
+use nkcluster_file_sync::{FileSync, RemoteConfig};
 use sd_notify::NotifyState;
 use serde::Serialize;
 use tokio::sync::oneshot;
@@ -34,9 +35,12 @@ use crate::exit;
 use crate::failure::Failure;
 use crate::output::Form;
 use crate::signals::{ReloadSignal, StopSignals};
+use crate::sync;
 
 /// Longest time for tasks of the runtime to notice that the process ends.
 const RUNTIME_GRACE: Duration = Duration::from_millis(500);
+/// Files that the class `file_sync` copies at the same time, over all its tasks; as many as rclone does.
+const FILE_SYNC_TRANSFERS: usize = 4;
 
 /// Runs the daemon with the command line of this process.
 pub(crate) fn main() -> ExitCode {
@@ -90,19 +94,26 @@ fn configure(arguments: &Arguments) -> Result<(Config, tracing_subscriber::EnvFi
 }
 
 /// The classes of this program. Which of them run is the configuration's choice.
-fn classes() -> Classes {
+fn classes() -> Result<Classes, Failure> {
     let echo = |args: Vec<serde_json::Value>| async move { Ok(serde_json::Value::Array(args)) };
-    Classes::new().with_tasks(nkcluster_files::Files::default()).with_function("echo", echo)
+    let wrong = |error: nkcluster_file_sync::ConfigError| Failure::new(ErrorCode::InvalidConfig, error.to_string()).with_exit(exit::CONFIG);
+    let remotes = match std::env::var_os(sync::REMOTES_VARIABLE).map(Into::into).or_else(sync::default_file) {
+        Some(file) => RemoteConfig::load(&file).map_err(wrong)?,
+        None => RemoteConfig::default(),
+    };
+    let file_sync = FileSync::new(remotes, FILE_SYNC_TRANSFERS);
+    Ok(Classes::new().with_tasks(nkcluster_files::Files::default()).with_tasks(file_sync).with_function("echo", echo))
 }
 
 async fn run(config: Config, exit_with_stdin: bool) -> Result<(), Failure> {
+    let classes = classes()?;
     let no_signals = |error| bug(format!("no signals: {error}"));
     let mut signals = StopSignals::install().map_err(no_signals)?;
     let mut reload = ReloadSignal::install().map_err(no_signals)?;
     let stdin_ended = stdin_end(exit_with_stdin);
     tokio::pin!(stdin_ended);
     let started = tokio::select! {
-        started = Node::start(config, classes()) => started,
+        started = Node::start(config, classes) => started,
         name = signals.next() => {
             tracing::info!(signal = name, "stopped before the node was up");
             return Ok(());

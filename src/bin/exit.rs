@@ -22,6 +22,13 @@ pub(crate) const UNAVAILABLE: u8 = 69;
 /// The daemon has a bug, or the machine has no files and threads for it (`EX_SOFTWARE`).
 pub(crate) const INTERNAL: u8 = 70;
 
+/// `copy`, `sync`, `move`, `delete`: the source does not exist (rclone's code).
+pub(crate) const DIRECTORY_MISSING: u8 = 3;
+/// The same: what failed may succeed at another time (rclone's code).
+pub(crate) const TEMPORARY: u8 = 5;
+/// The same: the run had to end before its end (rclone's code).
+pub(crate) const FATAL: u8 = 7;
+
 /// How the command ends after an error of the cluster.
 pub(crate) fn of_error(code: &ErrorCode) -> u8 {
     match code {

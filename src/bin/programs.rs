@@ -6,6 +6,7 @@
 //! ```text
 //! main ─┬─ daemon      configuration, logs, signals, ready line, exit code   (a node: nkcluster::node)
 //!       └─ commands    one connection, one call, one answer                  (a handle: nkcluster::cluster)
+//!            ├─ sync   the distributed copy, which needs a connection only for `--on`
 //!            └─ dev    many daemons, and the tour through the public command
 //! ```
 
@@ -18,6 +19,7 @@ mod exit;
 mod failure;
 mod output;
 mod signals;
+mod sync;
 
 use std::ffi::OsStr;
 use std::path::Path;

@@ -3,9 +3,11 @@
 //! Anybody can open connections, and many workers may sit behind one address, so an address alone is never a reason to turn somebody away. Instead:
 //!
 //! - New connections are taken at a bounded rate ([`Limits::rate`], a token bucket), before TLS costs anything; the others wait in the kernel's queue.
-//! - At most [`Limits::untrusted`] connections are in the handshake at once. A newcomer who finds it full takes the place of the oldest that has not
-//!   sent a proof.
-//! - One address has at most half of the permits that the others leave free; beyond that, a newcomer takes the place of the oldest of its own address.
+//! - At most [`Limits::untrusted`] connections are in the handshake at once. A newcomer who finds it full takes the place of the oldest that is *idle*: its
+//!   proof was wrong, or it has said nothing at all, or nothing for [`STEP_MAX`].
+//! - One address has at most half of the permits that the others leave free; beyond that, a newcomer takes the place of an idle one of its own address.
+//! - If none of them is idle the newcomer is refused. When thousands come back at once, behind the address of one NAT, the oldest is the one nearest to its
+//!   end: to close it for somebody who has not begun would waste what both sides have done, and again for the next one, so that in the end nobody comes in.
 //! - Whoever has sent a proof keeps its place until the proof is judged, which takes microseconds. So a correct proof always gets its answer.
 //!
 //! [`Admission`] is the machine, [`Gate`] the shell that closes connections and waits.
@@ -22,6 +24,10 @@ use tokio::sync::Notify;
 
 use crate::config::Config;
 use crate::error::{Error, ErrorCode, Result};
+
+/// How long whoever has said something may take to say the next thing, when its place is wanted: time for a slow network, or a machine that many keep busy.
+/// Strangers who speak and then stop hold a place for twice as long.
+pub const STEP_MAX: Duration = Duration::from_secs(1);
 
 /// Bounds on connections that are not trusted yet.
 #[derive(Clone, Copy, Debug)]
@@ -55,7 +61,7 @@ pub enum Decision {
     Admitted(Ticket, Option<Ticket>),
     /// Not before this moment: the bucket is empty.
     Wait(Instant),
-    /// All places are taken by connections whose proofs are being judged.
+    /// All places that it could have are taken by connections that make progress.
     Full,
 }
 
@@ -73,7 +79,30 @@ pub struct Admission {
 #[derive(Debug)]
 struct Waiting {
     source: Source,
-    is_proving: bool,
+    step: Step,
+}
+
+/// How far a connection has come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Step {
+    /// It has said nothing.
+    Silent,
+    /// It has said something, the last time then.
+    Heard(Instant),
+    /// Its proof is being judged.
+    Proving,
+    /// Its proof was wrong: it only waits for its answer.
+    Failed,
+}
+
+impl Step {
+    fn is_idle(self, now: Instant) -> bool {
+        match self {
+            Step::Silent | Step::Failed => true,
+            Step::Heard(at) => now.saturating_duration_since(at) >= STEP_MAX,
+            Step::Proving => false,
+        }
+    }
 }
 
 /// What counts as one address: an IPv4 address, or the /64 that one IPv6 host can choose from. Memory links share `None`.
@@ -98,40 +127,41 @@ impl Admission {
         let source = addr.map(source);
         let own = self.per_source.get(&source).copied().unwrap_or(0);
         let left_by_others = self.limits.untrusted - (self.waiting.len() - own);
-        let is_full = self.waiting.len() >= self.limits.untrusted;
-        let mut evicted = None;
         // Links without an address are those of a simulation: they only share the whole.
-        if source.is_some() && own >= (left_by_others / 2).max(1) {
-            evicted = self.oldest_silent(|waiting| waiting.source == source);
-        }
-        if evicted.is_none() && is_full {
-            evicted = self.oldest_silent(|_| true);
-            if evicted.is_none() {
-                return Decision::Full;
-            }
-        }
-        if let Some(ticket) = evicted {
-            self.release(ticket);
+        let has_its_share = source.is_some() && own >= (left_by_others / 2).max(1);
+        let mut evicted = None;
+        if has_its_share || self.waiting.len() >= self.limits.untrusted {
+            // Whoever has enough takes no place of others.
+            evicted = self.oldest_idle(now, |waiting| !has_its_share || waiting.source == source);
+            let Some(idle) = evicted else { return Decision::Full };
+            self.release(idle);
         }
         self.full_at = self.full_at.max(now) + interval;
         let ticket = Ticket(self.next);
         self.next += 1;
-        self.waiting.insert(ticket, Waiting { source, is_proving: false });
+        self.waiting.insert(ticket, Waiting { source, step: Step::Silent });
         *self.per_source.entry(source).or_default() += 1;
         Decision::Admitted(ticket, evicted)
+    }
+
+    /// The peer has said something that brings the handshake on.
+    pub fn heard(&mut self, ticket: Ticket, now: Instant) {
+        if let Some(waiting) = self.waiting.get_mut(&ticket) {
+            waiting.step = Step::Heard(now);
+        }
     }
 
     /// The peer has sent a proof: it keeps its place until that is judged.
     pub fn proof_arrived(&mut self, ticket: Ticket) {
         if let Some(waiting) = self.waiting.get_mut(&ticket) {
-            waiting.is_proving = true;
+            waiting.step = Step::Proving;
         }
     }
 
     /// The proof was wrong: the connection only waits for its answer and may be closed for a newcomer.
     pub fn proof_failed(&mut self, ticket: Ticket) {
         if let Some(waiting) = self.waiting.get_mut(&ticket) {
-            waiting.is_proving = false;
+            waiting.step = Step::Failed;
         }
     }
 
@@ -151,8 +181,8 @@ impl Admission {
         self.waiting.len()
     }
 
-    fn oldest_silent(&self, of: impl Fn(&Waiting) -> bool) -> Option<Ticket> {
-        self.waiting.iter().find(|(_, waiting)| !waiting.is_proving && of(waiting)).map(|(ticket, _)| *ticket)
+    fn oldest_idle(&self, now: Instant, of: impl Fn(&Waiting) -> bool) -> Option<Ticket> {
+        self.waiting.iter().find(|(_, waiting)| waiting.step.is_idle(now) && of(waiting)).map(|(ticket, _)| *ticket)
     }
 }
 
@@ -187,7 +217,7 @@ impl Gate {
     /// the kernel.
     ///
     /// # Errors
-    /// `busy` if every place is taken by a connection whose proof is being judged.
+    /// `busy` if every place that it could have is taken by a connection that makes progress.
     pub async fn admit(&self, addr: Option<IpAddr>) -> Result<Permit> {
         loop {
             let wait = {
@@ -230,6 +260,11 @@ pub struct Permit {
 }
 
 impl Permit {
+    /// See [`Admission::heard`].
+    pub fn heard(&self) {
+        self.gate.lock().admission.heard(self.ticket, tokio::time::Instant::now().into_std());
+    }
+
     /// See [`Admission::proof_arrived`].
     pub fn proof_arrived(&self) {
         self.gate.lock().admission.proof_arrived(self.ticket);

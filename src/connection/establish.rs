@@ -164,12 +164,15 @@ pub async fn accept(incoming: Incoming, party: &Party, permit: Permit) -> Result
     result.map_err(|error| error.context(remote))
 }
 
-async fn listen(incoming: Incoming, party: &Party, permit: &Permit) -> Result<Established> {
+async fn listen(mut incoming: Incoming, party: &Party, permit: &Permit) -> Result<Established> {
     let accept_unbound = incoming.binding() == Binding::Off;
     let keyring = match incoming.password() {
         None => party.keyring.clone(),
         Some(password) => party.uri_keyring(password, UsedFor::Listening).await?,
     };
+    if incoming.has_spoken().await {
+        permit.heard();
+    }
     let mut wire = incoming.into_wire().await?;
     let channel = ListenerChannel { exporter: wire.facts().binding, accept_unbound };
     let nonce = rand::random();
@@ -177,8 +180,9 @@ async fn listen(incoming: Incoming, party: &Party, permit: &Permit) -> Result<Es
     loop {
         let step = match read_frame(&mut wire).await {
             Ok(frame) => {
-                if frame.kind == KIND_CLIENT_PROOF {
-                    permit.proof_arrived();
+                match frame.kind {
+                    KIND_CLIENT_PROOF => permit.proof_arrived(),
+                    _ => permit.heard(),
                 }
                 machine.handle(frame.kind, &frame.body)
             }

@@ -14,7 +14,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
 use futures_util::task::AtomicWaker;
-use tokio::sync::{Notify, Semaphore, oneshot, watch};
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, oneshot};
 use tokio::time::Instant;
 
 use self::bulk::Bulk;
@@ -95,6 +95,8 @@ struct State {
     /// Why it is to end.
     closing: Option<Error>,
     ended: Option<Error>,
+    /// Its place among the connections of its node.
+    place: Option<OwnedSemaphorePermit>,
 }
 
 struct PongReceived {
@@ -121,7 +123,8 @@ struct Inner {
     relayed: Notify,
     /// There if streams have ways of their own beside the socket.
     bulk: Option<Bulk>,
-    ended: watch::Sender<Option<Error>>,
+    /// `ended` of the state was set.
+    over: Notify,
     /// Has no permits; it is closed when the writer has ended.
     flushed: Semaphore,
     /// Bytes of the reader's buffer while it waits.
@@ -168,6 +171,7 @@ impl Link {
             probed: None,
             closing: None,
             ended: None,
+            place: None,
         };
         let inner = Inner {
             peer,
@@ -182,7 +186,7 @@ impl Link {
             is_closing: AtomicBool::new(false),
             relayed: Notify::new(),
             bulk,
-            ended: watch::Sender::new(None),
+            over: Notify::new(),
             flushed: Semaphore::new(0),
             #[cfg(test)]
             kept: Default::default(),
@@ -316,14 +320,26 @@ impl Link {
         self.inner.is_closing.load(Ordering::Acquire)
     }
 
+    /// Keeps a place among the connections of a node until the link has ended.
+    pub(crate) fn occupy(&self, place: OwnedSemaphorePermit) {
+        let mut state = self.lock();
+        if state.ended.is_none() {
+            state.place = Some(place);
+        }
+    }
+
     /// Waits until the link has ended; returns why.
     pub async fn ended(&self) -> Error {
-        let mut ended = self.inner.ended.subscribe();
-        let reason = match ended.wait_for(Option::is_some).await {
-            Ok(reason) => reason.clone(),
-            Err(_) => None,
-        };
-        reason.unwrap_or_else(|| Error::new(ErrorCode::ConnectionFailed, "the link has ended"))
+        loop {
+            let over = self.inner.over.notified();
+            tokio::pin!(over);
+            // Registered before the look, so that no end is missed.
+            over.as_mut().enable();
+            if let Some(reason) = &self.lock().ended {
+                return reason.clone();
+            }
+            over.await;
+        }
     }
 
     /// Waits until the link has ended and its last words have left, or could not.
@@ -381,6 +397,7 @@ impl Link {
         let writers: Vec<Waker> = state.writers.drain().map(|(_, waker)| waker).collect();
         state.pings.clear();
         state.cancels.clear();
+        state.place = None;
         drop(state);
         let lost = Error::new(
             ErrorCode::ConnectionFailed,
@@ -393,7 +410,7 @@ impl Link {
         }
         wakers.into_iter().chain(writers).for_each(Waker::wake);
         self.inner.relayed.notify_waiters();
-        self.inner.ended.send_replace(Some(reason.clone()));
+        self.inner.over.notify_waiters();
         self.close(reason.clone());
         self.wake_writer();
     }

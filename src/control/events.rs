@@ -19,7 +19,7 @@ pub(crate) mod story;
 mod tests;
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -99,8 +99,8 @@ pub(super) struct Dispatcher {
     shared: Weak<Shared>,
     node: NodeId,
     queues: Mutex<Queues>,
-    /// Whether the worker moves to another control node.
-    paused: watch::Sender<bool>,
+    /// Whether the worker moves to another control node; made for the first who asks.
+    paused: OnceLock<watch::Sender<bool>>,
 }
 
 /// How far a class has come with what a worker sends it. Whoever has the worker next goes on from there.
@@ -143,7 +143,7 @@ struct Queue {
 
 impl Dispatcher {
     pub(super) fn new(shared: &Arc<Shared>, node: NodeId) -> Self {
-        Self { shared: Arc::downgrade(shared), node, queues: Mutex::default(), paused: watch::Sender::new(false) }
+        Self { shared: Arc::downgrade(shared), node, queues: Mutex::default(), paused: OnceLock::new() }
     }
 
     /// An event, or a gap, has come.
@@ -250,13 +250,17 @@ impl Dispatcher {
         while !self.is_idle() && Instant::now() < late {
             tokio::time::sleep(IDLE_PAUSE).await;
         }
-        self.paused.send_replace(true);
+        self.paused().send_replace(true);
         self.marks()
     }
 
     /// The move has failed.
     pub(super) fn go_on(&self) {
-        self.paused.send_replace(false);
+        self.paused().send_replace(false);
+    }
+
+    fn paused(&self) -> &watch::Sender<bool> {
+        self.paused.get_or_init(|| watch::Sender::new(false))
     }
 
     fn is_idle(&self) -> bool {
@@ -310,7 +314,7 @@ impl Dispatcher {
             }
             let (sender, receiver) = mpsc::channel(QUEUE_MAX);
             let heard = Heard { progress: Arc::new(Mutex::new(Progress::new(incarnation))), story: Arc::default() };
-            let (shared, paused) = (Weak::clone(&self.shared), self.paused.subscribe());
+            let (shared, paused) = (Weak::clone(&self.shared), self.paused().subscribe());
             let deliverer = Deliverer::new(shared, self.node.clone(), class.clone(), heard.clone(), paused);
             // Ends with the dispatcher, that is with its proxy.
             tokio::spawn(deliverer.run(receiver));

@@ -1,6 +1,10 @@
 //! The proxy of one worker: an actor that owns its state, and a handle that lets calls pass beside it.
+//!
+//! The actor is a task with a mailbox of its own kind. One of ractor has four channels, each with room for 32 messages, which is most of what an idle worker
+//! would cost; what it gives beside that, supervision and names, has no use here.
 
 mod improve;
+mod mailbox;
 mod moving;
 pub(super) mod state;
 
@@ -10,14 +14,13 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use arc_swap::ArcSwapOption;
-use ractor::concurrency::JoinHandle as ActorJoin;
-use ractor::{Actor, ActorProcessingErr, ActorRef};
 use rand::RngExt as _;
 use tokio::sync::futures::Notified;
 use tokio::sync::{Notify, OwnedSemaphorePermit};
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
+use self::mailbox::Mailbox;
 use self::state::{Action, Arrival, LinkKey, PingFor, Setup, State};
 use super::events::{Dispatcher, Marks, Took};
 use super::exclusive::Exclusives;
@@ -97,30 +100,6 @@ pub(super) enum Msg {
     Deadline,
 }
 
-impl ractor::Message for Msg {}
-
-impl std::fmt::Debug for Msg {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(match self {
-            Msg::LinkUp { .. } => "LinkUp",
-            Msg::LinkDown { .. } => "LinkDown",
-            Msg::Adopted { .. } => "Adopted",
-            Msg::Fenced { .. } => "Fenced",
-            Msg::Updated { .. } => "Updated",
-            Msg::Ponged { .. } => "Ponged",
-            Msg::PingLost { .. } => "PingLost",
-            Msg::DialFailed { .. } => "DialFailed",
-            Msg::View => "View",
-            Msg::Move { .. } => "Move",
-            Msg::Moved { .. } => "Moved",
-            Msg::Known(_) => "Known",
-            Msg::Redirect => "Redirect",
-            Msg::Forget => "Forget",
-            Msg::Deadline => "Deadline",
-        })
-    }
-}
-
 /// A place in the mailbox of the proxy, given back when the message was looked at. What a peer says takes one: it may speak faster than anybody listens.
 pub(super) type Turn = tokio::sync::OwnedSemaphorePermit;
 
@@ -160,7 +139,7 @@ pub(super) struct Proxy {
     /// The channel on which the worker was asked last to obey: what comes on any other is not its word.
     asked: ArcSwapOption<(LinkKey, u16)>,
     info: Mutex<NodeInfo>,
-    actor: Mutex<Option<ActorRef<Msg>>>,
+    mailbox: Mailbox<Msg>,
     ended: AtomicBool,
     /// Whether the worker goes to another control node just now.
     moving: AtomicBool,
@@ -178,18 +157,15 @@ impl Proxy {
             current: ArcSwapOption::empty(),
             asked: ArcSwapOption::empty(),
             info: Mutex::new(unknown_node(&id)),
-            actor: Mutex::new(None),
+            mailbox: Mailbox::new(),
             ended: AtomicBool::new(false),
             moving: AtomicBool::new(false),
             changed: Notify::new(),
             dispatcher: Dispatcher::new(shared, id.clone()),
             exclusives: Exclusives::new(id.clone()),
         });
-        let (actor, starting): (_, ActorJoin<_>) =
-            ractor::ActorRuntime::spawn_instant(None, ProxyActor { shared: Arc::clone(shared), proxy: Arc::clone(&proxy) }, ())
-                .expect("an unnamed actor without a failing start always spawns");
-        drop(starting);
-        *proxy.actor.lock().unwrap_or_else(PoisonError::into_inner) = Some(actor);
+        // Ends when its mailbox is closed.
+        tokio::spawn(ProxyActor { shared: Arc::clone(shared), proxy: Arc::clone(&proxy) }.run());
         proxy
     }
 
@@ -243,12 +219,9 @@ impl Proxy {
         self.info.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    pub(super) fn cast(&self, message: Msg) {
-        let actor = self.actor.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(actor) = &*actor {
-            // An actor that has stopped belongs to a forgotten worker.
-            let _ = actor.cast(message);
-        }
+    /// Leaves a message for the actor; false if it has ended, as that of a forgotten worker has.
+    pub(super) fn cast(&self, message: Msg) -> bool {
+        self.mailbox.leave(message)
     }
 
     /// An event came on the current channel; false if its queue is full.
@@ -273,9 +246,7 @@ impl Proxy {
 
     /// Ends the actor, without a word to anybody.
     pub(super) fn stop(&self) {
-        if let Some(actor) = self.actor.lock().unwrap_or_else(PoisonError::into_inner).take() {
-            actor.stop(None);
-        }
+        self.mailbox.close();
     }
 }
 
@@ -315,9 +286,9 @@ struct Own {
     lent: BTreeSet<LinkKey>,
     latency: Latency,
     skew_ms: Option<i64>,
+    /// Statistics that are not told yet.
     stats: Option<NodeStats>,
     tasks: u32,
-    timer: Option<JoinHandle<()>>,
     dialling: Option<JoinHandle<()>>,
     /// Looks for a direct way to a worker that is reached over a lent link.
     improving: Option<JoinHandle<()>>,
@@ -327,19 +298,35 @@ struct Own {
     /// Who else keeps its record.
     copies: Vec<NodeId>,
     /// Addresses that the worker was told to prefer.
-    preferred: Vec<NodeUri>,
+    preferred: Arc<[NodeUri]>,
     /// Where it was dialled last, with success. It may be the only address that can be reached from here, and the only one with a password.
     found_at: Option<NodeUri>,
     /// Dials so far; the number of the last one tells it from those before.
     dials: u64,
 }
 
-impl Actor for ProxyActor {
-    type Msg = Msg;
-    type State = Own;
-    type Arguments = ();
+impl ProxyActor {
+    async fn run(self) {
+        let mut own = self.begin();
+        loop {
+            let deadline = own.state.next_deadline();
+            let due = async {
+                match deadline {
+                    Some(deadline) => tokio::time::sleep_until(Instant::from_std(deadline)).await,
+                    None => std::future::pending().await,
+                }
+            };
+            let message = tokio::select! {
+                message = self.proxy.mailbox.next() => message,
+                () = due => Some(Msg::Deadline),
+            };
+            let Some(message) = message else { return };
+            self.handle(message, &mut own);
+            tokio::task::consume_budget().await;
+        }
+    }
 
-    async fn pre_start(&self, _: ActorRef<Msg>, (): ()) -> Result<Own, ActorProcessingErr> {
+    fn begin(&self) -> Own {
         let config = &self.shared.config;
         let setup = Setup {
             owner: self.shared.id.clone(),
@@ -351,7 +338,7 @@ impl Actor for ProxyActor {
         let mut state = State::new(setup);
         let view = self.shared.view();
         state.set_claim(moving::claim(&view, &self.proxy.id), view.rank(&self.proxy.id), Instant::now().into_std());
-        Ok(Own {
+        Own {
             proxy: Arc::clone(&self.proxy),
             state,
             links: BTreeMap::new(),
@@ -360,19 +347,18 @@ impl Actor for ProxyActor {
             skew_ms: None,
             stats: None,
             tasks: 0,
-            timer: None,
             dialling: None,
             improving: None,
             moving: None,
             has_moved: false,
             copies: Vec::new(),
-            preferred: Vec::new(),
+            preferred: Arc::default(),
             found_at: None,
             dials: 0,
-        })
+        }
     }
 
-    async fn handle(&self, myself: ActorRef<Msg>, message: Msg, own: &mut Own) -> Result<(), ActorProcessingErr> {
+    fn handle(&self, message: Msg, own: &mut Own) {
         let now = Instant::now().into_std();
         let actions = match message {
             Msg::LinkUp { key, link, dialled, describe, package, is_lent, turn } => {
@@ -411,11 +397,11 @@ impl Actor for ProxyActor {
                 own.state.fenced(key, fenced.term, now)
             }
             Msg::Updated { key, update } => {
-                if let Some(update) = update.take()
+                if let Some(mut update) = update.take()
                     && own.state.uses(key)
                 {
                     own.tasks = update.tasks;
-                    own.stats = update.stats.clone().or(own.stats.take());
+                    own.stats = update.stats.take().or(own.stats.take());
                     own.state.updated(key, *update);
                 }
                 Vec::new()
@@ -437,18 +423,15 @@ impl Actor for ProxyActor {
                 own.state.dial_failed(rand::rng().random(), now);
                 Vec::new()
             }
-            Msg::Deadline => {
-                own.timer = None;
-                own.state.handle_timeout(now)
-            }
-            Msg::View => return self.review(&myself, own),
+            Msg::Deadline => own.state.handle_timeout(now),
+            Msg::View => return self.review(own),
             Msg::Move { permit } => {
-                self.begin_move(&myself, own, permit);
+                self.begin_move(own, permit);
                 Vec::new()
             }
             Msg::Moved { key, to, result: Ok(()) } => {
-                self.has_moved(&myself, own, key, &to);
-                return Ok(());
+                self.has_moved(own, key, &to);
+                return;
             }
             Msg::Moved { to, result: Err(error), .. } => {
                 tracing::info!(worker = %self.proxy.id, %to, %error, "the worker could not be handed over; it stays for now");
@@ -465,12 +448,11 @@ impl Actor for ProxyActor {
             }
             Msg::Forget => {
                 self.forget(own);
-                myself.stop(None);
-                return Ok(());
+                self.proxy.mailbox.close();
+                return;
             }
         };
-        self.act(&myself, own, actions);
-        Ok(())
+        self.act(own, actions);
     }
 }
 
@@ -478,9 +460,9 @@ impl Drop for Own {
     /// However the actor ends: nobody takes it for alive, and its worker, whose link is closed, is met anew.
     fn drop(&mut self) {
         self.proxy.ended.store(true, Ordering::SeqCst);
+        self.proxy.mailbox.close();
         self.proxy.current.store(None);
         self.proxy.info.lock().unwrap_or_else(PoisonError::into_inner).status = NodeStatus::NotConnected;
-        self.timer.take().inspect(JoinHandle::abort);
         self.dialling.take().inspect(JoinHandle::abort);
         self.improving.take().inspect(JoinHandle::abort);
         self.moving.take().inspect(JoinHandle::abort);
@@ -511,15 +493,14 @@ impl Own {
 }
 
 impl ProxyActor {
-    fn act(&self, myself: &ActorRef<Msg>, own: &mut Own, actions: Vec<Action>) {
+    fn act(&self, own: &mut Own, actions: Vec<Action>) {
         for action in actions {
-            self.perform(myself, own, action);
+            self.perform(own, action);
         }
         self.publish_info(own);
-        Self::arm(myself, own);
     }
 
-    fn perform(&self, myself: &ActorRef<Msg>, own: &mut Own, action: Action) {
+    fn perform(&self, own: &mut Own, action: Action) {
         let id = &self.proxy.id;
         match action {
             Action::Adopt { link: key, adopt } => {
@@ -548,10 +529,10 @@ impl ProxyActor {
                 };
                 self.proxy.current.store(Some(Arc::new(current)));
                 tracing::info!(worker = %id, remote = link.remote(), term = own.state.term, "worker ready");
-                own.preferred.clear();
+                own.preferred = Arc::default();
                 self.prefer(own);
                 self.proxy.settle();
-                self.improve(myself, own, key);
+                self.improve(own, key);
                 self.share(own);
             }
             Action::Unpublish => {
@@ -578,19 +559,19 @@ impl ProxyActor {
             Action::Ping { link: key, purpose, timeout } => {
                 let Some((link, channel)) = own.links.get(&key) else { return };
                 let channel = channel.clone().unwrap_or_else(|| link.channel_zero());
-                let (rank, proxy) = (self.shared.rank(&self.proxy.id), myself.clone());
+                let (rank, proxy) = (self.shared.rank(&self.proxy.id), Arc::clone(&self.proxy));
                 tokio::spawn(async move {
                     let message = match channel.ping(rank, timeout).await {
                         Ok((round_trip, peer_time_ms)) => Msg::Ponged { key, purpose, round_trip, peer_time_ms },
                         Err(_) => Msg::PingLost { key },
                     };
-                    let _ = proxy.cast(message);
+                    proxy.cast(message);
                 });
             }
             Action::Dial(addresses) => {
                 own.dials += 1;
                 let addresses = own.addresses(addresses);
-                let dial = Dial { number: own.dials, id: id.clone(), addresses, proxy: myself.clone() };
+                let dial = Dial { number: own.dials, addresses, proxy: Arc::clone(&self.proxy) };
                 if let Some(old) = own.dialling.replace(tokio::spawn(dial.run(Arc::clone(&self.shared)))) {
                     old.abort();
                 }
@@ -622,7 +603,7 @@ impl ProxyActor {
         self.proxy.exclusives.close(&reason);
     }
 
-    fn publish_info(&self, own: &Own) {
+    fn publish_info(&self, own: &mut Own) {
         let mut info = unknown_node(&self.proxy.id);
         info.status = own.state.status();
         info.owner = Some(self.shared.id.clone());
@@ -636,7 +617,6 @@ impl ProxyActor {
         let current = self.proxy.current();
         info.remote = current.as_ref().map(|current| current.channel.link().remote().to_owned());
         info.tasks = own.tasks;
-        info.stats = own.stats.clone();
         info.clock_skew_ms = own.skew_ms;
         info.latency = own.latency.summary().map(latency_info);
         info.latency_ms = info.latency.map(|latency| latency.p50);
@@ -647,17 +627,9 @@ impl ProxyActor {
             rank: self.shared.rank(&self.proxy.id),
             active: own.state.is_held(),
         }];
-        *self.proxy.info.lock().unwrap_or_else(PoisonError::into_inner) = info;
-    }
-
-    fn arm(myself: &ActorRef<Msg>, own: &mut Own) {
-        own.timer.take().inspect(JoinHandle::abort);
-        let Some(deadline) = own.state.next_deadline() else { return };
-        let proxy = myself.clone();
-        own.timer = Some(tokio::spawn(async move {
-            tokio::time::sleep_until(Instant::from_std(deadline)).await;
-            let _ = proxy.cast(Msg::Deadline);
-        }));
+        let mut told = self.proxy.info.lock().unwrap_or_else(PoisonError::into_inner);
+        info.stats = own.stats.take().or(told.stats.take());
+        *told = info;
     }
 }
 
@@ -676,16 +648,15 @@ fn latency_info(summary: super::latency::LatencySummary) -> LatencyInfo {
 /// One attempt to dial a worker that has gone away.
 struct Dial {
     number: u64,
-    id: NodeId,
     addresses: Vec<NodeUri>,
-    proxy: ActorRef<Msg>,
+    proxy: Arc<Proxy>,
 }
 
 impl Dial {
     /// The worker introduces itself on the new link, which ends this task.
     async fn run(self, shared: Arc<Shared>) {
-        let Self { number, id, addresses, proxy } = self;
-        let expect = Expect { role: Role::Worker, id: Some(id) };
+        let Self { number, addresses, proxy } = self;
+        let expect = Expect { role: Role::Worker, id: Some(proxy.id.clone()) };
         let error = match dial_and_establish(&addresses, &shared.party, &expect, Order::AsGiven, &shared.dial).await {
             Ok(established) => {
                 let dialled = established.uri.clone();
@@ -694,6 +665,6 @@ impl Dial {
             }
             Err(error) => error.into(),
         };
-        let _ = proxy.cast(Msg::DialFailed { dial: number, error });
+        proxy.cast(Msg::DialFailed { dial: number, error });
     }
 }

@@ -4,7 +4,8 @@
 //! when its owner dies, `nodes` shows it as `not_connected`, and the next owner dials it. A worker that was forgotten leaves a mark in the same place, so that
 //! a record which comes late does not bring it back; the worker itself does.
 //!
-//! The same records are in the state directory, a few seconds late: written as a whole beside the old file, and renamed.
+//! The same records are in the state directory, a few seconds late: written as a whole beside the old file, and renamed. While the disk is full the old file
+//! stays, and the next write is tried as if something had changed.
 
 use std::collections::BTreeMap;
 use std::io::{BufRead as _, BufReader, BufWriter};
@@ -40,6 +41,8 @@ pub(super) struct Records {
     records: Mutex<BTreeMap<NodeId, Record>>,
     /// Whether the file is older than the records.
     is_stale: AtomicBool,
+    /// Whether the last write failed: that is told once.
+    has_failed: AtomicBool,
 }
 
 impl Records {
@@ -103,18 +106,15 @@ impl Records {
     }
 }
 
-/// Reads what an earlier life of this node has written. A file that cannot be read is told, and begun anew: workers that dial come back anyway.
+/// Reads what an earlier life of this node has written. What of it cannot be read is told, and begun anew: workers that dial come back anyway.
 pub(super) async fn load(shared: &Arc<Shared>) {
-    let path = shared.config.state_dir.join(NAME);
-    let read = tokio::task::spawn_blocking(move || read(&path).map_err(|error| (path, error))).await;
-    match read {
-        Ok(Ok(records)) => {
-            for record in records {
-                shared.records.keep(record);
-            }
-        }
+    let (path, keeper) = (shared.config.state_dir.join(NAME), Arc::clone(shared));
+    let read = tokio::task::spawn_blocking(move || read(&path, |record| _ = keeper.records.keep(record)).map_err(|error| (path, error)));
+    match read.await {
+        Ok(Ok(())) => {}
         Ok(Err((path, error))) => {
-            tracing::warn!(path = %path.display(), %error, "the records of workers cannot be read; they are begun anew")
+            let known = shared.records.lock().len();
+            tracing::warn!(path = %path.display(), known, %error, "the records of workers cannot be read to their end; the others are begun anew");
         }
         Err(error) => tracing::error!(%error, "the records of workers were not read"),
     }
@@ -126,44 +126,63 @@ pub(super) async fn save(shared: &Arc<Shared>) {
     if !shared.records.is_stale.swap(false, Ordering::AcqRel) {
         return;
     }
-    let (path, shared) = (shared.config.state_dir.join(NAME), Arc::clone(shared));
-    let written = tokio::task::spawn_blocking(move || write(&path, shared.records.parts()).map_err(|error| (path, error)));
-    match written.await {
-        Ok(Ok(())) => {}
-        Ok(Err((path, error))) => {
-            tracing::warn!(path = %path.display(), %error, "the records of workers cannot be written; after a restart those that only listen are unknown here");
+    let (path, writer) = (shared.config.state_dir.join(NAME), Arc::clone(shared));
+    let written = tokio::task::spawn_blocking(move || {
+        let written = write(&path, writer.records.parts());
+        (path, written)
+    });
+    let Ok((path, written)) = written.await.inspect_err(|error| tracing::error!(%error, "the records of workers were not written")) else {
+        return;
+    };
+    let had_failed = shared.records.has_failed.swap(written.is_err(), Ordering::Relaxed);
+    match written {
+        Ok(()) if had_failed => tracing::info!(path = %path.display(), "the records of workers are written again"),
+        Ok(()) => {}
+        Err(error) => {
+            shared.records.is_stale.store(true, Ordering::Release);
+            // Once: the disk may be full for days.
+            if !had_failed {
+                let path = path.display();
+                tracing::warn!(%path, %error, "the records of workers cannot be written; after a restart those that only listen are unknown here");
+            }
         }
-        Err(error) => tracing::error!(%error, "the records of workers were not written"),
     }
 }
 
-fn read(path: &Path) -> io::Result<Vec<Record>> {
+/// Hands over one record after the other, as far as they can be read.
+fn read(path: &Path, mut keep: impl FnMut(Record)) -> io::Result<()> {
     match fs::metadata(path) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
         Err(error) => return Err(error),
         Ok(facts) if facts.len() > BYTES_MAX => return Err(io::Error::other(format!("it has {} bytes", facts.len()))),
         Ok(_) => {}
     }
     let mut file = BufReader::new(fs::File::open(path)?);
-    let mut records = Vec::new();
     while !file.fill_buf()?.is_empty() {
-        records.push(rmp_serde::from_read(&mut file).map_err(io::Error::other)?);
+        keep(rmp_serde::from_read(&mut file).map_err(io::Error::other)?);
     }
-    Ok(records)
+    Ok(())
+}
+
+/// Writes them beside the old file, and puts them in its place.
+fn write(path: &Path, parts: impl Iterator<Item = Vec<Record>>) -> io::Result<()> {
+    let new = path.with_extension("new");
+    write_to(&new, parts).and_then(|()| fs::rename(&new, path)).inspect_err(|_| {
+        // On a full disk every byte counts; it may not be there.
+        let _ = fs::remove_file(&new);
+    })
 }
 
 /// One record after the other.
-fn write(path: &Path, parts: impl Iterator<Item = Vec<Record>>) -> io::Result<()> {
+fn write_to(path: &Path, parts: impl Iterator<Item = Vec<Record>>) -> io::Result<()> {
     use std::os::unix::fs::OpenOptionsExt as _;
-    let new = path.with_extension("new");
     // Addresses may have passwords.
-    let file = fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&new)?;
+    let file = fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(path)?;
     let mut file = BufWriter::new(file);
     for record in parts.flatten() {
         rmp_serde::encode::write_named(&mut file, &record).map_err(io::Error::other)?;
     }
-    file.into_inner().map_err(io::IntoInnerError::into_error)?.sync_all()?;
-    fs::rename(&new, path)
+    file.into_inner().map_err(io::IntoInnerError::into_error)?.sync_all()
 }
 
 /// Who keeps the record of a worker beside its owner: those that would own it next.
@@ -232,12 +251,20 @@ mod tests {
         assert_eq!(records.of(|_| true), [record(4)]);
     }
 
+    /// The records of a file, as far as they can be read, and how that ended.
+    fn read_all(path: &Path) -> (Vec<Record>, io::Result<()>) {
+        let mut found = Vec::new();
+        let end = read(path, |record| found.push(record));
+        (found, end)
+    }
+
     #[test]
     fn records_return_from_their_file_which_nobody_else_reads() {
         use std::os::unix::fs::PermissionsExt as _;
         let dir = tempfile::tempdir().expect("a directory");
         let path = dir.path().join(NAME);
-        assert_eq!(read(&path).expect("no file is no record"), []);
+        let (none, end) = read_all(&path);
+        assert!(none.is_empty() && end.is_ok(), "no file is no record");
         let many: Vec<Record> =
             (0..PART + 2).map(|number| Record { worker: NodeId::new(format!("w{number:04}")).expect("valid"), ..record(1) }).collect();
         let records = Records::default();
@@ -245,9 +272,37 @@ mod tests {
             assert!(records.keep(record.clone()));
         }
         write(&path, records.parts()).expect("written");
-        assert_eq!(read(&path).expect("read"), many);
+        let (found, end) = read_all(&path);
+        assert!(found == many && end.is_ok());
         assert_eq!(fs::metadata(&path).expect("there").permissions().mode() & 0o777, 0o600);
+    }
+
+    #[test]
+    fn of_a_file_that_is_damaged_what_comes_before_is_read() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let path = dir.path().join(NAME);
+        let two = [record(1), Record { worker: NodeId::new("w2").expect("valid"), ..record(1) }];
+        write(&path, [two.to_vec()].into_iter()).expect("written");
+        let whole = fs::read(&path).expect("read");
+        fs::write(&path, &whole[..whole.len() - 1]).expect("written");
+        let (found, end) = read_all(&path);
+        assert!(found == two[..1] && end.is_err());
         fs::write(&path, b"nonsense").expect("written");
-        assert!(read(&path).is_err());
+        let (found, end) = read_all(&path);
+        assert!(found.is_empty() && end.is_err());
+    }
+
+    #[test]
+    fn a_write_that_fails_leaves_the_old_file_and_nothing_beside_it() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let path = dir.path().join(NAME);
+        write(&path, [vec![record(1)]].into_iter()).expect("written");
+        let old = fs::read(&path).expect("read");
+        // A directory in its place, so that the last step fails.
+        let taken = dir.path().join("taken");
+        fs::create_dir_all(taken.join("inside")).expect("made");
+        assert!(write(&taken, [vec![record(2)]].into_iter()).is_err());
+        assert!(!taken.with_extension("new").exists());
+        assert_eq!(fs::read(&path).expect("read"), old);
     }
 }

@@ -5,7 +5,7 @@
 //!              │ no
 //!              ├─ it moves just now ──► wait until it has, look again
 //!              ├─ another one owns it ─► the link towards that one, hops + 1
-//!              └─ ours, not here ──────► while the view is new: whoever had it before; else not_connected or not_found
+//!              └─ ours, not here ──────► while the view is new: whoever had it before, or `moved`; else not_connected or not_found
 //! ```
 //!
 //! Views differ for a moment after each change, so a call may meet a node that has the worker no more, or not yet: that one passes it on, at most
@@ -28,8 +28,8 @@ use crate::error::{Error, ErrorCode, Result};
 use crate::proto::head::{CallHead, HOPS_MAX};
 use crate::types::{Incarnation, NodeId};
 
-/// How often a call is tried again because its worker has moved, and the pauses in between.
-const TRIES_MAX: u32 = 3;
+/// How often a call is tried again because its worker has moved, and the pauses in between: about a second, which a control node that joins needs for its links.
+const TRIES_MAX: u32 = 8;
 const PAUSE_MS: std::ops::Range<u64> = 20..200;
 /// How long after a change of the view a worker that should be here is looked for where it was before.
 pub(super) const SETTLING: Duration = Duration::from_secs(5);
@@ -59,7 +59,16 @@ fn look(shared: &Shared, node: &NodeId, hops: u8) -> Result<Step> {
     let view = shared.view();
     let target = match view.owner(node) {
         Some(owner) if *owner != view.me => Some(owner.clone()),
-        Some(_) if hops + 1 < HOPS_MAX && shared.is_settling(&view) => had_before(shared, &view, node),
+        // Whoever sent it here sees us, and we do not see anybody yet.
+        Some(_) if hops > 0 && view.live.len() == 1 => return Err(moved(node)),
+        Some(_) if shared.is_settling(&view) => match had_before(shared, &view, node) {
+            // Only that one itself knows: whoever is asked to pass the call on to it sends it back to us.
+            Some(before) if shared.peers.find(&before).is_none() => return Err(moved(node)),
+            Some(before) if hops + 1 < HOPS_MAX => Some(before),
+            // It was asked, and knows as much as we do: the worker is on its way.
+            Some(_) if proxy.is_some() => return Err(moved(node)),
+            _ => None,
+        },
         _ => None,
     };
     match target {

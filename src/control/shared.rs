@@ -55,6 +55,8 @@ pub(crate) struct Shared {
     pub(super) moves: Arc<Semaphore>,
     /// Rings of before the last change, each asked for many times while it settles: with one that leaves, or without us.
     earlier: Mutex<(u64, EarlierRings)>,
+    /// Addresses that workers were told: most of them the same ones, so they are kept once.
+    told: Mutex<Vec<Weak<[NodeUri]>>>,
     /// Workers that have moved and whose old channel has not ended.
     draining: Arc<AtomicUsize>,
     /// When the view changed last, and into what.
@@ -112,6 +114,7 @@ impl Shared {
             records: Records::default(),
             moves: Arc::new(Semaphore::new(MOVES_MAX)),
             earlier: Mutex::default(),
+            told: Mutex::default(),
             draining: Arc::default(),
             changed: Mutex::default(),
             links: Mutex::default(),
@@ -175,6 +178,18 @@ impl Shared {
     pub(super) fn is_lending(&self) -> bool {
         let workers: Vec<_> = self.workers.lock().unwrap_or_else(PoisonError::into_inner).values().filter_map(Weak::upgrade).collect();
         workers.iter().any(|worker| worker.is_lent())
+    }
+
+    /// The same addresses, shared with every other worker that was told them.
+    pub(super) fn kept_once(&self, addresses: Vec<NodeUri>) -> Arc<[NodeUri]> {
+        let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(same) = told.iter().filter_map(Weak::upgrade).find(|known| **known == *addresses) {
+            return same;
+        }
+        told.retain(|known| known.strong_count() > 0);
+        let addresses: Arc<[NodeUri]> = addresses.into();
+        told.push(Arc::downgrade(&addresses));
+        addresses
     }
 
     /// Notes that the view has changed.

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use rand::RngExt as _;
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::{Notify, Semaphore};
 
 use super::events::Took;
 use super::lease::{Inlet, Via};
@@ -69,7 +69,8 @@ fn begin(shared: &Arc<Shared>, parts: LinkParts, origin: Origin) -> Arc<Handler>
             dialled: origin.dialled,
             via: origin.via,
             package: Mutex::new(origin.package),
-            proxy: watch::Sender::new(None),
+            proxy: Mutex::default(),
+            introduced: Notify::new(),
             is_known: AtomicBool::new(false),
             relays: Mutex::default(),
             draining: AtomicUsize::new(0),
@@ -113,7 +114,9 @@ pub(super) struct Handler {
     /// What the old owner gave with the link.
     package: Mutex<Option<Box<Package>>>,
     /// Known from the worker's first frame on; none while another control node uses the link.
-    proxy: watch::Sender<Option<Arc<Proxy>>>,
+    proxy: Mutex<Option<Arc<Proxy>>>,
+    /// There is a proxy.
+    introduced: Notify,
     /// The worker has introduced itself.
     is_known: AtomicBool,
     /// Channels that other control nodes use.
@@ -149,7 +152,7 @@ impl Handler {
             }
             return;
         }
-        let proxy = self.shared.directory.find(&peer.id).filter(|_| self.proxy.borrow().is_none());
+        let proxy = self.shared.directory.find(&peer.id).filter(|_| self.proxy().is_none());
         // First, so that nobody has the link who could take it for one that must introduce itself.
         self.exclusive.store(true, Ordering::Release);
         if !proxy.is_some_and(|proxy| proxy.exclusives.answered(here.request, Ok(self.link.clone()))) {
@@ -163,7 +166,7 @@ impl Handler {
         }
         let id = &self.link.peer().id;
         let is_first = !self.is_known.swap(true, Ordering::AcqRel);
-        if !is_first && self.proxy.borrow().is_none() {
+        if !is_first && self.proxy().is_none() {
             // Its owner, which is elsewhere, has asked; whoever asks us hears of it at the next hand-over.
             return;
         }
@@ -182,14 +185,15 @@ impl Handler {
     pub(super) fn adopt_here(&self, describe: Describe, package: Option<Box<Package>>) {
         let Some(turn) = self.turn() else { return };
         let id = &self.link.peer().id;
-        let known = self.proxy.borrow().clone().filter(|proxy| !proxy.has_ended());
+        let known = self.proxy().filter(|proxy| !proxy.has_ended());
         let found = || self.shared.directory.find_or_insert(id, || Proxy::start(&self.shared, id.clone()));
         let Some(proxy) = known.or_else(found) else {
             tracing::error!(worker = %id, "a new worker is turned away: too many are known; forget those that will not return");
             let what = "the control node knows as many workers as it can";
             return self.link.close(Error::new(ErrorCode::Busy, what));
         };
-        self.proxy.send_replace(Some(Arc::clone(&proxy)));
+        *self.lock_proxy() = Some(Arc::clone(&proxy));
+        self.introduced.notify_waiters();
         let (link, dialled) = (self.link.clone(), self.dialled.clone().map(Box::new));
         let is_lent = self.via.is_some();
         proxy.cast(Msg::LinkUp { key: self.key, link, dialled, describe: Box::new(describe), package, is_lent, turn });
@@ -201,22 +205,31 @@ impl Handler {
 
     /// The proxy, as soon as there is one.
     pub(super) async fn introduced_to(&self) -> Arc<Proxy> {
-        let mut proxies = self.proxy.subscribe();
         loop {
-            if let Some(proxy) = proxies.borrow_and_update().clone() {
+            let introduced = self.introduced.notified();
+            tokio::pin!(introduced);
+            // Registered before the look, so that nobody is missed.
+            introduced.as_mut().enable();
+            if let Some(proxy) = self.proxy() {
                 return proxy;
             }
-            if proxies.changed().await.is_err() {
-                std::future::pending::<()>().await;
-            }
+            introduced.await;
         }
+    }
+
+    fn lock_proxy(&self) -> MutexGuard<'_, Option<Arc<Proxy>>> {
+        self.proxy.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn proxy(&self) -> Option<Arc<Proxy>> {
+        self.lock_proxy().clone()
     }
 
     /// The worker has moved: what comes on the old channel is nobody's, but for the answers to the calls that were begun. The link stays at least until
     /// [`Handler::is_drained`].
     pub(super) fn leave_proxy(&self, proxy: &Arc<Proxy>) {
         self.draining.fetch_add(1, Ordering::SeqCst);
-        self.proxy.send_if_modified(|mine| mine.take_if(|mine| Arc::ptr_eq(mine, proxy)).is_some());
+        self.lock_proxy().take_if(|mine| Arc::ptr_eq(mine, proxy));
     }
 
     /// The old channel has ended.
@@ -245,7 +258,7 @@ impl Handler {
 
     /// Closes the link if neither this node nor another one uses it.
     pub(super) fn close_if_unused(&self, reason: &Error) {
-        if self.proxy.borrow().is_none() && self.draining.load(Ordering::SeqCst) == 0 && self.relays().is_empty() {
+        if self.proxy().is_none() && self.draining.load(Ordering::SeqCst) == 0 && self.relays().is_empty() {
             self.link.close(reason.clone());
         }
     }
@@ -259,7 +272,7 @@ impl Handler {
     /// The proxy, if it listens to events on this channel. What comes on a link that another one has replaced comes again there; what comes from a peer that was
     /// not adopted, such as a clone of the worker, is nobody's.
     fn heard(&self, channel: &Channel) -> Option<Arc<Proxy>> {
-        self.proxy.borrow().clone().filter(|proxy| proxy.hears(self.key, channel.id()))
+        self.proxy().filter(|proxy| proxy.hears(self.key, channel.id()))
     }
 
     fn full(&self, channel: &Channel, took: Took) {
@@ -326,7 +339,7 @@ impl LinkHandler for Handler {
                 }
             }
             other => {
-                let Some(proxy) = self.proxy.borrow().clone() else { return };
+                let Some(proxy) = self.proxy() else { return };
                 let key = self.key;
                 match other {
                     Message::Adopted(answer) => {
@@ -361,7 +374,7 @@ impl LinkHandler for Handler {
         if let Some(inlet) = inlet {
             return inlet.closed(channel, reason.clone());
         }
-        let is_current = self.proxy.borrow().as_ref().is_some_and(|proxy| proxy.is_current(self.key, channel));
+        let is_current = self.proxy().is_some_and(|proxy| proxy.is_current(self.key, channel));
         if is_current {
             self.link.close(reason.clone());
         }
@@ -373,7 +386,7 @@ impl LinkHandler for Handler {
         let worker = &self.link.peer().id;
         tracing::info!(%worker, remote = self.link.remote(), code = %reason.code(), reason = reason.message(), "link ended");
         self.shared.remove_link(self.key);
-        if let Some(proxy) = self.proxy.borrow().clone() {
+        if let Some(proxy) = self.proxy() {
             proxy.cast(Msg::LinkDown { key: self.key });
         }
     }

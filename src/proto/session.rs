@@ -103,7 +103,8 @@ impl<T> Channel<T> {
 pub struct Session<T> {
     side: Side,
     peer_role: Role,
-    channels: BTreeMap<u16, Channel<T>>,
+    /// Boxed: a node of the map has room for eleven, and most links have two.
+    channels: BTreeMap<u16, Box<Channel<T>>>,
     next_channel: u16,
     streams: Streams,
     lanes: Lanes,
@@ -121,7 +122,7 @@ impl<T> Session<T> {
             Side::Dialler => 1,
             Side::Listener => 2,
         };
-        let channels = BTreeMap::from([(LINK_CHANNEL, Channel::new())]);
+        let channels = BTreeMap::from([(LINK_CHANNEL, Box::new(Channel::new()))]);
         Self {
             side,
             peer_role,
@@ -148,7 +149,7 @@ impl<T> Session<T> {
             channel = channel.wrapping_add(2);
         }
         self.next_channel = channel.wrapping_add(2);
-        self.channels.insert(channel, Channel::new());
+        self.channels.insert(channel, Box::new(Channel::new()));
         self.lanes.urgent(Kind::ChannelOpen, channel, &[]);
         Ok(channel)
     }
@@ -481,7 +482,7 @@ impl<T> Session<T> {
                 if !theirs || channel == LINK_CHANNEL || self.channels.contains_key(&channel) {
                     return Err(Fault::IdInUse { channel, id: u32::from(channel) });
                 }
-                self.channels.insert(channel, Channel::new());
+                self.channels.insert(channel, Box::new(Channel::new()));
                 out.push(Incoming::ChannelOpened(channel));
             }
             Kind::ChannelClose => {

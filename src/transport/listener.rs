@@ -198,6 +198,17 @@ impl Incoming {
         self.password.as_ref()
     }
 
+    /// Waits for the first byte of the peer, where that can be seen before it is read; whether it could. The caller bounds the time.
+    pub async fn has_spoken(&mut self) -> bool {
+        match &self.kind {
+            // One that has gone is found out by whoever reads.
+            Kind::Tcp { stream, .. } => stream.readable().await.is_ok(),
+            // Its first packet has brought it here.
+            Kind::Quic(_) => true,
+            Kind::Memory(_) => false,
+        }
+    }
+
     /// Makes it a wire, by the TLS handshake and the WebSocket upgrade where the listener wants them. The caller bounds the time.
     ///
     /// # Errors

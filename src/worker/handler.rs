@@ -127,7 +127,12 @@ impl LinkHandler for Handler {
                 tracing::debug!(node = %self.shared.id, remote = channel.link().remote(), is_bound, "an exclusive connection");
             }
             Message::GoAway(away) if channel.link().peer().role == Role::Control => {
-                tracing::info!(node = %self.shared.id, reason = away.reason.message(), "the control node sends us away");
+                let (node, reason) = (&self.shared.id, away.reason.message());
+                match away.reason.code() {
+                    // Nobody can use this worker until somebody changes its configuration.
+                    ErrorCode::NodeIdInUse => tracing::error!(%node, reason, "the control node refuses us"),
+                    _ => tracing::info!(%node, reason, "the control node sends us away"),
+                }
                 let mut state = self.shared.lock();
                 // Of a link that is not the holder's only this link ends: when the holder goes, it says itself when to come back.
                 if state.current.as_ref().is_none_or(|current| current.link() == channel.link()) {

@@ -26,7 +26,8 @@ fn wrong_usage_exits_with_2_in_one_line() {
 fn every_command_has_help_with_an_example() {
     let commands = [
         "dev", "nodes", "info", "connect", "forget", "status", "meta", "data", "request", "task", "call", "events", "send", "fetch",
-        "ping", "keygen", "resolve", "members", "ring", "join", "leave", "plan", "commit",
+        "ping", "keygen", "resolve", "members", "ring", "join", "leave", "plan", "commit", "copy", "sync", "move", "delete", "check",
+        "queue", "rcd",
     ];
     let help = nkcluster(&["--help"]);
     for command in commands {
@@ -34,7 +35,7 @@ fn every_command_has_help_with_an_example() {
         let of_command = nkcluster(&[command, "--help"]);
         assert!(of_command.text().contains("Example"), "{of_command:?}");
     }
-    for later in ["copy", "sync", "exec", "load", "top"] {
+    for later in ["exec", "load", "top"] {
         assert!(!help.text().lines().any(|line| line.trim_start().starts_with(&format!("{later} "))), "{later} does not exist yet");
     }
     assert!(nkcluster(&["--version"]).text().starts_with("nkcluster "));

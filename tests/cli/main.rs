@@ -2,6 +2,7 @@
 //!
 //! One small cluster serves all tests that leave it as they found it; the others start their own.
 
+mod copy;
 mod errors;
 mod events;
 mod files;

@@ -1,12 +1,18 @@
 //! The daemon as a real process: how it starts, what it says, how it ends, what survives a kill.
 
+mod clones;
+mod copy;
 mod development;
 mod failures;
+mod garbage;
+mod handover;
 mod members;
 mod plane;
 mod quic;
 mod reload;
 mod security;
+mod several;
+mod sockets;
 mod start;
 mod stop;
 mod support;

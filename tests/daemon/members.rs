@@ -1,7 +1,5 @@
 //! Control nodes as real processes: membership travels between their actors, over ractor_cluster.
 
-use std::collections::BTreeSet;
-use std::fs;
 use std::net::Ipv4Addr;
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -9,6 +7,7 @@ use std::time::{Duration, Instant};
 use rustix::process::Signal;
 use serde_json::Value;
 
+use crate::sockets::listening;
 use crate::support::{Cli, Daemon, wait_for};
 
 /// Far more than the five seconds after which a silent node is out, and far less than what the kernel needs to notice.
@@ -117,38 +116,6 @@ fn a_cluster_that_was_killed_as_a_whole_finds_itself_again() {
     agree(&[&first, &second], &["c1", "c2"]);
 }
 
-/// The process of a daemon: its command line names its directory.
-fn pid(daemon: &Daemon) -> u32 {
-    let dir = daemon.dir().to_string_lossy().into_owned();
-    let mut pids = fs::read_dir("/proc").expect("Linux").flatten().filter_map(|entry| entry.file_name().to_str()?.parse().ok());
-    let is_it = |pid: &u32| {
-        let line = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
-        line.split(|byte| *byte == 0).any(|word| word == dir.as_bytes())
-    };
-    pids.find(is_it).expect("it runs")
-}
-
-/// Addresses on which a process listens for TCP over IPv4, and the number of its listening sockets of IPv6.
-fn listening(pid: u32) -> (Vec<Ipv4Addr>, usize) {
-    let mut own = BTreeSet::new();
-    for entry in fs::read_dir(format!("/proc/{pid}/fd")).expect("it runs").flatten() {
-        if let Ok(target) = fs::read_link(entry.path()) {
-            own.extend(target.to_string_lossy().strip_prefix("socket:[").and_then(|rest| rest.strip_suffix(']')).map(str::to_owned));
-        }
-    }
-    let sockets = |table: &str| -> Vec<String> {
-        let text = fs::read_to_string(format!("/proc/{pid}/net/{table}")).unwrap_or_default();
-        let rows = text.lines().skip(1).map(|line| line.split_whitespace().collect::<Vec<_>>());
-        // 0A: it listens.
-        rows.filter(|row| row[3] == "0A" && own.contains(row[9])).map(|row| row[1].to_owned()).collect()
-    };
-    let address = |text: &String| {
-        let digits = text.split(':').next().expect("address and port");
-        Ipv4Addr::from(u32::from_str_radix(digits, 16).expect("hexadecimal digits").to_ne_bytes())
-    };
-    (sockets("tcp").iter().map(address).collect(), sockets("tcp6").len())
-}
-
 #[test]
 fn the_server_of_the_actors_listens_on_loopback_only() {
     let dir = tempfile::tempdir().expect("a directory");
@@ -158,6 +125,8 @@ fn the_server_of_the_actors_listens_on_loopback_only() {
     wait_for("a session of ractor_cluster", || uses_actors(&second).then_some(()));
     for daemon in [&first, &second] {
         // Its own listener, and that of ractor_cluster.
-        assert_eq!(listening(pid(daemon)), (vec![Ipv4Addr::LOCALHOST; 2], 0));
+        let (addresses, of_ipv6) = listening(daemon);
+        let hosts: Vec<Ipv4Addr> = addresses.iter().map(|address| *address.ip()).collect();
+        assert_eq!((hosts, of_ipv6), (vec![Ipv4Addr::LOCALHOST; 2], 0));
     }
 }

@@ -116,6 +116,11 @@ impl Daemon {
         Self::start(&self.dir, &arguments)
     }
 
+    /// The id of the node.
+    pub(crate) fn id(&self) -> &str {
+        self.ready["node_id"].as_str().expect("a name")
+    }
+
     /// Its first address.
     pub(crate) fn uri(&self) -> String {
         self.ready["listen"][0].as_str().expect("it listens").to_owned()
@@ -131,9 +136,14 @@ impl Daemon {
         &self.dir
     }
 
+    /// Its process.
+    pub(crate) fn pid(&self) -> Pid {
+        pid(&self.child)
+    }
+
     /// Sends a signal.
     pub(crate) fn signal(&self, signal: Signal) {
-        kill_process(pid(&self.child), signal).expect("it runs");
+        kill_process(self.pid(), signal).expect("it runs");
     }
 
     /// Closes its standard input.
@@ -153,7 +163,7 @@ impl Drop for Daemon {
         let _ = self.child.kill();
         let _ = self.child.wait();
         if thread::panicking() {
-            eprintln!("--- log of {}:\n{}", self.ready["node_id"], self.log());
+            eprintln!("--- log of {}:\n{}", self.id(), self.log());
         }
     }
 }

@@ -53,6 +53,13 @@ fn events_are_heard_live_and_taken_in_by_the_class() {
 }
 
 #[test]
+fn a_tree_is_synced_by_all_workers_and_a_second_time_nothing_is_done() {
+    let said = run("sync_tree");
+    let lines: Vec<&str> = said.lines().collect();
+    assert_eq!(lines, ["1000 files, 499500 bytes, by w1 and w2", "again: 1000 compared, 0 copied"]);
+}
+
+#[test]
 fn workers_are_placed_by_their_labels() {
     let said = run("place_by_label");
     for line in ["paris transcoded 90 s of holiday.mov", "madrid transcoded 90 s of holiday.mov"] {

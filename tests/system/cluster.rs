@@ -92,11 +92,7 @@ impl<'a> Control<'a> {
 
     /// Starts a task that takes longer than any test; returns its id.
     pub(crate) fn start_slow_task(&self, worker: &Daemon) -> String {
-        let file = worker.dir().join("files/slow");
-        // Without content on the disk; reading it takes minutes.
-        File::create(file).and_then(|file| file.set_len(1 << 40)).expect("made");
-        let started = self.json(&["task", "start", "w1", "files", "{\"hash\":{\"path\":\"slow\"}}"]);
-        started["task_id"].as_str().expect("an id").to_owned()
+        self.ask(|cli| cli.start_long_task(worker))
     }
 
     /// Whether a task runs.

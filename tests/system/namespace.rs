@@ -30,7 +30,7 @@ const PREFIX: &str = "nkcluster-";
 pub(crate) fn is_possible() -> bool {
     static OBSTACLE: LazyLock<Option<String>> = LazyLock::new(|| {
         let missing = |tool: &&str| Command::new(tool).arg("-v").output().is_err();
-        if let Some(tool) = ["ip", "nft", "tinyproxy"].iter().find(|tool| missing(tool)) {
+        if let Some(tool) = ["ip", "ss", "nft", "tinyproxy"].iter().find(|tool| missing(tool)) {
             return Some(format!("`{tool}` is not installed"));
         }
         let probe = format!("{PREFIX}{}-probe", std::process::id());
@@ -65,8 +65,8 @@ impl Namespace {
         made
     }
 
-    /// A cable between two machines with the address, and the length of its prefix, of each end.
-    pub(crate) fn link(&self, address: &str, other: &Self, address_there: &str) {
+    /// A cable between two machines with the address, and the length of its prefix, of each end; returns its name, which is the same at both.
+    pub(crate) fn link(&self, address: &str, other: &Self, address_there: &str) -> String {
         static COUNT: AtomicU32 = AtomicU32::new(0);
         let cable = format!("nk{}", COUNT.fetch_add(1, Ordering::Relaxed));
         self.ip(&format!("link add {cable} type veth peer name {cable} netns {}", other.name));
@@ -74,6 +74,7 @@ impl Namespace {
             end.ip(&format!("address add {address} dev {cable}"));
             end.ip(&format!("link set {cable} up"));
         }
+        cable
     }
 
     /// `ip …` on this machine.

@@ -182,7 +182,9 @@ impl FileSync {
     }
 
     fn start_batch(&self, attempt: Attempt, batch: &Value) -> Result<Started<Self>> {
-        let read = serde_json::to_vec(batch).map_err(|error| error.to_string()).and_then(|bytes| Batch::from_json(&bytes).map_err(|error| error.to_string()));
+        let read = serde_json::to_vec(batch)
+            .map_err(|error| error.to_string())
+            .and_then(|bytes| Batch::from_json(&bytes).map_err(|error| error.to_string()));
         let batch = read.map_err(|why| Error::new(ErrorCode::InvalidPayload, format!("the batch {attempt} cannot be read: {why}")))?;
         let held =
             Arc::new(HeldBatch { work: Arc::new(Work::new(attempt, batch)), given_back: Mutex::default(), end: watch::Sender::new(None) });

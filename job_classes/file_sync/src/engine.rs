@@ -6,8 +6,8 @@
 //!                        └── anything else ──► stream, hashed on its way
 //! ```
 //!
-//! Whatever the way, a file appears under its name only complete and verified, a source that changes meanwhile is an error of its own, and every effect goes through
-//! the [`Fence`]. What may work later is tried again here; what a whole run should try again is for its controller.
+//! Whatever the way, a file appears under its name only complete and verified, a source that changes meanwhile is an error of its own, and every
+//! effect goes through the [`Fence`]. What may work later is tried again here; what a whole run should try again is for its controller.
 
 mod bandwidth;
 mod cancel;
@@ -24,7 +24,6 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use futures_util::stream::{FuturesUnordered, StreamExt};
-use tokio::sync::Semaphore;
 
 pub use self::bandwidth::Bandwidth;
 pub use self::cancel::Cancel;
@@ -87,8 +86,6 @@ struct Inner {
     options: EngineOptions,
     remotes: Arc<Remotes>,
     bandwidth: Bandwidth,
-    /// One for each operation that may be under way, over all calls.
-    transfers: Semaphore,
 }
 
 /// What belongs to one call: shared by all its operations.
@@ -104,8 +101,7 @@ impl Engine {
     /// One that finds its remotes in `remotes`.
     pub fn new(options: EngineOptions, remotes: Arc<Remotes>) -> Self {
         let bandwidth = Bandwidth::new(options.bandwidth);
-        let transfers = Semaphore::new(options.transfers.clamp(1, Semaphore::MAX_PERMITS));
-        Self { inner: Arc::new(Inner { options, remotes, bandwidth, transfers }) }
+        Self { inner: Arc::new(Inner { options, remotes, bandwidth }) }
     }
 
     /// The options.
@@ -138,12 +134,11 @@ impl Engine {
         cancel: &Cancel,
     ) -> Result<Done, OperationError> {
         let work = Work { engine: self.clone(), fence: fence.clone(), stats: stats.clone(), cancel: cancel.clone() };
-        let _transfer = self.inner.transfers.acquire().await;
         work.execute(operation).await
     }
 
-    /// Carries out many operations, [`EngineOptions::transfers`] at the same time over all calls; the results are in their order. Small local files share the way to the blocking
-    /// pool, so this is the way for many.
+    /// Carries out many operations, [`EngineOptions::transfers`] at the same time in this call; the results are in their order. Small local files
+    /// share the way to the blocking pool, so this is the way for many.
     pub async fn execute_all(
         &self,
         operations: Arc<[Operation]>,
@@ -161,10 +156,7 @@ impl Engine {
                 && let Some(group) = groups.next()
             {
                 let (work, operations) = (work.clone(), operations.clone());
-                running.push(async move {
-                    let _transfer = work.engine.inner.transfers.acquire().await;
-                    (group.start, work.execute_group(&operations, group).await)
-                });
+                running.push(async move { (group.start, work.execute_group(&operations, group).await) });
             }
             let Some((start, group)) = running.next().await else { break };
             for (at, result) in group.into_iter().enumerate() {
@@ -314,7 +306,10 @@ impl Work {
     }
 
     fn count_error(&self, error: OperationError) -> OperationError {
-        self.stats.error(&error.what, error.kind.is_retryable());
+        // What was not wanted any more, or is done by another attempt, has not failed.
+        if !matches!(error.kind, Failure::Cancelled | Failure::Revoked) {
+            self.stats.error(&error.what, error.kind.is_retryable());
+        }
         error
     }
 }

@@ -1,10 +1,11 @@
 //! Keeps an attempt that was given up from changing anything.
 //!
-//! A worker may stop for minutes, in the middle of a system call even, and go on after its batch was given to another one. What it does then must have no effect: it
-//! must not write over what has been written since, nor remove what is new. So every effect needs something that can be taken away from outside.
+//! A worker may stop for minutes, in the middle of a system call even, and go on after its batch was given to another one. What it does then must
+//! have no effect: it must not write over what has been written since, nor remove what is new. So every effect needs something that can be taken away
+//! from outside.
 //!
-//! **Local file systems.** An attempt has one directory, `.nkcluster-<run>/<batch>.<attempt>/` below the root of each tree that it changes. It is made once, at the
-//! claim, and never again. Every effect is a rename out of it or into it, *by path*:
+//! **Local file systems.** An attempt has one directory, `.nkcluster-<run>/<batch>.<attempt>/` below the root of each tree that it changes. It is
+//! made once, at the claim, and never again. Every effect is a rename out of it or into it, *by path*:
 //!
 //! ```text
 //!   write     <dir>/file-7       ──rename──►  tree/name
@@ -13,14 +14,16 @@
 //!   move      <dir>/same-10 (a second link)  ──rename──►  tree/other, and then as remove
 //! ```
 //!
-//! [`revoke`] renames the directory, empties it and removes it; from then on each of these renames fails. By path, since a rename through a descriptor of the
-//! directory would succeed even after the directory itself was renamed. A claim that was not made yet finds a file where its directory should be and fails as well,
-//! whichever of both comes first. Only on another file system that is mounted below the root nothing can be renamed to; there a look at the directory comes just
-//! before the effect.
+//! [`revoke`] renames the directory, empties it and removes it; from then on each of these renames fails. By path, since a rename through a
+//! descriptor of the directory would succeed even after the directory itself was renamed. A claim that was not made yet finds a file where its
+//! directory should be and fails as well, whichever of both comes first. Only on another file system that is mounted below the root nothing can be
+//! renamed to; there a look at the directory comes just before the effect.
 //!
-//! **Object stores.** Every effect carries what the plan saw ([`Planned`](crate::Planned)) as its condition, and the store decides: `If-None-Match`, `If-Match`.
+//! **Object stores.** Every effect carries what the plan saw ([`Planned`](crate::Planned)) as its condition, and the store decides: `If-None-Match`,
+//! `If-Match`.
 //!
-//! Where neither works, a look comes just before the effect, and [`Fence::strength`] says so: whoever revokes then waits as long as an operation may take.
+//! Where neither works, a look comes just before the effect, and [`Fence::strength`] says so: whoever revokes then waits as long as an operation may
+//! take.
 
 mod directory;
 
@@ -31,6 +34,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use crate::attempt::{Attempt, RunId};
 use crate::operation::Operation;
 use crate::remote::local::blocking;
+use crate::remote::local::open::RootIdentity;
 use crate::remote::local::staging::StagingDirectory;
 use crate::remote::{Access, Remote, RemoteError, Remotes};
 use crate::storage::{ErrorKind, StorageError};
@@ -40,8 +44,8 @@ use crate::storage::{ErrorKind, StorageError};
 pub enum FenceStrength {
     /// Only a look just before each effect. Whoever revokes waits as long as an operation may take before the batch is offered again.
     Advisory,
-    /// The storage decides on each write by what the plan saw; before each remove there is only a look. As good as [`Conditional`](Self::Conditional) for a batch
-    /// that removes nothing.
+    /// The storage decides on each write by what the plan saw; before each remove there is only a look. As good as [`Conditional`](Self::Conditional)
+    /// for a batch that removes nothing.
     ConditionalWrites,
     /// The storage decides on each effect by what the plan saw.
     Conditional,
@@ -79,29 +83,38 @@ impl Fence {
         Self { attempt: None, staging: BTreeMap::new(), strength: FenceStrength::Advisory, is_void: AtomicBool::new(false) }
     }
 
-    /// Makes what an attempt needs on each of the remotes that its operations [change](changed_remotes). It is called once, at the claim of the batch, and never
-    /// again for the same attempt: another process that goes on with it is another attempt.
+    /// Makes what an attempt needs on each of the remotes that its operations [change](changed_remotes). It is called once, at the claim of the
+    /// batch, and never again for the same attempt: another process that goes on with it is another attempt.
     ///
     /// # Errors
-    /// If the attempt was revoked already, the run is over or not [prepared](prepare), or a remote fails. What was made is then removed.
+    /// If the attempt was revoked already, the run is over or not [prepared](prepare), or a remote fails. What was made stays until the attempt is
+    /// revoked, or the run ends.
     pub async fn claim(attempt: Attempt, remotes: &Remotes, changed: impl IntoIterator<Item = &str>) -> Result<Self, ClaimError> {
         let mut fence = Self { attempt: Some(attempt), strength: FenceStrength::Staged, ..Self::unfenced() };
+        // By what the directories are, as two texts may name one.
+        let mut claimed: Vec<(RootIdentity, Arc<StagingDirectory>)> = Vec::new();
         for text in changed {
             let remote = remotes.open(text)?;
             fence.strength = fence.strength.min(strength(&remote).await?);
-            match remote.access() {
-                Access::Local(tree) => {
-                    let tree = tree.clone();
+            let Access::Local(tree) = remote.access() else { continue };
+            let tree = tree.clone();
+            let (root, identity) = blocking(move || tree.open().and_then(|root| root.identity().map(|identity| (root, identity)))).await?;
+            let before = claimed.iter().find(|(known, _)| *known == identity).map(|(_, staging)| staging.clone());
+            let staging = match before {
+                Some(staging) => staging,
+                None => {
                     let path = directory::path_of(attempt);
-                    let made = blocking(move || directory::claim(&tree.open()?, &path).map(|()| path)).await;
+                    let made = blocking(move || directory::claim(&root, &path).map(|()| path)).await;
                     let path = made.map_err(|error| match error.kind {
                         ErrorKind::Revoked => ClaimError::Revoked(attempt),
                         _ => ClaimError::Storage(error),
                     })?;
-                    fence.staging.insert(text.to_owned(), Arc::new(StagingDirectory::new(path)));
+                    let staging = Arc::new(StagingDirectory::new(path));
+                    claimed.push((identity, staging.clone()));
+                    staging
                 }
-                Access::Object(_) => {}
-            }
+            };
+            fence.staging.insert(text.to_owned(), staging);
         }
         Ok(fence)
     }
@@ -219,8 +232,8 @@ pub async fn revoke(remote: &Remote, attempt: Attempt) -> Result<FenceStrength, 
     strength(remote).await
 }
 
-/// Ends a run: revokes every attempt that is left, and then removes the run's directory, so that no attempt of it can be claimed any more. It answers with the
-/// paths of files that were kept there, as they are neither what an attempt was to remove nor could be put back.
+/// Ends a run: revokes every attempt that is left, and then removes the run's directory, so that no attempt of it can be claimed any more. It answers
+/// with the paths of files that were kept there, as they are neither what an attempt was to remove nor could be put back.
 ///
 /// # Errors
 /// If the storage fails.

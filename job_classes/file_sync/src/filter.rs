@@ -128,6 +128,13 @@ impl Filter {
         }
     }
 
+    /// The filter that includes these files and nothing else: what a run is about whose source is a single file.
+    pub fn only<'a>(files: impl IntoIterator<Item = &'a str>) -> Self {
+        let mut listed = Listed::default();
+        files.into_iter().for_each(|file| listed.add(file));
+        Self { listed: Some(listed), ..Self::everything() }
+    }
+
     /// Reads the files that the options name, and builds the filter. Ages count from `now`.
     ///
     /// # Errors

@@ -13,19 +13,19 @@
 mod attempt;
 mod class;
 mod comparison;
-pub mod engine;
+mod engine;
 mod entry;
 mod executor;
-pub mod fence;
+mod fence;
 mod filter;
 mod gate;
 mod listing;
 mod operation;
 mod options;
 mod path;
-pub mod plan;
+mod plan;
 pub mod queue;
-pub mod remote;
+mod remote;
 mod run;
 mod stats;
 mod storage;
@@ -34,9 +34,10 @@ mod test_tree;
 
 pub use crate::attempt::{Attempt, RunId, RunIdError};
 pub use crate::class::{BatchEnd, Command, Event, FileSync, Reply, Request, Spec, SyncTask};
-pub use crate::engine::{Cancel, Engine, EngineOptions};
+pub use crate::engine::{Bandwidth, Cancel, Done, Effect, Engine, EngineOptions, Failure, Links, OperationError, Verify};
 pub use crate::entry::{Entry, EntryKind};
 pub use crate::executor::Executor;
+pub use crate::fence::{ClaimError, Fence, FenceStrength, changed_remotes, prepare, retire, revoke, strength};
 pub use crate::filter::{Filter, FilterError, FilterOptions, GlobError, RuleOptions};
 pub use crate::gate::Gate;
 pub use crate::listing::{Scope, Side};
@@ -50,7 +51,10 @@ pub use crate::plan::{
     Checking, Difference, Finding, Location, Notice, NoticeKind, OverlapError, PlanCounts, PlanRequest, Planner, Problem, ProblemKind,
     Relation, Root, Step, Task, check, relation,
 };
-pub use crate::remote::{Remote, RemoteConfig, RemoteError, Remotes};
-pub use crate::run::{Control, End, Here, Order, OrderError, Queue, Snapshot, Summary, Told, Way, run};
+pub use crate::remote::{
+    ConfigError, Place, Remote, RemoteConfig, RemoteError, RemoteSpec, Remotes, SPEC_BYTES_MAX, STAGING_PREFIX, SpecError, is_staging_name,
+    without_secrets,
+};
+pub use crate::run::{Control, End, Here, Order, OrderError, Queue, Snapshot, Summary, Told, Way, Workers, run};
 pub use crate::stats::{Counter, Stats, StatsReport, TransferGuard, Transferring};
 pub use crate::storage::{Abilities, Condition, Content, ErrorKind, Hash, Storage, StorageError, WriteOptions, Writer};

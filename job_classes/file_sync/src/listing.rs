@@ -14,11 +14,17 @@ mod arena;
 mod cursor;
 mod item;
 mod names;
+mod retry;
 mod scope;
 mod walk;
 
-pub(crate) use self::item::{Item, ItemKind, Tag};
+#[cfg(test)]
+pub(crate) use self::item::Tag;
+#[cfg(test)]
+pub(crate) use self::item::Tag;
+pub(crate) use self::item::{Item, ItemKind};
 pub(crate) use self::names::ForeignForms;
+pub(crate) use self::retry::retried;
 pub use self::scope::Scope;
 pub use self::walk::Side;
 pub(crate) use self::walk::{Descend, Visitor, Walk, WalkedDirectory, walk};

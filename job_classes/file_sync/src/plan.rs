@@ -15,6 +15,7 @@
 
 mod check;
 mod comparing;
+mod known;
 mod overlap;
 mod phases;
 mod step;

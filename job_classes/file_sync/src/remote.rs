@@ -21,6 +21,7 @@ pub use self::spec::{Place, RemoteSpec, SPEC_BYTES_MAX, SpecError, without_secre
 use self::local::{LinkView, LocalTree};
 use self::object::{Account, ObjectTree};
 use crate::path::EntryPath;
+use crate::queue::{LocalStore, ObjectStore, SharedStore, StoreError};
 use crate::storage::{Abilities, Storage, StorageError};
 
 /// Remotes that [`Remotes`] holds open; the one that was used longest ago is closed for a further one.
@@ -141,8 +142,8 @@ impl Remote {
         &self.storage
     }
 
-    /// The text by which another node opens the same: local paths are absolute, settings of the connection string are in it, **secrets included**. It belongs into
-    /// operations, never into a log; for people there is the `Display`. A named remote must be configured on each node.
+    /// The text by which another node opens the same: local paths are absolute, settings of the connection string are in it, **secrets included**. It
+    /// belongs into operations, never into a log; for people there is the `Display`. A named remote must be configured on each node.
     pub fn portable(&self) -> String {
         self.spec.to_text()
     }
@@ -164,6 +165,17 @@ impl Remote {
             Access::Local(_) => Ok(self.storage.abilities()),
             Access::Object(access) => access.tree.probe().await,
         }
+    }
+
+    /// Opens a queue there, and tries what the storage honours.
+    ///
+    /// # Errors
+    /// If it cannot be written.
+    pub async fn open_queue(&self) -> Result<SharedStore, StoreError> {
+        Ok(match &self.access {
+            Access::Local(tree) => Arc::new(LocalStore::open(tree.path()).await?),
+            Access::Object(access) => Arc::new(ObjectStore::open_below(access.tree.operator().clone(), access.prefix.as_str()).await?),
+        })
     }
 
     pub(crate) fn access(&self) -> &Access {

@@ -19,12 +19,14 @@ mod order;
 mod places;
 mod through_queue;
 mod tries;
+mod workers;
 
 pub use self::control::{Control, Snapshot};
-pub use self::order::{Order, OrderError};
 pub(crate) use self::here::engine_options;
+pub use self::order::{Order, OrderError};
 pub use self::through_queue::Queue;
 pub use self::tries::{End, Here, Summary, Told, Way, run};
+pub use self::workers::Workers;
 
 #[cfg(test)]
 mod tests;

@@ -1,6 +1,7 @@
 //! What a run has done so far: counters that many threads add to, and the report that is written of them.
 //!
-//! The keys of a [`StatsReport`] are those of rclone's `core/stats`, so that its status files and ours are read alike. Reports of several workers are added up.
+//! The keys of a [`StatsReport`] are those of rclone's `core/stats`, so that its status files and ours are read alike. Reports of several workers are
+//! added up.
 
 mod report;
 

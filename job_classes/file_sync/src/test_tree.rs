@@ -2,6 +2,8 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
@@ -38,6 +40,8 @@ pub(crate) struct Tree {
     like: Like,
     nodes: BTreeMap<EntryPath, Node>,
     broken: BTreeSet<EntryPath>,
+    /// Questions that fail for now, before all is well.
+    failing: Arc<AtomicU32>,
 }
 
 pub(crate) fn path(text: &str) -> EntryPath {
@@ -46,6 +50,16 @@ pub(crate) fn path(text: &str) -> EntryPath {
 
 pub(crate) fn at(seconds: u64) -> SystemTime {
     SystemTime::UNIX_EPOCH + Duration::from_secs(seconds)
+}
+
+/// Whether there is an rclone to compare with. Tests that need it are skipped without it, unless all must run.
+pub(crate) fn has_rclone() -> bool {
+    let found = std::process::Command::new("rclone").arg("version").output().is_ok_and(|output| output.status.success());
+    if !found {
+        assert!(std::env::var_os("NKCLUSTER_TEST_ALL").is_none(), "no rclone to compare with");
+        eprintln!("skipped: no rclone to compare with");
+    }
+    found
 }
 
 impl Tree {
@@ -60,7 +74,7 @@ impl Tree {
             time_precision_ns: Some(1),
             ..Abilities::default()
         };
-        Self { abilities, like, nodes: BTreeMap::new(), broken: BTreeSet::new() }
+        Self { abilities, like, nodes: BTreeMap::new(), broken: BTreeSet::new(), failing: Arc::default() }
     }
 
     /// Adds a file, and the directories above it.
@@ -83,6 +97,18 @@ impl Tree {
     /// What has this name cannot be listed, looked at or read.
     pub(crate) fn broken(mut self, name: &str) -> Self {
         self.broken.insert(path(name));
+        self
+    }
+
+    /// The first so many questions fail, and may be asked again.
+    pub(crate) fn failing(self, questions: u32) -> Self {
+        self.failing.store(questions, Ordering::Relaxed);
+        self
+    }
+
+    /// It says that it lists in order, and does not.
+    pub(crate) fn pretending_order(mut self) -> Self {
+        self.abilities.lists_in_order = true;
         self
     }
 
@@ -114,6 +140,10 @@ impl Tree {
     }
 
     fn check(&self, path: &EntryPath) -> Result<(), StorageError> {
+        let fails = self.failing.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| left.checked_sub(1));
+        if fails.is_ok() {
+            return Err(StorageError::new(ErrorKind::Temporary, "slow down"));
+        }
         match self.broken.contains(path) {
             true => Err(StorageError::new(ErrorKind::Denied, format!("cannot read {path:?}"))),
             false => Ok(()),
@@ -155,8 +185,8 @@ impl Storage for Tree {
                 *entry = Ok(self.entry(path, node, true));
             }
         }
-        if !self.abilities.lists_in_order {
-            entries.sort_by_key(|entry| entry.as_ref().map_or(0, |entry| xxhash_rust::xxh3::xxh3_64(entry.path.as_str().as_bytes())));
+        if self.like == Like::Unordered {
+            entries.sort_by_key(|entry| entry.as_ref().map_or(0, |entry| xxhash_rust::xxh3::xxh3_64(entry.path.name().as_bytes())));
         }
         stream::iter(entries).boxed()
     }

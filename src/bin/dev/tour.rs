@@ -4,6 +4,7 @@
 //! skipped. The only things done otherwise are those that no command does: signals to our own children, and a large file in the file root of a worker.
 
 mod controls;
+mod copy;
 mod failures;
 mod files;
 mod load;
@@ -82,7 +83,8 @@ impl Tour<'_> {
         report.step("every control node takes every request", self.any_control()).await?;
         let lost = report.step("a control node is killed, the ring heals, and its worker's task goes on", self.lose()).await?;
         report.step("it comes back under the same name and gets its part of the ring again", self.regain(&lost)).await?;
-        report.step("a control node is stopped under load and no request is lost", self.leave(&lost.node)).await
+        report.step("a control node is stopped under load and no request is lost", self.leave(&lost.node)).await?;
+        report.step("a tree is copied by all workers, one of which is killed at work", self.copy()).await
     }
 
     /// Waits until the cluster shows a status of a node.

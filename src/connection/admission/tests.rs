@@ -1,4 +1,4 @@
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use proptest::prelude::*;
 
@@ -33,12 +33,36 @@ fn one_address_has_half_of_what_the_others_leave_free() {
 }
 
 #[test]
-fn when_full_the_oldest_without_a_proof_is_closed() {
+fn when_full_the_oldest_that_is_silent_is_closed() {
     let (mut door, now) = machine(4, MANY);
     let tickets: Vec<_> = (1..=4).map(|last| admitted(door.arrive(ip(last), now)).0).collect();
     door.proof_arrived(tickets[0]);
     assert_eq!(admitted(door.arrive(ip(5), now)).1, Some(tickets[1]));
     assert_eq!(door.untrusted(), 4);
+}
+
+#[test]
+fn whoever_makes_progress_is_not_closed_for_a_newcomer() {
+    let (mut door, now) = machine(8, MANY);
+    // Behind one NAT: four is its share.
+    let tickets: Vec<_> = (0..4).map(|_| admitted(door.arrive(ip(1), now)).0).collect();
+    tickets.iter().for_each(|ticket| door.heard(*ticket, now));
+    assert_eq!(door.arrive(ip(1), now), Decision::Full, "the oldest is the nearest to its end");
+    door.release(tickets[2]);
+    assert_eq!(admitted(door.arrive(ip(1), now)).1, None, "one has come in");
+    assert_eq!(admitted(door.arrive(ip(2), now)).1, None, "others find a place");
+}
+
+#[test]
+fn whoever_stops_half_way_is_closed_for_a_newcomer() {
+    let (mut door, now) = machine(2, MANY);
+    let tickets: Vec<_> = (1..=2).map(|last| admitted(door.arrive(ip(last), now)).0).collect();
+    tickets.iter().for_each(|ticket| door.heard(*ticket, now));
+    let later = now + STEP_MAX / 2;
+    door.heard(tickets[0], later);
+    assert_eq!(door.arrive(ip(3), later), Decision::Full);
+    let late = now + STEP_MAX;
+    assert_eq!(admitted(door.arrive(ip(3), late)).1, Some(tickets[1]), "the other one has spoken since");
 }
 
 #[test]
@@ -77,13 +101,14 @@ proptest! {
     #[test]
     fn bounds_hold_under_any_sequence(
         size in 2usize..8,
-        steps in prop::collection::vec((0u8..5, 0u8..4, any::<prop::sample::Index>()), 1..200),
+        steps in prop::collection::vec((0u8..7, 0u8..4, any::<prop::sample::Index>()), 1..200),
     ) {
-        let (mut door, now) = machine(size, MANY);
-        let mut open = BTreeSet::new();
+        let (mut door, mut now) = machine(size, MANY);
+        let mut open = BTreeMap::new();
         let mut proving = BTreeSet::new();
+        let mut heard = BTreeMap::new();
         for (step, last, pick) in steps {
-            let known: Vec<Ticket> = open.iter().copied().collect();
+            let known: Vec<Ticket> = open.keys().copied().collect();
             let picked = (!known.is_empty()).then(|| known[pick.index(known.len())]);
             match (step, picked) {
                 (0, Some(ticket)) => {
@@ -98,16 +123,33 @@ proptest! {
                 (2, Some(ticket)) => {
                     door.proof_failed(ticket);
                     proving.remove(&ticket);
+                    heard.remove(&ticket);
                 }
+                (3, Some(ticket)) => {
+                    door.heard(ticket, now);
+                    proving.remove(&ticket);
+                    heard.insert(ticket, now);
+                }
+                (4, _) => now += STEP_MAX / 3,
                 _ => match door.arrive(ip(last), now) {
                     Decision::Admitted(ticket, evicted) => {
                         if let Some(evicted) = evicted {
-                            prop_assert!(open.remove(&evicted));
+                            prop_assert!(open.remove(&evicted).is_some());
                             prop_assert!(!proving.contains(&evicted), "a proof was cut off");
+                            let spoke = heard.get(&evicted);
+                            prop_assert!(spoke.is_none_or(|at| now - *at >= STEP_MAX), "it made progress");
                         }
-                        open.insert(ticket);
+                        open.insert(ticket, last);
                     }
-                    Decision::Full => prop_assert_eq!(proving.len(), size),
+                    Decision::Full => {
+                        let idle = |ticket: &Ticket| {
+                            !proving.contains(ticket) && heard.get(ticket).is_none_or(|at| now - *at >= STEP_MAX)
+                        };
+                        let own = open.values().filter(|of| **of == last).count();
+                        let has_its_share = own >= ((size + own - open.len()) / 2).max(1);
+                        prop_assert!(has_its_share || open.len() == size);
+                        prop_assert!(!open.iter().any(|(ticket, of)| idle(ticket) && (!has_its_share || *of == last)), "there was room");
+                    }
                     Decision::Wait(_) => prop_assert!(false, "the bucket is large"),
                 },
             }

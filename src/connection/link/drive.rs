@@ -149,6 +149,7 @@ impl ReadLoop {
             self.link.inner.kept.store(self.buffer.block, std::sync::atomic::Ordering::Relaxed);
             let turn = {
                 let (reader, bytes, end) = (&mut self.reader, &mut self.buffer.bytes, &mut self.end);
+                let incoming = &mut incoming;
                 let link = &self.link;
                 poll_fn(|cx| {
                     if link.is_closing() {
@@ -157,6 +158,8 @@ impl ReadLoop {
                     if let Poll::Ready(read) = poll_read(reader, bytes, end, cx) {
                         return Poll::Ready(Turn::Read(read));
                     }
+                    // Nothing is there, and on most links nothing will be for seconds.
+                    *incoming = Vec::new();
                     link.inner.reader.register(cx.waker());
                     if link.is_closing() {
                         return Poll::Ready(Turn::Closing);
@@ -187,7 +190,6 @@ impl ReadLoop {
                     }
                     misses += 1;
                     self.buffer.silence();
-                    incoming = Vec::new();
                     if misses >= KEEPALIVE_MISSES {
                         let what = format!("the peer has been silent for {:?}", silence * KEEPALIVE_MISSES);
                         return Error::new(ErrorCode::ConnectionFailed, what);

@@ -1,9 +1,10 @@
 //! What membership keeps over a restart: `members.json` in the state directory.
 //!
 //! It is written as a whole beside the old one and renamed, so that there is always one of them; a file that cannot be read is told and begun anew, since a
-//! node that does not start helps nobody: it finds the others by its configuration.
+//! node that does not start helps nobody: it finds the others by its configuration. What cannot be written, as the disk is full, is tried again.
 
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 use std::{fs, io};
 
 use tokio::sync::watch;
@@ -15,6 +16,8 @@ use super::machine::Saved;
 const NAME: &str = "members.json";
 /// Largest file that is read.
 const BYTES_MAX: u64 = 4 * 1024 * 1024;
+/// Pause before a list that could not be written is tried again.
+const AGAIN: Duration = Duration::from_secs(5);
 
 /// Reads what an earlier life of this node has written.
 pub(super) fn read(state_dir: &Path) -> Saved {
@@ -35,11 +38,17 @@ pub(super) fn read(state_dir: &Path) -> Saved {
 
 fn write(path: &Path, saved: &Saved) -> io::Result<()> {
     let new = path.with_extension("json.new");
+    write_to(&new, saved).and_then(|()| fs::rename(&new, path)).inspect_err(|_| {
+        // On a full disk every byte counts; it may not be there.
+        let _ = fs::remove_file(&new);
+    })
+}
+
+fn write_to(path: &Path, saved: &Saved) -> io::Result<()> {
     let bytes = serde_json::to_vec_pretty(saved).map_err(io::Error::other)?;
-    let mut file = fs::File::create(&new)?;
+    let mut file = fs::File::create(path)?;
     io::Write::write_all(&mut file, &bytes)?;
-    file.sync_all()?;
-    fs::rename(&new, path)
+    file.sync_all()
 }
 
 /// Writes the newest list, one after the other.
@@ -50,18 +59,8 @@ pub(super) struct Writer {
 
 impl Writer {
     pub(super) fn new(state_dir: &Path) -> Self {
-        let (newest, mut changed) = watch::channel(None::<Saved>);
-        let path: PathBuf = state_dir.join(NAME);
-        let task = tokio::spawn(async move {
-            while changed.changed().await.is_ok() {
-                let Some(saved) = changed.borrow_and_update().clone() else { continue };
-                let path = path.clone();
-                let written = tokio::task::spawn_blocking(move || write(&path, &saved).map_err(|error| (path, error))).await;
-                if let Ok(Err((path, error))) = written {
-                    tracing::warn!(path = %path.display(), %error, "the list of members cannot be written; after a restart the node knows its configuration only");
-                }
-            }
-        });
+        let (newest, changed) = watch::channel(None::<Saved>);
+        let task = tokio::spawn(write_all(state_dir.join(NAME), changed));
         Self { newest, task }
     }
 
@@ -74,6 +73,32 @@ impl Writer {
         drop(self.newest);
         // It ends with its channel; one that panicked has written what it could.
         let _ = self.task.await;
+    }
+}
+
+async fn write_all(path: PathBuf, mut lists: watch::Receiver<Option<Saved>>) {
+    let mut has_failed = false;
+    loop {
+        let next = match has_failed {
+            true => tokio::time::timeout(AGAIN, lists.changed()).await.unwrap_or(Ok(())),
+            false => lists.changed().await,
+        };
+        if next.is_err() {
+            return;
+        }
+        let Some(saved) = lists.borrow_and_update().clone() else { continue };
+        let to = path.clone();
+        let Ok(written) = tokio::task::spawn_blocking(move || write(&to, &saved)).await else { continue };
+        let had_failed = std::mem::replace(&mut has_failed, written.is_err());
+        let path = path.display();
+        match written {
+            Ok(()) if had_failed => tracing::info!(%path, "the list of members is written again"),
+            // Once: the disk may be full for days.
+            Err(error) if !had_failed => {
+                tracing::warn!(%path, %error, "the list of members cannot be written; after a restart the node knows its configuration only");
+            }
+            _ => {}
+        }
     }
 }
 
@@ -93,6 +118,21 @@ mod tests {
         writer.finish().await;
         let saved = read(dir.path());
         assert_eq!((saved.generation, saved.joined, saved.members.len()), (3, true, 1));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_list_that_could_not_be_written_is_tried_again() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let state_dir = dir.path().join("later");
+        let writer = Writer::new(&state_dir);
+        writer.write(Saved { generation: 7, ..Saved::default() });
+        // The virtual clock goes on while nothing else can be done.
+        tokio::time::sleep(AGAIN * 2).await;
+        assert_eq!(read(&state_dir), Saved::default());
+        fs::create_dir(&state_dir).expect("made");
+        while read(&state_dir).generation != 7 {
+            tokio::time::sleep(AGAIN).await;
+        }
     }
 
     #[test]

@@ -330,7 +330,9 @@ async fn an_owner_that_does_not_answer_is_not_replaced_by_a_blank_one() {
     let view = View { me: id("c2"), live: live.into(), ring: with_two, frozen: false };
     plane.node("c2").shared.view.send_replace(Arc::new(view));
     let refused = plane.cluster("c2").placed::<Counter>(&key, &Say::Add(1), Duration::from_millis(300)).await;
-    assert_eq!(refused.expect_err("nobody knows").code(), &ErrorCode::NotConnected);
+    // The last try may have had too little time left to be told.
+    let refused = refused.expect_err("nobody knows");
+    assert!(matches!(refused.code(), ErrorCode::NotConnected | ErrorCode::Timeout), "{refused}");
     link(&plane.node("c2").shared, &plane.node("c1").shared);
     plane.see(&ALL[..2]);
     assert_eq!(plane.add("c2", &key, 1).await.1, 8);

@@ -5,12 +5,11 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use ractor::ActorRef;
 use rand::RngExt as _;
 use tokio::task::JoinHandle;
 
 use super::state::LinkKey;
-use super::{Msg, Own, ProxyActor};
+use super::{Msg, Own, Proxy, ProxyActor};
 use crate::connection::LinkParts;
 use crate::connection::establish::{Expect, Order, dial_and_establish};
 use crate::control::shared::Shared;
@@ -18,7 +17,7 @@ use crate::control::workers;
 use crate::proto::auth::Role;
 use crate::proto::message::{Message, Redirect};
 use crate::proto::session::Side;
-use crate::types::{NodeId, NodeUri};
+use crate::types::NodeUri;
 
 /// Pause after the first attempt, which may have met a crowd at the door; it doubles with each further one. Half of it is random.
 const PAUSE: Duration = Duration::from_secs(4);
@@ -27,14 +26,14 @@ const PAUSE_MAX: Duration = Duration::from_secs(30 * 60);
 
 impl ProxyActor {
     /// The worker obeys over this link; a direct one is looked for if it is not.
-    pub(super) fn improve(&self, myself: &ActorRef<Msg>, own: &mut Own, key: LinkKey) {
+    pub(super) fn improve(&self, own: &mut Own, key: LinkKey) {
         own.improving.take().inspect(JoinHandle::abort);
         if !own.lent.contains(&key) {
             return;
         }
         let listen = own.state.describe.as_ref().map(|describe| describe.listen.clone()).unwrap_or_default();
         let addresses = own.found_at.iter().cloned().chain(listen).collect();
-        let search = Search { id: self.proxy.id.clone(), addresses, proxy: myself.clone() };
+        let search = Search { addresses, proxy: Arc::clone(&self.proxy) };
         own.improving = Some(tokio::spawn(search.run(Arc::clone(&self.shared))));
     }
 
@@ -52,14 +51,13 @@ impl ProxyActor {
 
 /// Looks for a direct way until it is aborted.
 struct Search {
-    id: NodeId,
     addresses: Vec<NodeUri>,
-    proxy: ActorRef<Msg>,
+    proxy: Arc<Proxy>,
 }
 
 impl Search {
     async fn run(self, shared: Arc<Shared>) {
-        let expect = Expect { role: Role::Worker, id: Some(self.id.clone()) };
+        let expect = Expect { role: Role::Worker, id: Some(self.proxy.id.clone()) };
         let mut pause = PAUSE;
         loop {
             let is_direct = match self.addresses.is_empty() {
@@ -73,12 +71,12 @@ impl Search {
                         true
                     }
                     Err(error) => {
-                        tracing::debug!(worker = %self.id, error = %crate::error::Error::from(error), "no direct way to the worker");
+                        tracing::debug!(worker = %self.proxy.id, error = %crate::error::Error::from(error), "no direct way to the worker");
                         false
                     }
                 },
             };
-            if !is_direct && self.proxy.cast(Msg::Redirect).is_err() {
+            if !is_direct && !self.proxy.cast(Msg::Redirect) {
                 return;
             }
             let part = rand::rng().random_range(0.5..1.0);

@@ -18,7 +18,6 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use ractor::{ActorProcessingErr, ActorRef};
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::task::JoinHandle;
 
@@ -30,7 +29,7 @@ use crate::control::lease;
 use crate::control::messages::{Package, PeerRequest, Record};
 use crate::control::records;
 use crate::control::view::View;
-use crate::error::{Error, ErrorCode, Result};
+use crate::error::{Error, ErrorCode};
 use crate::proto::message::{Message, Preferred};
 use crate::types::{NodeId, NodeUri};
 
@@ -78,12 +77,12 @@ impl Proxy {
 
 impl ProxyActor {
     /// Looks whether the worker is still ours.
-    pub(super) fn review(&self, myself: &ActorRef<Msg>, own: &mut Own) -> Result<(), ActorProcessingErr> {
+    pub(super) fn review(&self, own: &mut Own) {
         let view = self.shared.view();
         let id = &self.proxy.id;
         let claim = claim(&view, id);
         let actions = own.state.set_claim(claim, view.rank(id), Instant::from(tokio::time::Instant::now()));
-        self.act(myself, own, actions);
+        self.act(own, actions);
         match claim {
             Claim::Frozen => {}
             Claim::Owner => {
@@ -94,7 +93,7 @@ impl ProxyActor {
             }
             Claim::Other if own.state.is_held() => {
                 if own.moving.as_ref().is_none_or(JoinHandle::is_finished) && !self.proxy.is_moving() {
-                    own.moving = Some(tokio::spawn(wait_for_turn(Arc::clone(&self.shared.moves), myself.clone())));
+                    own.moving = Some(tokio::spawn(wait_for_turn(Arc::clone(&self.shared.moves), Arc::clone(&self.proxy))));
                 }
             }
             Claim::Other if own.state.is_idle() => {
@@ -103,23 +102,22 @@ impl ProxyActor {
                     let version = self.shared.records.find(id).map_or(0, |known| known.version) + 1;
                     records::send(&self.shared, owner.clone(), Record { version, ..self.record(own) });
                 }
-                self.leave(myself);
+                self.leave();
             }
             Claim::Other => {}
         }
-        Ok(())
     }
 
     /// Ends the proxy: its worker is somebody else's.
-    fn leave(&self, myself: &ActorRef<Msg>) {
+    fn leave(&self) {
         self.proxy.ended.store(true, Ordering::SeqCst);
         self.shared.directory.remove_this(&self.proxy);
         self.proxy.settle();
-        myself.stop(None);
+        self.proxy.mailbox.close();
     }
 
     /// Switch: from here on calls wait, and nothing of the worker is heard.
-    pub(super) fn begin_move(&self, myself: &ActorRef<Msg>, own: &mut Own, permit: OwnedSemaphorePermit) {
+    pub(super) fn begin_move(&self, own: &mut Own, permit: OwnedSemaphorePermit) {
         let view = self.shared.view();
         if claim(&view, &self.proxy.id) != Claim::Other {
             return;
@@ -129,7 +127,7 @@ impl ProxyActor {
         self.proxy.asked.store(None);
         self.proxy.moving.store(true, Ordering::Release);
         self.proxy.current.store(None);
-        let (shared, proxy, actor, tasks) = (Arc::clone(&self.shared), Arc::clone(&self.proxy), myself.clone(), own.tasks);
+        let (shared, proxy, tasks) = (Arc::clone(&self.shared), Arc::clone(&self.proxy), own.tasks);
         own.moving = Some(tokio::spawn(async move {
             let marks = proxy.dispatcher.pause(CLASSES_PATIENCE).await;
             let record = shared.records.find(&proxy.id).map(Box::new);
@@ -145,12 +143,12 @@ impl ProxyActor {
                 },
             };
             drop(permit);
-            let _ = actor.cast(Msg::Moved { key: given.link, to, result });
+            proxy.cast(Msg::Moved { key: given.link, to, result });
         }));
     }
 
     /// The worker obeys its new owner: drain.
-    pub(super) fn has_moved(&self, myself: &ActorRef<Msg>, own: &mut Own, key: LinkKey, to: &NodeId) {
+    pub(super) fn has_moved(&self, own: &mut Own, key: LinkKey, to: &NodeId) {
         tracing::info!(worker = %self.proxy.id, %to, "the worker was handed over");
         own.has_moved = true;
         tokio::spawn({
@@ -177,7 +175,7 @@ impl ProxyActor {
                 drop(leaving);
             });
         }
-        self.leave(myself);
+        self.leave();
     }
 
     /// It did not move.
@@ -199,10 +197,10 @@ impl ProxyActor {
         let next = without_us.owner(self.proxy.id.as_str()).and_then(|next| view.live.get(next));
         let addresses: Vec<NodeUri> = own_addresses.into_iter().chain(next.into_iter().flat_map(|next| next.listen.clone())).collect();
         if let Some(current) = self.proxy.current()
-            && own.preferred != addresses
+            && *own.preferred != *addresses
         {
             current.channel.message(&Message::Preferred(Preferred { addresses: addresses.clone() }));
-            own.preferred = addresses;
+            own.preferred = self.shared.kept_once(addresses);
         }
     }
 
@@ -233,8 +231,8 @@ impl ProxyActor {
     }
 }
 
-async fn wait_for_turn(turns: Arc<tokio::sync::Semaphore>, proxy: ActorRef<Msg>) {
+async fn wait_for_turn(turns: Arc<tokio::sync::Semaphore>, proxy: Arc<Proxy>) {
     if let Ok(permit) = turns.acquire_owned().await {
-        let _ = proxy.cast(Msg::Move { permit });
+        proxy.cast(Msg::Move { permit });
     }
 }

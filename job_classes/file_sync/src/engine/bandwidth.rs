@@ -1,7 +1,7 @@
 //! `--bwlimit`: one bucket of tokens that all transfers of a process share.
 //!
-//! Whoever wants to move bytes takes as many tokens as there are and waits for more, so that a changed limit is obeyed at once and nobody waits for a promise that
-//! was made under the old one.
+//! Whoever wants to move bytes takes as many tokens as there are and waits for more, so that a changed limit is obeyed at once and nobody waits for a
+//! promise that was made under the old one.
 
 use std::sync::Mutex;
 use std::sync::PoisonError;

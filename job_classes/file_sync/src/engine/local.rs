@@ -148,6 +148,7 @@ impl<'a> Session<'a> {
         let found = from.stat().map_err(|errno| Failed::source(failed("move", path, errno)))?;
         let Some(stat) = found else { return self.moved_before(transfer, trees) };
         check_planned(transfer.planned_tag(), &stat, path)?;
+        self.check_moves(&from, transfer, trees)?;
         let kind = FileType::from_raw_mode(stat.st_mode);
         if kind.is_file() || (kind.is_symlink() && self.work.engine.options().links == Links::Keep && !trees.source.follows()) {
             let renamed = match (&transfer.source.staging, &transfer.target.staging) {
@@ -164,6 +165,19 @@ impl<'a> Session<'a> {
         let copied = self.copy(transfer, trees)?;
         self.delete_copied(transfer, trees, &copied.source)?;
         Ok(Done { effect: Effect::Moved, ..copied.done })
+    }
+
+    /// Refuses a move of a file to itself, which two paths through a link may name.
+    fn check_moves(&mut self, from: &Place, transfer: &Transfer, trees: LocalEnds<'_>) -> Result<(), Failed> {
+        let target = opened(&mut self.target, trees.target, true).map_err(Failed::destination)?;
+        let parents = Parents::of(transfer.target.staging.as_deref());
+        let to = target.place(&transfer.target.path, parents).map_err(Failed::destination)?;
+        match from.is_same(&to) {
+            true => {
+                Err(Failed::new(Failure::Invalid, format!("{:?}: source and destination are the same file", transfer.source.path.as_str())))
+            }
+            false => Ok(()),
+        }
     }
 
     /// Renames within one file system; none if it is not one.

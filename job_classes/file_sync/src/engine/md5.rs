@@ -1,7 +1,7 @@
 //! MD5 of what passes, in both forms in which object stores tell it as a tag.
 //!
-//! An object that was written at once has the MD5 of its content as its tag; one that was written in parts has the MD5 of the parts' MD5s, with their number behind.
-//! Encrypted objects have neither, so a tag of another form contradicts nothing.
+//! An object that was written at once has the MD5 of its content as its tag; one that was written in parts has the MD5 of the parts' MD5s, with their
+//! number behind. Encrypted objects have neither, so a tag of another form contradicts nothing.
 
 use md5::{Digest, Md5};
 

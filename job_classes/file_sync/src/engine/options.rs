@@ -27,7 +27,7 @@ pub enum Links {
 /// Options of an [`Engine`](crate::Engine).
 #[derive(Clone, Debug)]
 pub struct EngineOptions {
-    /// Operations at the same time (`--transfers`).
+    /// Operations at the same time in one call (`--transfers`). Whoever makes several calls at once bounds these himself.
     pub transfers: usize,
     /// Tries of one operation in total (`--low-level-retries`).
     pub tries: u32,

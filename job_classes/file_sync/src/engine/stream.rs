@@ -191,8 +191,8 @@ async fn move_file(work: &Work, transfer: &Transfer) -> Result<Done, Failed> {
     Ok(Done { effect: Effect::Moved, ..done })
 }
 
-/// There is no source: an earlier attempt may have come to the end before it was given up. Without a time of the source only sizes can be compared, and only a
-/// batch that was offered before has such a past.
+/// There is no source: an earlier attempt may have come to the end before it was given up. Without a time of the source only sizes can be compared,
+/// and only a batch that was offered before has such a past.
 async fn moved_before(work: &Work, transfer: &Transfer, failed: Failed) -> Result<Done, Failed> {
     let was_offered_before = work.fence.attempt().is_some_and(|attempt| attempt.attempt > 0);
     let planned = transfer.planned.as_ref().map(|planned| planned.size);

@@ -64,11 +64,10 @@ impl Task {
         match operation {
             Operation::CopyFile { src_fs, src_remote, dst_fs, dst_remote, planned } => {
                 let source = End { staging: None, ..end(src_fs, src_remote)? };
-                Ok(Self::Copy(Transfer { source, target: changed(dst_fs, dst_remote)?, planned: planned.clone() }))
+                Ok(Self::Copy(Transfer::new(source, changed(dst_fs, dst_remote)?, planned)?))
             }
             Operation::MoveFile { src_fs, src_remote, dst_fs, dst_remote, planned } => {
-                let (source, target) = (changed(src_fs, src_remote)?, changed(dst_fs, dst_remote)?);
-                Ok(Self::Move(Transfer { source, target, planned: planned.clone() }))
+                Ok(Self::Move(Transfer::new(changed(src_fs, src_remote)?, changed(dst_fs, dst_remote)?, planned)?))
             }
             Operation::DeleteFile { fs, remote, planned } => Ok(Self::Delete { file: changed(fs, remote)?, planned: planned.clone() }),
         }
@@ -94,6 +93,23 @@ impl Task {
 }
 
 impl Transfer {
+    /// A file that is moved to itself would be gone in the end.
+    fn new(source: End, target: End, planned: &Option<Planned>) -> Result<Self, OperationError> {
+        let is_same = match (source.remote.access(), target.remote.access()) {
+            (Access::Local(from), Access::Local(to)) => from.path().join(source.path.as_str()) == to.path().join(target.path.as_str()),
+            (Access::Object(from), Access::Object(to)) => {
+                from.account == to.account && from.prefix.join(source.path.as_str()) == to.prefix.join(target.path.as_str())
+            }
+            _ => false,
+        };
+        match is_same {
+            true => {
+                Err(OperationError::new(Failure::Invalid, format!("{:?}: source and destination are the same file", source.path.as_str())))
+            }
+            false => Ok(Self { source, target, planned: planned.clone() }),
+        }
+    }
+
     /// When the file may appear: what the plan saw must still be so.
     pub(super) fn condition(&self) -> Condition {
         match self.planned.as_ref().and_then(|planned| planned.destination.as_ref()) {

@@ -54,7 +54,8 @@ pub(super) fn claim(root: &OpenRoot, path: &str) -> Result<()> {
 /// Takes the name of an attempt's directory for good, and removes what it held.
 pub(super) fn revoke(root: &OpenRoot, attempt: Attempt) -> Result<()> {
     let path = path_of(attempt);
-    // The attempt makes its directory once. Either that has happened, and the directory is taken away; or this file is there first, and it never will.
+    // The attempt makes its directory once. Either that has happened, and the directory is taken away; or this file is there first, and it never
+    // will.
     let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let take_name = || rustix::fs::openat(root.fd(), &path, flags, Mode::from_raw_mode(0o600));
     match take_name() {
@@ -136,8 +137,8 @@ fn remove_any(directory: &OwnedFd, name: &std::ffi::CStr) -> std::result::Result
     }
 }
 
-/// A file which the attempt had taken away to remove it: it is removed if it is what the plan wanted to be removed. If not, the attempt had not come to see that,
-/// and nobody knows its old name any more; it is kept.
+/// A file which the attempt had taken away to remove it: it is removed if it is what the plan wanted to be removed. If not, the attempt had not come
+/// to see that, and nobody knows its old name any more; it is kept.
 fn remove_or_keep(root: &OpenRoot, directory: &OwnedFd, name: &std::ffi::CStr, rest: &str, kept: &str) -> std::result::Result<(), Errno> {
     let wanted = rest.split_once('-').and_then(|(_, tag)| LocalTag::parse(tag));
     let stat = rustix::fs::statat(directory, name, AtFlags::SYMLINK_NOFOLLOW)?;

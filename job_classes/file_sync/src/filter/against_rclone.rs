@@ -12,7 +12,7 @@ use proptest::prelude::*;
 use super::*;
 use crate::listing::{Descend, Item, Scope, Side, Visitor, Walk, WalkedDirectory, walk};
 use crate::storage::StorageError;
-use crate::test_tree::{Like, Tree, at};
+use crate::test_tree::{Like, Tree, at, has_rclone};
 
 /// Runs of rclone for each property.
 const CASES: u32 = 30;
@@ -20,16 +20,6 @@ const CASES: u32 = 30;
 /// Names of files and directories; each directory holds all of the former.
 const FILES: [&str; 14] = ["a", "b", "ab", "abc", "a.txt", "b.TXT", "B", "é", "É.x", "a b", "x+y", "1", "[a]", "{b}"];
 const DIRECTORIES: [&str; 9] = ["a", "b", "ab", "a/b", "a/a", "a/b/a", "b/ab", "B", "c.d"];
-
-/// Whether there is an rclone.
-fn has_rclone() -> bool {
-    let found = Command::new("rclone").arg("version").output().is_ok_and(|output| output.status.success());
-    if !found {
-        assert!(std::env::var_os("NKCLUSTER_TEST_ALL").is_none(), "no rclone to compare with");
-        eprintln!("skipped: no rclone to compare with");
-    }
-    found
-}
 
 /// Paths of all files; a directory and a file of one name do not meet, as files in directories get a suffix.
 fn files() -> Vec<String> {
@@ -86,7 +76,7 @@ fn ours(options: &FilterOptions) -> Option<BTreeSet<String>> {
     let filter = Arc::new(Filter::load(options, at(0)).ok()?);
     let tree = files().iter().fold(Tree::new(Like::Disk), |tree, file| tree.file(file, file, 1));
     let scope = Scope { filter, ..Scope::default() };
-    let plan = Walk { source: Some((Arc::new(tree), scope)), destination: None, checkers: 2, max_depth: None, folds: false };
+    let plan = Walk { source: Some((Arc::new(tree), scope)), destination: None, checkers: 2, max_depth: None, folds: false, tries: 1 };
     let notes = Arc::new(Notes(Mutex::default()));
     let runtime = tokio::runtime::Builder::new_current_thread().build().expect("a runtime");
     runtime.block_on(walk(Arc::new(plan), notes.clone()));

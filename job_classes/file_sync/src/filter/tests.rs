@@ -105,6 +105,12 @@ fn a_list_of_files_is_exactly_that() {
 }
 
 #[test]
+fn a_single_file_is_reached_and_nothing_else() {
+    assert_included(&Filter::only(["a/b.txt"]), &[("a/", true), ("a/b.txt", true), ("a/c.txt", false), ("b/", false), ("b.txt", false)]);
+    assert_included(&Filter::only([]), &[("a", false), ("a/", false)]);
+}
+
+#[test]
 fn sizes_and_ages_have_inclusive_limits() {
     let options = FilterOptions {
         min_size: SizeSuffix::from_bytes(10),

@@ -36,6 +36,11 @@ pub(crate) enum Tag<'a> {
 
 impl<'a> Item<'a> {
     pub(crate) fn of(entry: &'a Entry) -> Self {
+        Self::named(entry, entry.path.name())
+    }
+
+    /// The same where the name is known already.
+    pub(super) fn named(entry: &'a Entry, name: &'a str) -> Self {
         let kind = match &entry.kind {
             EntryKind::File => ItemKind::File,
             EntryKind::Directory => ItemKind::Directory,
@@ -43,7 +48,7 @@ impl<'a> Item<'a> {
             EntryKind::Other => ItemKind::Other,
         };
         let tag = entry.tag.as_deref().map_or(Tag::None, Tag::Known);
-        Self { name: entry.path.name(), kind, size: entry.size, modified: entry.modified, mode: entry.mode, tag }
+        Self { name, kind, size: entry.size, modified: entry.modified, mode: entry.mode, tag }
     }
 
     /// As an entry of its own; whether it is complete, or lacks the tag.

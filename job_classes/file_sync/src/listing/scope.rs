@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::OWN_NAME_PREFIX;
+use super::{OWN_NAME_PREFIX, retried};
 use crate::entry::{Entry, EntryKind};
 use crate::filter::Filter;
 use crate::path::EntryPath;
@@ -43,13 +43,13 @@ impl Scope {
     }
 
     /// Whether a directory holds a file that excludes it.
-    pub(super) async fn is_marked(&self, directory: &EntryPath, storage: &dyn Storage) -> Result<bool, StorageError> {
+    pub(super) async fn is_marked(&self, directory: &EntryPath, storage: &dyn Storage, tries: u32) -> Result<bool, StorageError> {
         if self.ignores_filter {
             return Ok(false);
         }
         for marker in self.filter.markers() {
             let Ok(path) = directory.join(marker) else { continue };
-            if storage.stat(&path).await?.is_some_and(|entry| entry.kind == EntryKind::File) {
+            if retried(tries, || storage.stat(&path)).await?.is_some_and(|entry| entry.kind == EntryKind::File) {
                 return Ok(true);
             }
         }

@@ -61,7 +61,7 @@ impl Visitor for Notes {
 
 fn plan(source: Tree, destination: Tree) -> Walk {
     let side = |tree: Tree| Some((Arc::new(tree) as Arc<dyn Storage>, Scope::default()));
-    Walk { source: side(source), destination: side(destination), checkers: 3, max_depth: None, folds: false }
+    Walk { source: side(source), destination: side(destination), checkers: 3, max_depth: None, folds: false, tries: 1 }
 }
 
 fn seen(plan: Walk) -> Seen {

@@ -38,6 +38,8 @@ pub(crate) struct Walk {
     pub(crate) max_depth: Option<u32>,
     /// Whether the destination takes names for the same that differ by case or Unicode form.
     pub(crate) folds: bool,
+    /// Times that each question to a storage is asked, while its failure may pass.
+    pub(crate) tries: u32,
 }
 
 /// On which sides a directory is to be entered.
@@ -211,7 +213,7 @@ impl Walk {
             Side::Destination => (&self.destination, matches!(directory.sides, Descend::Destination | Descend::Both)),
         };
         let Some((storage, scope)) = place.as_ref().filter(|_| is_there) else { return Ok(Cursor::empty()) };
-        let opened = Cursor::open(directory.path_at(side), Reading { storage, scope, folds: self.folds, large }).await;
+        let opened = Cursor::open(directory.path_at(side), Reading { storage, scope, folds: self.folds, large, tries: self.tries }).await;
         match opened {
             // A destination comes into being with what is copied.
             Ok(mut cursor) if side == Side::Destination && cursor.current().is_none() => {

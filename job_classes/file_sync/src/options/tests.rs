@@ -163,6 +163,49 @@ fn options_that_exclude_each_other_are_refused() {
     assert_eq!((raised.transfers, raised.retries), (1, 1));
 }
 
+#[test]
+fn rclone_reads_what_is_written_and_we_read_what_rclone_writes() {
+    if !crate::test_tree::has_rclone() {
+        return;
+    }
+    for seed in [0, u64::MAX >> 1, 0x5555_5555_5555, 0x2AAA_AAAA_AAAA, 0x1234_5678_9ABC] {
+        let known = Options::default();
+        let odd = odd_options(seed);
+        // What rclone does not have, what names files that are not there, and an age that becomes a span.
+        let mut options = Options {
+            copy_links: known.copy_links,
+            create_empty_src_dirs: known.create_empty_src_dirs,
+            delete_empty_src_dirs: known.delete_empty_src_dirs,
+            one_way: known.one_way,
+            download: known.download,
+            cluster: known.cluster,
+            cluster_id: known.cluster_id,
+            cluster_quit_workers: known.cluster_quit_workers,
+            cluster_batch_files: known.cluster_batch_files,
+            cluster_batch_size: known.cluster_batch_size,
+            cluster_cleanup: known.cluster_cleanup,
+            no_worker_timeout: known.no_worker_timeout,
+            ..odd.clone()
+        };
+        options.filter.rules =
+            crate::filter::RuleOptions { filter_from: vec![], exclude_from: vec![], include_from: vec![], ..options.filter.rules };
+        options.filter = FilterOptions { files_from: vec![], files_from_raw: vec![], max_age: Age::OFF, ..options.filter };
+        let mut json = options.to_json(Audience::Worker);
+        // Our own options travel with them, and rclone passes over them.
+        json.config.insert("CopyLinks".to_owned(), json!(true));
+        let call = json!({ "_config": json.config, "_filter": json.filter }).to_string();
+        let output = std::process::Command::new("rclone")
+            .args(["rc", "--loopback", "--config", "/dev/null", "options/local", "--json", &call])
+            .output()
+            .expect("rclone starts");
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        let mut answer: Value = serde_json::from_slice(&output.stdout).expect("JSON");
+        let (config, filter) = (object(answer["config"].take()), object(answer["filter"].take()));
+        let (read, _) = Options::from_json(&OptionsJson { config, filter }).expect("usable");
+        assert_eq!(read, options);
+    }
+}
+
 proptest! {
     #[test]
     fn options_return_from_their_json(seed in any::<u64>()) {

@@ -8,8 +8,9 @@ use serde_json::Value;
 
 /// What sizes without a suffix are counted in.
 const KIBI: f64 = 1024.0;
-const HOUR_NS: f64 = 3600e9;
-const DAY_NS: f64 = 24.0 * HOUR_NS;
+const DAY_NS: f64 = 24.0 * 3600e9;
+/// Largest number that floating point keeps exactly.
+const EXACT_NUMBER_MAX: u64 = 1 << 53;
 /// Longest text of a size, span or age that is looked at.
 const TEXT_BYTES_MAX: usize = 100;
 
@@ -139,40 +140,54 @@ impl FromStr for Span {
         if text == "off" {
             return Ok(Self::OFF);
         }
-        let ns = clock_span(text).or_else(|| long_span(text)).filter(|ns| *ns < i64::MAX as f64);
-        ns.map(|ns| Self(Some(Duration::from_nanos(ns as u64)))).ok_or_else(|| refused(text, "span of time, such as 90s, 1h30m or 2d"))
+        let ns = clock_span(text).or_else(|| long_span(text)).filter(|ns| *ns < i64::MAX.unsigned_abs());
+        ns.map(|ns| Self(Some(Duration::from_nanos(ns)))).ok_or_else(|| refused(text, "span of time, such as 90s, 1h30m or 2d"))
     }
 }
 
-/// `1h30m`, in nanoseconds: any number of parts, each with its unit.
-fn clock_span(text: &str) -> Option<f64> {
-    const UNITS: [(&str, f64); 8] =
-        [("ns", 1.0), ("us", 1e3), ("µs", 1e3), ("μs", 1e3), ("ms", 1e6), ("s", 1e9), ("m", 60e9), ("h", HOUR_NS)];
+/// `1h30m`, in nanoseconds: any number of parts, each with its unit. Whole numbers are kept exactly.
+fn clock_span(text: &str) -> Option<u64> {
+    const UNITS: [(&str, u64); 8] = [
+        ("ns", 1),
+        ("us", 1000),
+        ("µs", 1000),
+        ("μs", 1000),
+        ("ms", 1_000_000),
+        ("s", 1_000_000_000),
+        ("m", 60_000_000_000),
+        ("h", 3_600_000_000_000),
+    ];
     if text == "0" {
-        return Some(0.0);
+        return Some(0);
     }
     let mut rest = text.strip_prefix('+').unwrap_or(text);
     let mut sum = None;
     while !rest.is_empty() {
         let digits = rest.find(|c: char| !c.is_ascii_digit() && c != '.')?;
-        let amount = number(&rest[..digits])?;
+        let amount = &rest[..digits];
         rest = &rest[digits..];
         let unit = rest.find(|c: char| c.is_ascii_digit() || c == '.').unwrap_or(rest.len());
         let (_, ns) = UNITS.iter().find(|(name, _)| *name == &rest[..unit])?;
         rest = &rest[unit..];
-        sum = Some(sum.unwrap_or(0.0) + amount * ns);
+        let part = match amount.parse::<u64>() {
+            Ok(whole) => whole.checked_mul(*ns)?,
+            Err(_) => (number(amount)? * *ns as f64) as u64,
+        };
+        sum = Some(u64::checked_add(sum.unwrap_or(0), part)?);
     }
     sum
 }
 
 /// `1.5d`, in nanoseconds: one number with one long unit, or of seconds.
-fn long_span(text: &str) -> Option<f64> {
+fn long_span(text: &str) -> Option<u64> {
+    let mut ns = None;
     for (unit, days) in [('d', 1.0), ('w', 7.0), ('M', 30.0), ('y', 365.0)] {
         if let Some(digits) = text.strip_suffix(unit) {
-            return Some(number(digits)? * days * DAY_NS);
+            ns = Some(number(digits)? * days * DAY_NS);
         }
     }
-    Some(number(text)? * 1e9)
+    let ns = ns.or_else(|| Some(number(text)? * 1e9))?;
+    (ns < i64::MAX as f64).then_some(ns as u64)
 }
 
 impl fmt::Display for Span {
@@ -242,15 +257,18 @@ impl Json for SizeSuffix {
 
 impl Json for Span {
     fn to_json(&self) -> Value {
-        Value::from(self.0.map_or(i64::MAX, |span| i64::try_from(span.as_nanos()).unwrap_or(i64::MAX)))
+        // rclone passes its numbers through floating point, so larger ones are written as text, and so is its number for `off`.
+        let number = self.0.and_then(|span| u64::try_from(span.as_nanos()).ok()).filter(|ns| *ns <= EXACT_NUMBER_MAX);
+        number.map_or_else(|| Value::from(self.to_string()), Value::from)
     }
 
     fn from_json(value: &Value) -> Option<Self> {
         match value {
             Value::String(text) => text.parse().ok(),
-            _ => match value.as_i64()? {
-                i64::MAX => Some(Self::OFF),
-                ns => u64::try_from(ns).ok().map(|ns| Self(Some(Duration::from_nanos(ns)))),
+            _ => match (value.as_u64(), value.as_f64()) {
+                (Some(ns), _) if ns < i64::MAX.unsigned_abs() => Some(Self(Some(Duration::from_nanos(ns)))),
+                (_, Some(number)) if number >= i64::MAX as f64 => Some(Self::OFF),
+                _ => None,
             },
         }
     }
@@ -348,7 +366,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn what_is_shown_returns_as_the_same(bytes in 0..1u64 << 50, ns in 0..1u64 << 52) {
+        fn what_is_shown_returns_as_the_same(bytes in 0..1u64 << 50, ns in 0..1u64 << 58) {
             let size = SizeSuffix::from_bytes(bytes);
             prop_assert_eq!(size.to_string().parse(), Ok(size));
             prop_assert_eq!(SizeSuffix::from_json(&size.to_json()), Some(size));

@@ -8,11 +8,12 @@ use futures_util::future::{BoxFuture, FutureExt};
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 
+use super::known::Known;
 use super::{PlanRequest, STEPS_WAITING_MAX};
 use crate::comparison::Answer;
 use crate::comparison::content::same_content;
-use crate::entry::Entry;
-use crate::listing::{Descend, Item, ItemKind, Side, Visitor, Walk, WalkedDirectory, walk};
+use crate::listing::{Descend, Item, ItemKind, Side, Visitor, Walk, WalkedDirectory, retried, walk};
+use crate::options::Options;
 use crate::path::EntryPath;
 use crate::storage::StorageError;
 
@@ -108,6 +109,7 @@ pub fn check(request: PlanRequest) -> Checking {
         checkers: request.options.checkers as usize,
         max_depth: request.options.max_depth,
         folds: request.folds_names,
+        tries: request.options.low_level_retries,
     };
     let task = tokio::spawn(walk(Arc::new(plan), Arc::new(Check { request, findings: sender })));
     Checking { findings, task: Some(task) }
@@ -122,7 +124,7 @@ struct State {
     directory: WalkedDirectory,
     findings: Vec<Finding>,
     /// Files of the same size, whose content decides.
-    open: Vec<(Entry, Entry)>,
+    open: Vec<(Known, Known)>,
 }
 
 impl Check {
@@ -177,25 +179,32 @@ impl Check {
             Self::found(state, Side::Source, source.name, Difference::Differs);
         } else if options.size_only {
             Self::found(state, Side::Source, source.name, Difference::Same { is_content_known: false });
-        } else if let (Ok(here), Ok(there)) =
-            (state.directory.path.join(source.name), state.directory.path_at(Side::Destination).join(destination.name))
+        } else if let (Some(here), Some(there)) =
+            (Known::of(source, &state.directory.path), Known::of(destination, state.directory.path_at(Side::Destination)))
         {
-            state.open.push((source.to_entry(here).0, destination.to_entry(there).0));
+            state.open.push((here, there));
         }
         Descend::No
     }
 
-    async fn compared(&self, source: Entry, destination: Entry) -> Finding {
-        let here = self.request.source.as_ref().map_or(&self.request.destination.storage, |place| &place.storage);
-        let there = &self.request.destination.storage;
-        let answer = same_content((here, &source), (there, &destination), self.request.options.download).await;
-        let difference = match answer {
+    async fn compared(&self, source: Known, destination: Known) -> Finding {
+        let path = source.entry.path.clone();
+        let difference = match self.answer(source, destination).await {
             Ok(Answer::Same) => Difference::Same { is_content_known: true },
             Ok(Answer::Unknown) => Difference::Same { is_content_known: false },
             Ok(Answer::Differs) => Difference::Differs,
             Err(error) => Difference::Failed(error),
         };
-        Finding { path: source.path, difference }
+        Finding { path, difference }
+    }
+
+    async fn answer(&self, mut source: Known, mut destination: Known) -> Result<Answer, StorageError> {
+        let here = self.request.source.as_ref().map_or(&self.request.destination.storage, |place| &place.storage);
+        let there = &self.request.destination.storage;
+        let Options { download, low_level_retries: tries, .. } = self.request.options;
+        source.complete(here.as_ref(), tries).await?;
+        destination.complete(there.as_ref(), tries).await?;
+        retried(tries, || same_content((here, &source.entry), (there, &destination.entry), download)).await
     }
 
     async fn handed_over(&self, state: &mut State) -> bool {

@@ -5,15 +5,16 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use futures_util::StreamExt;
 use futures_util::future::{BoxFuture, FutureExt};
-use tokio::sync::mpsc;
+use tokio::sync::{Semaphore, mpsc};
 
+use super::known::Known;
 use super::step::{Notice, NoticeKind, Problem, ProblemKind, Step};
 use super::suffix::backup_path;
 use super::{DirectoryTime, PlanCounts, PlanRequest, Root, Task};
 use crate::comparison::content::same_content;
 use crate::comparison::{Comparison, Verdict};
-use crate::entry::{Entry, EntryKind};
-use crate::listing::{Descend, ForeignForms, Item, ItemKind, Side, Visitor, WalkedDirectory};
+use crate::entry::Entry;
+use crate::listing::{Descend, ForeignForms, Item, ItemKind, Side, Visitor, WalkedDirectory, retried};
 use crate::operation::{Operation, Planned, Seen};
 use crate::path::EntryPath;
 use crate::storage::{ErrorKind, StorageError};
@@ -50,6 +51,8 @@ pub(super) struct Deferred {
     /// Directories that may have become empty: of the source for a move, else of the destination.
     pub(super) removable: Vec<EntryPath>,
     pub(super) times: Vec<DirectoryTime>,
+    /// Deletes that were left out, as something had failed before.
+    pub(super) suppressed: usize,
 }
 
 impl Deferred {
@@ -57,6 +60,7 @@ impl Deferred {
         self.deletes.append(&mut other.deletes);
         self.removable.append(&mut other.removable);
         self.times.append(&mut other.times);
+        self.suppressed += std::mem::take(&mut other.suppressed);
     }
 }
 
@@ -72,6 +76,8 @@ pub(super) struct Comparing {
     steps: mpsc::Sender<Step>,
     deferred: Mutex<Deferred>,
     deletes: DeleteLimit,
+    /// Bounds the files about which storages are asked at the same time.
+    asking: Semaphore,
 }
 
 /// Counts deletes up to `--max-delete`.
@@ -122,20 +128,6 @@ struct Open {
     verdict: Verdict,
 }
 
-/// An entry, and whether it has all that its storage tells.
-struct Known {
-    entry: Entry,
-    is_complete: bool,
-}
-
-impl Known {
-    /// The file of a visit; none if its path is longer than any can be.
-    fn of(item: Item<'_>, directory: &EntryPath) -> Option<Self> {
-        let (entry, is_complete) = item.to_entry(directory.join(item.name).ok()?);
-        Some(Self { entry, is_complete })
-    }
-}
-
 impl Comparing {
     pub(super) fn new(request: Arc<PlanRequest>, pass: Pass, counts: Arc<PlanCounts>, steps: mpsc::Sender<Step>) -> Self {
         let there = request.destination.storage.abilities();
@@ -143,10 +135,11 @@ impl Comparing {
         let options = &request.options;
         Self {
             rules: Comparison::new(options, here, there),
-            takes_links: (options.links && there.has_links) || pass == Pass::Delete,
+            takes_links: options.links && there.has_links,
             has_directories: there.has_directories,
             sets_directory_times: pass.transfers() && there.has_directories && there.sets_times && !options.no_update_dir_modtime,
             deletes: DeleteLimit::new(options.max_delete),
+            asking: Semaphore::new(options.checkers.max(1) as usize),
             request,
             pass,
             counts,
@@ -347,32 +340,23 @@ impl Comparing {
     /// Asks the storages until it is clear what is to be done with a file.
     async fn resolve(&self, open: Open) -> Result<Open, (Side, StorageError)> {
         let (here, there) = (&self.source().storage, &self.request.destination.storage);
+        let tries = self.request.options.low_level_retries;
+        let _permit = self.asking.acquire().await;
         let Open { mut source, mut destination, mut verdict } = open;
-        loop {
-            match (verdict, &mut destination) {
-                (Verdict::AskTimes, Some(known)) => {
-                    for (place, known, side) in [(here, &mut source, Side::Source), (there, &mut *known, Side::Destination)] {
-                        if known.entry.modified.is_none() {
-                            ask_again(place.as_ref(), known).await.map_err(|error| (side, error))?;
-                        }
-                    }
-                    verdict = self.rules.compare_again(Item::of(&source.entry), Item::of(&known.entry));
-                }
-                (Verdict::AskContent(question), Some(known)) => {
-                    let compared = same_content((here, &source.entry), (there, &known.entry), false).await;
-                    let answer = compared.map_err(|error| (Side::Source, error))?;
-                    verdict = self.rules.decide(question, answer);
-                }
-                (Verdict::Leave | Verdict::Immutable, _) => break,
-                (_, known) => {
-                    if !source.is_complete {
-                        ask_again(here.as_ref(), &mut source).await.map_err(|error| (Side::Source, error))?;
-                    }
-                    if let Some(known) = known.as_mut().filter(|known| !known.is_complete) {
-                        ask_again(there.as_ref(), known).await.map_err(|error| (Side::Destination, error))?;
-                    }
-                    break;
-                }
+        if matches!(verdict, Verdict::Leave | Verdict::Immutable) {
+            return Ok(Open { source, destination, verdict });
+        }
+        source.complete(here.as_ref(), tries).await.map_err(|error| (Side::Source, error))?;
+        if let Some(known) = &mut destination {
+            known.complete(there.as_ref(), tries).await.map_err(|error| (Side::Destination, error))?;
+            if verdict == Verdict::AskTimes {
+                source.ask_time(here.as_ref(), tries).await.map_err(|error| (Side::Source, error))?;
+                known.ask_time(there.as_ref(), tries).await.map_err(|error| (Side::Destination, error))?;
+                verdict = self.rules.compare_again(Item::of(&source.entry), Item::of(&known.entry));
+            }
+            if let Verdict::AskContent(question) = verdict {
+                let compared = retried(tries, || same_content((here, &source.entry), (there, &known.entry), false)).await;
+                verdict = self.rules.decide(question, compared.map_err(|error| (Side::Source, error))?);
             }
         }
         Ok(Open { source, destination, verdict })
@@ -469,19 +453,20 @@ impl Comparing {
                 }
             }
         }
+        self.counts.listed.fetch_add(std::mem::take(&mut state.listed), Ordering::Relaxed);
+        self.counts.compared.fetch_add(std::mem::take(&mut state.compared), Ordering::Relaxed);
+        for step in state.steps.drain(..) {
+            if matches!(step, Step::Delete { side: Side::Destination, .. }) && !self.may_delete() {
+                state.deferred.suppressed += 1;
+            } else if self.steps.send(step).await.is_err() {
+                return false;
+            }
+        }
         if is_end {
             if !state.has_failed {
                 state.deferred.times.extend(self.directory_time(&state.directory, state.is_modified));
             }
             self.deferred.lock().unwrap_or_else(PoisonError::into_inner).append(&mut state.deferred);
-        }
-        self.counts.listed.fetch_add(std::mem::take(&mut state.listed), Ordering::Relaxed);
-        self.counts.compared.fetch_add(std::mem::take(&mut state.compared), Ordering::Relaxed);
-        for step in state.steps.drain(..) {
-            let is_late_delete = matches!(step, Step::Delete { side: Side::Destination, .. }) && !self.may_delete();
-            if !is_late_delete && self.steps.send(step).await.is_err() {
-                return false;
-            }
         }
         !self.steps.is_closed()
     }
@@ -493,15 +478,6 @@ impl Open {
         let is_complete = self.source.is_complete && self.destination.as_ref().is_none_or(|known| known.is_complete);
         is_complete && !matches!(self.verdict, Verdict::AskTimes | Verdict::AskContent(_))
     }
-}
-
-/// Asks a storage for all that it knows of an entry.
-async fn ask_again(storage: &dyn crate::storage::Storage, known: &mut Known) -> Result<(), StorageError> {
-    let found = storage.stat(&known.entry.path).await?;
-    let gone = || StorageError::new(ErrorKind::NotFound, "it vanished while it was compared");
-    let entry = found.filter(|found| found.kind != EntryKind::Directory).ok_or_else(gone)?;
-    *known = Known { entry, is_complete: true };
-    Ok(())
 }
 
 impl Visitor for Comparing {

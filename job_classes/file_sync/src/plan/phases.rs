@@ -68,12 +68,15 @@ impl Phases {
         Some(())
     }
 
+    async fn tell_suppressed(&self, count: usize) -> Option<()> {
+        let what = format!("not deleting {count} files as there were errors before");
+        let problem = Problem { side: Side::Destination, path: EntryPath::root(), kind: ProblemKind::DeletesSuppressed, what };
+        self.send(Step::Problem(problem)).await
+    }
+
     async fn delete_after(&self, deferred: &mut Deferred) -> Option<()> {
         if !self.may_delete() {
-            let count = deferred.deletes.len();
-            let what = format!("not deleting {count} files as there were errors before");
-            let problem = Problem { side: Side::Destination, path: EntryPath::root(), kind: ProblemKind::DeletesSuppressed, what };
-            return self.send(Step::Problem(problem)).await;
+            return self.tell_suppressed(deferred.deletes.len()).await;
         }
         let limit = DeleteLimit::new(self.request.options.max_delete);
         for operation in deferred.deletes.drain(..) {
@@ -106,13 +109,18 @@ impl Phases {
             checkers: request.options.checkers as usize,
             max_depth: request.options.max_depth,
             folds: request.folds_names,
+            tries: request.options.low_level_retries,
         };
         let visitor = Arc::new(Comparing::new(request.clone(), pass, self.counts.clone(), self.steps.clone()));
         walk(Arc::new(plan), visitor.clone()).await;
         if self.steps.is_closed() {
             return None;
         }
-        Some(visitor.take_deferred())
+        let deferred = visitor.take_deferred();
+        if deferred.suppressed > 0 {
+            self.tell_suppressed(deferred.suppressed).await?;
+        }
+        Some(deferred)
     }
 
     /// Lets whoever carries the steps out finish what was before.

@@ -207,6 +207,55 @@ fn nothing_is_deleted_after_a_failure_unless_errors_are_ignored() {
     assert_eq!(plan(false), ["problem Unreadable(Denied) bad", "|", "problem DeletesSuppressed "]);
     let ignoring = plan(true);
     assert!(ignoring.contains(&"delete /dst:extra".to_owned()), "{ignoring:?}");
+    for mode in [DeleteMode::During, DeleteMode::Before] {
+        // One directory after the other, so that what fails comes before what is deleted.
+        let source = disk().file("a/x", "", 1).broken("a").directory("b", 1);
+        let destination = disk().file("a/x", "", 1).file("b/extra", "", 1);
+        let told = told(request(Task::Sync, source, destination, |options| (options.delete_mode, options.checkers) = (mode, 1)));
+        assert!(told.contains(&"problem DeletesSuppressed ".to_owned()), "{mode:?}: {told:?}");
+        assert!(!told.iter().any(|text| text.starts_with("delete")), "{mode:?}: {told:?}");
+    }
+}
+
+#[test]
+fn a_storage_that_does_not_list_in_order_as_it_says_leads_to_no_deletes() {
+    let names = ["a", "b", "c", "d", "e", "f"];
+    let tree = |like| names.iter().fold(Tree::new(like), |tree, name| tree.file(name, "", 1));
+    let told = told(request(Task::Sync, tree(Like::Unordered).pretending_order(), tree(Like::Disk), |_| {}));
+    assert!(told.iter().any(|text| text.starts_with("problem Unreadable")), "{told:?}");
+    assert!(!told.iter().any(|text| text.starts_with("delete")), "{told:?}");
+}
+
+#[test]
+fn failures_that_pass_are_asked_again_and_others_are_not() {
+    let planned = |failing: u32, like| {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().expect("a runtime");
+        runtime.block_on(async {
+            let source = Tree::new(like).file("a", "1", 5).file("b", "1", 5).failing(failing);
+            let request = request(Task::Copy, source, disk().file("a", "1", 5), |options| options.checkers = 1);
+            let mut planner = Planner::start(request);
+            let mut told = Vec::new();
+            while let Some(step) = planner.next().await {
+                told.push(text(&step));
+            }
+            told
+        })
+    };
+    for like in [Like::Disk, Like::Unordered, Like::Objects] {
+        assert_eq!(planned(9, like), ["copy b", "|"], "{like:?}");
+        assert!(planned(1000, like)[0].starts_with("problem Unreadable(Temporary)"), "{like:?}");
+    }
+}
+
+#[test]
+fn delete_leaves_links_unless_they_are_asked_for() {
+    let plan = |links| {
+        let mut request = request(Task::Delete, disk(), disk().link("l", "x").file("a", "", 1), |options| options.links = links);
+        request.source = None;
+        told(request)
+    };
+    assert_eq!(plan(false), ["delete /dst:a"]);
+    assert_eq!(plan(true), ["delete /dst:a", "delete /dst:l"]);
 }
 
 #[test]
@@ -299,6 +348,20 @@ fn objects_are_asked_one_by_one_for_what_a_listing_lacks() {
     assert_eq!(told(request(Task::Copy, files(), objects(), |_| {})), ["copy changed", "copy touched", "|"]);
     assert_eq!(told(request(Task::Copy, objects(), files(), |_| {})), ["copy changed", "touch touched", "|"]);
     assert_eq!(told(request(Task::Copy, files(), objects(), |options| options.checksum = true)), ["copy changed", "|"]);
+}
+
+#[test]
+fn what_a_very_large_directory_does_not_keep_is_asked_for_again() {
+    let objects = |content| (0..40).fold(Tree::new(Like::Objects), |tree, number| tree.file(&format!("f{number:02}"), content, 5));
+    let steps = steps(request(Task::Copy, objects("1"), objects("2"), |options| options.checksum = true));
+    let tagged = steps.iter().filter_map(|step| match step {
+        Step::Transfer { operation, .. } => operation.planned(),
+        _ => None,
+    });
+    let complete = tagged.filter(|planned| planned.tag.is_some() && matches!(planned.destination, Some(Seen::Tag(_))));
+    assert_eq!(complete.count(), 40);
+    let same = told(request(Task::Copy, objects("1"), objects("1"), |options| options.checksum = true));
+    assert_eq!(same, ["|"]);
 }
 
 #[test]

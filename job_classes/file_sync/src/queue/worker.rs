@@ -130,6 +130,11 @@ impl WorkerHandle {
         self.stop.send_replace(true);
     }
 
+    /// What [stops](WorkerHandle::stop) it when it is set, for those who do not have the handle.
+    pub fn stopper(&self) -> watch::Sender<bool> {
+        self.stop.clone()
+    }
+
     /// Whether it has ended.
     pub fn is_over(&self) -> bool {
         self.end.is_finished()

@@ -1,7 +1,7 @@
 //! A local directory as a storage.
 //!
-//! Work goes to the blocking pool in whole pieces, a file or a batch of entries at a time, never call by call: twenty thousand small files would pay more for the
-//! way to the pool than for the disk. The engine works on [`LocalTree`] directly, many files in one piece.
+//! Work goes to the blocking pool in whole pieces, a file or a batch of entries at a time, never call by call: twenty thousand small files would pay
+//! more for the way to the pool than for the disk. The engine works on [`LocalTree`] directly, many files in one piece.
 
 pub(crate) mod content;
 pub(crate) mod errno;

@@ -1,8 +1,8 @@
 //! An object store as a storage, by OpenDAL.
 //!
-//! There are no directories and no modes. The time of a file is kept as rclone keeps it, as the user metadata `mtime` in seconds; a listing does not tell it, a
-//! `stat` does. What the store honours of conditions is found out by [`ObjectTree::probe`]; until then, and where it honours none, a look comes just before the
-//! effect.
+//! There are no directories and no modes. The time of a file is kept as rclone keeps it, as the user metadata `mtime` in seconds; a listing does not
+//! tell it, a `stat` does. What the store honours of conditions is found out by [`ObjectTree::probe`]; until then, and where it honours none, a look
+//! comes just before the effect.
 //!
 //! Every wait ends: a store that stops answering is [`ErrorKind::Temporary`].
 
@@ -85,6 +85,11 @@ impl ObjectTree {
 
     fn below(&self, prefix: &EntryPath) -> Self {
         Self { prefix: prefix.clone(), ..self.clone() }
+    }
+
+    /// The store below it, at the root of its container.
+    pub(crate) fn operator(&self) -> &Operator {
+        &self.operator
     }
 
     /// The key of a path.
@@ -258,9 +263,9 @@ fn entry_of(path: EntryPath, metadata: &Metadata) -> Entry {
 
 fn reading_failed(path: &EntryPath, error: &opendal::Error) -> StorageError {
     let mut failed = failed("read", path.as_str(), error);
-    if failed.kind == ErrorKind::ConditionFailed {
-        failed.kind = ErrorKind::Changed;
-    } else if failed.kind == ErrorKind::Failed && error.kind() == opendal::ErrorKind::RangeNotSatisfied {
+    // Another version than the one whose reading began.
+    let is_other = failed.kind == ErrorKind::ConditionFailed || error.kind() == opendal::ErrorKind::RangeNotSatisfied;
+    if is_other {
         failed.kind = ErrorKind::Changed;
     }
     failed

@@ -52,13 +52,19 @@ struct Plans {
 #[derive(Debug, Default)]
 struct WorkerNumbers {
     done: StatsReport,
-    doing: StatsReport,
+    /// By batch.
+    doing: BTreeMap<u64, StatsReport>,
 }
 
 impl Control {
     /// Ends the run soon: what has begun is given up, nothing else begins.
     pub fn cancel(&self) {
         self.inner.cancel.cancel();
+    }
+
+    /// Whether it is to end.
+    pub fn is_cancelled(&self) -> bool {
+        self.inner.cancel.is_cancelled()
     }
 
     /// Lets it rest and go on.
@@ -81,13 +87,15 @@ impl Control {
             let workers = lock(&self.inner.workers);
             let mut shown = BTreeMap::new();
             for (name, numbers) in &*workers {
-                // What was done is counted when its batch ends; what is being done, only here.
-                stats.bytes = stats.bytes.saturating_add(numbers.doing.bytes);
-                stats.transfers = stats.transfers.saturating_add(numbers.doing.transfers);
-                stats.transferring.extend_from_slice(&numbers.doing.transferring);
                 let mut worker = numbers.done.clone();
-                worker += &numbers.doing;
-                worker.speed = numbers.doing.speed;
+                worker.speed = 0.0;
+                for doing in numbers.doing.values() {
+                    // What was done is counted when its batch ends; what is being done, only here.
+                    stats.bytes = stats.bytes.saturating_add(doing.bytes);
+                    stats.transfers = stats.transfers.saturating_add(doing.transfers);
+                    stats.transferring.extend_from_slice(&doing.transferring);
+                    worker += doing;
+                }
                 shown.insert(name.clone(), worker);
             }
             shown
@@ -139,17 +147,27 @@ impl Control {
     pub(crate) fn doing(&self, mut numbers: BTreeMap<String, StatsReport>) {
         let mut workers = lock(&self.inner.workers);
         for (name, known) in workers.iter_mut() {
-            known.doing = numbers.remove(name).unwrap_or_default();
+            known.doing = numbers.remove(name).map(|numbers| (0, numbers)).into_iter().collect();
         }
-        workers.extend(numbers.into_iter().map(|(name, doing)| (name, WorkerNumbers { doing, ..WorkerNumbers::default() })));
+        let new =
+            numbers.into_iter().map(|(name, doing)| (name, WorkerNumbers { doing: BTreeMap::from([(0, doing)]), ..Default::default() }));
+        workers.extend(new);
+    }
+
+    /// How far a worker is with a batch.
+    pub(crate) fn does(&self, worker: &str, batch: u64, numbers: StatsReport) {
+        lock(&self.inner.workers).entry(worker.to_owned()).or_default().doing.insert(batch, numbers);
     }
 
     /// A worker has done something, which is counted now; what it does at the moment it will tell.
-    pub(crate) fn done(&self, worker: &str, numbers: &StatsReport) {
+    pub(crate) fn done(&self, worker: &str, batch: Option<u64>, numbers: &StatsReport) {
         let mut workers = lock(&self.inner.workers);
         let known = workers.entry(worker.to_owned()).or_default();
         known.done += numbers;
-        known.doing = StatsReport::default();
+        match batch {
+            Some(batch) => drop(known.doing.remove(&batch)),
+            None => known.doing.clear(),
+        }
     }
 }
 

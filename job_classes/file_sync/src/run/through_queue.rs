@@ -56,7 +56,9 @@ impl Queue {
             let remote = remotes.open(text).map_err(|error| error.to_string())?;
             let strength = fence::prepare(&remote, self.run).await.map_err(|error| error.to_string())?;
             if strength == FenceStrength::Advisory {
-                let what = format!("{remote} cannot refuse what a worker that was given up still does; batches are offered again only after a long wait");
+                let what = format!(
+                    "{remote} cannot refuse what a worker that was given up still does; batches are offered again only after a long wait"
+                );
                 let _ = told.send(Told::Notice(what)).await;
             }
         }
@@ -173,7 +175,10 @@ async fn carry(
         match fence::retire(&remote, run).await {
             Ok(kept) => {
                 for path in kept {
-                    let _ = ears.told.send(Told::Notice(format!("{remote}: {path} was kept, as it is not what an attempt was to remove"))).await;
+                    let _ = ears
+                        .told
+                        .send(Told::Notice(format!("{remote}: {path} was kept, as it is not what an attempt was to remove")))
+                        .await;
                 }
             }
             Err(error) => {
@@ -237,7 +242,7 @@ impl Ears {
         stats.add(Counter::Transfers, done);
         stats.add(Counter::Bytes, totals.bytes);
         if let Some(worker) = worker {
-            self.control.done(&worker, &StatsReport { transfers: done, bytes: totals.bytes, ..StatsReport::default() });
+            self.control.done(&worker, None, &StatsReport { transfers: done, bytes: totals.bytes, ..StatsReport::default() });
         }
     }
 }

@@ -1,7 +1,7 @@
 //! A real S3 server in this process, with faults that can be switched on.
 //!
-//! s3s-fs looks at a condition and then writes, without holding anything in between, so that two conditional creates may both succeed. Its changes therefore go one
-//! by one here; without that a test of conditions would prove nothing.
+//! s3s-fs looks at a condition and then writes, without holding anything in between, so that two conditional creates may both succeed. Its changes
+//! therefore go one by one here; without that a test of conditions would prove nothing.
 
 use std::convert::Infallible;
 use std::path::PathBuf;

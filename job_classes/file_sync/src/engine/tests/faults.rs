@@ -89,7 +89,7 @@ async fn what_may_not_be_read_or_written_is_said() {
     bench.write("source/f", b"x");
     fs::set_permissions(bench.path("target"), fs::Permissions::from_mode(0o500)).expect("set");
     assert_eq!(bench.execute(&bench.copy("f", None), &unfenced()).await.expect_err("refused").kind, Failure::Denied);
-    fs::set_permissions(bench.path("source/f"), fs::Permissions::from_mode(0)).expect("set");
+    fs::set_permissions(bench.path("source/f"), fs::Permissions::from_mode(0o000)).expect("set");
     assert_eq!(bench.execute(&bench.copy("f", None), &unfenced()).await.expect_err("refused").kind, Failure::Denied);
 }
 

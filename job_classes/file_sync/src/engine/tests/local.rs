@@ -3,7 +3,9 @@ use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 use std::time::Duration;
 
 use super::{Bench, tree, unfenced};
+use crate::attempt::{Attempt, RunId};
 use crate::engine::{Effect, EngineOptions, Failure, Links, Verify};
+use crate::fence::{Fence, changed_remotes, prepare, retire};
 use crate::operation::{Operation, Seen};
 
 #[tokio::test]
@@ -129,6 +131,32 @@ async fn a_move_renames_and_keeps_a_source_that_changed() {
     assert_eq!(bench.execute(&operation, &unfenced()).await.expect("moved before").effect, Effect::AlreadyThere);
     let report = bench.stats.report();
     assert_eq!((report.renames, report.server_side_moves, report.server_side_move_bytes), (1, 1, 15));
+}
+
+#[tokio::test]
+async fn a_file_is_never_moved_to_itself() {
+    let bench = Bench::new(EngineOptions::default());
+    bench.write("source/d/f", b"content");
+    symlink(bench.path("source"), bench.path("link")).expect("linked");
+    let run = RunId::from_random([6; 20]);
+    for (from, to) in [("source", "source"), ("source", "link"), ("source/d", "link/d")] {
+        let remote = from.strip_prefix("source").filter(|rest| !rest.is_empty()).map_or("d/f", |_| "f");
+        let operation = Operation::MoveFile {
+            src_fs: bench.root(from),
+            src_remote: remote.into(),
+            dst_fs: bench.root(to),
+            dst_remote: remote.into(),
+            planned: None,
+        };
+        assert_eq!(bench.execute(&operation, &unfenced()).await.expect_err("refused").kind, Failure::Invalid);
+        prepare(&bench.engine.remotes().open(&bench.root(from)).expect("opened"), run).await.expect("prepared");
+        prepare(&bench.engine.remotes().open(&bench.root(to)).expect("opened"), run).await.expect("prepared");
+        let fence = Fence::claim(Attempt { run, batch: 0, attempt: 0 }, bench.engine.remotes(), changed_remotes([&operation])).await;
+        let fence = std::sync::Arc::new(fence.expect("one directory by two names is claimed once"));
+        assert_eq!(bench.execute(&operation, &fence).await.expect_err("refused").kind, Failure::Invalid);
+        retire(&bench.engine.remotes().open(&bench.root(from)).expect("opened"), run).await.expect("ended");
+        assert_eq!(bench.read("source/d/f"), Some(b"content".to_vec()));
+    }
 }
 
 #[tokio::test]

@@ -19,6 +19,8 @@ const STATS_IN_FLIGHT: usize = 16;
 #[derive(Clone, Debug)]
 pub struct ObjectStore {
     operator: Operator,
+    /// Before the key of each object; empty, or ends with `/`.
+    prefix: String,
     honours: Honours,
 }
 
@@ -29,7 +31,16 @@ impl ObjectStore {
     /// # Errors
     /// If it cannot be written.
     pub async fn open(operator: Operator) -> Result<Self, StoreError> {
-        let mut store = Self { operator, honours: Honours { creates_once: true, renames: false } };
+        Self::open_below(operator, "").await
+    }
+
+    /// The same below a prefix.
+    ///
+    /// # Errors
+    /// If it cannot be written.
+    pub async fn open_below(operator: Operator, prefix: &str) -> Result<Self, StoreError> {
+        let prefix = if prefix.is_empty() { String::new() } else { format!("{}/", prefix.trim_matches('/')) };
+        let mut store = Self { operator, prefix, honours: Honours { creates_once: true, renames: false } };
         let path = format!("queue/probe/{:032x}", rand::random::<u128>());
         let first = store.create(&path, Bytes::from_static(b"1")).await;
         let creates_once = match first {
@@ -45,6 +56,10 @@ impl ObjectStore {
         store.honours.creates_once = creates_once;
         Ok(store)
     }
+
+    fn key(&self, path: &str) -> String {
+        format!("{}{path}", self.prefix)
+    }
 }
 
 impl QueueStore for ObjectStore {
@@ -54,7 +69,7 @@ impl QueueStore for ObjectStore {
 
     fn list<'a>(&'a self, directory: &'a str) -> BoxFuture<'a, Result<Vec<Listed>, StoreError>> {
         Box::pin(call("list", directory, async move {
-            let lister = self.operator.lister(&format!("{directory}/")).await?;
+            let lister = self.operator.lister(&self.key(&format!("{directory}/"))).await?;
             let listed = lister.take(LISTED_MAX).try_filter(|entry| std::future::ready(entry.metadata().is_file()));
             let listed = listed.map_ok(|entry| async move {
                 let about = match entry.metadata().etag() {
@@ -77,7 +92,7 @@ impl QueueStore for ObjectStore {
     fn read<'a>(&'a self, path: &'a str, bytes_max: u64) -> BoxFuture<'a, Result<Content, StoreError>> {
         Box::pin(call("read", path, async move {
             let read = async {
-                let mut parts = self.operator.reader(path).await?.into_stream(..).await?;
+                let mut parts = self.operator.reader(&self.key(path)).await?.into_stream(..).await?;
                 let mut content = Vec::new();
                 while let Some(part) = parts.next().await {
                     content.extend_from_slice(&part?.to_bytes());
@@ -96,7 +111,7 @@ impl QueueStore for ObjectStore {
 
     fn create<'a>(&'a self, path: &'a str, content: Bytes) -> BoxFuture<'a, Result<bool, StoreError>> {
         Box::pin(call("create", path, async move {
-            match self.operator.write_with(path, content).if_not_exists(true).await {
+            match self.operator.write_with(&self.key(path), content).if_not_exists(true).await {
                 Ok(_) => Ok(true),
                 // Two that create one object at one time may both be told that there is a conflict; whoever asks again learns who was first.
                 Err(error) if matches!(error.kind(), ErrorKind::ConditionNotMatch | ErrorKind::AlreadyExists) => Ok(false),
@@ -106,7 +121,7 @@ impl QueueStore for ObjectStore {
     }
 
     fn replace<'a>(&'a self, path: &'a str, content: Bytes) -> BoxFuture<'a, Result<(), StoreError>> {
-        Box::pin(call("write", path, async move { self.operator.write(path, content).await.map(|_| ()) }))
+        Box::pin(call("write", path, async move { self.operator.write(&self.key(path), content).await.map(|_| ()) }))
     }
 
     fn rename<'a>(&'a self, from: &'a str, to: &'a str) -> BoxFuture<'a, Result<bool, StoreError>> {
@@ -126,7 +141,7 @@ impl QueueStore for ObjectStore {
     }
 
     fn delete<'a>(&'a self, path: &'a str) -> BoxFuture<'a, Result<(), StoreError>> {
-        Box::pin(call("delete", path, async move { self.operator.delete(path).await }))
+        Box::pin(call("delete", path, async move { self.operator.delete(&self.key(path)).await }))
     }
 }
 

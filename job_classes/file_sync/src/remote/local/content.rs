@@ -1,7 +1,7 @@
 //! Moves the bytes of one local file into another: the cheapest way that the file systems offer.
 //!
-//! A reflink shares the blocks; `copy_file_range` leaves the bytes in the kernel; else they pass through a buffer. Small files always pass through the buffer, as
-//! two calls for them are cheaper than any ladder.
+//! A reflink shares the blocks; `copy_file_range` leaves the bytes in the kernel; else they pass through a buffer. Small files always pass through
+//! the buffer, as two calls for them are cheaper than any ladder.
 
 use std::fs::File;
 use std::os::unix::fs::FileExt;

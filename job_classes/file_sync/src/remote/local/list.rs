@@ -1,7 +1,7 @@
 //! Lists one local directory in the order of names.
 //!
-//! The kernel tells names in no order, so all of them are read first, packed one behind the other; they are looked at only as the listing is consumed. A million
-//! names of twenty bytes take some thirty megabytes.
+//! The kernel tells names in no order, so all of them are read first, packed one behind the other; they are looked at only as the listing is
+//! consumed. A million names of twenty bytes take some thirty megabytes.
 
 use std::path::PathBuf;
 

@@ -1,7 +1,7 @@
 //! Names on a local disk are bytes, paths of a remote are text; the way from one to the other and back.
 //!
-//! Bytes that are no UTF-8 are written as rclone writes them: `‛` and two hexadecimal digits. A `‛` of the name itself is doubled. On the way back only bytes from
-//! 0x80 on are taken for quoted, so that no text of a peer becomes `/` or a NUL.
+//! Bytes that are no UTF-8 are written as rclone writes them: `‛` and two hexadecimal digits. A `‛` of the name itself is doubled. On the way back
+//! only bytes from 0x80 on are taken for quoted, so that no text of a peer becomes `/` or a NUL.
 
 use std::borrow::Cow;
 use std::ffi::{OsStr, OsString};

@@ -1,8 +1,8 @@
 //! A local root that is held open for the length of one piece of blocking work.
 //!
-//! Whatever is written goes through directories that the kernel has resolved *beneath* the root, so that no link leads a write out of it. Reading follows the links
-//! that lie between the root and the file, as every program does. Nothing of this is held longer than a piece of work: a root that was removed and made again is
-//! found again.
+//! Whatever is written goes through directories that the kernel has resolved *beneath* the root, so that no link leads a write out of it. Reading
+//! follows the links that lie between the root and the file, as every program does. Nothing of this is held longer than a piece of work: a root that
+//! was removed and made again is found again.
 
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
@@ -50,6 +50,13 @@ pub(crate) struct OpenRoot {
     device: u64,
     /// The directory that was used last: neighbours follow each other.
     last: Option<LastDirectory>,
+}
+
+/// Which directory the root of a tree is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct RootIdentity {
+    device: u64,
+    inode: u64,
 }
 
 struct LastDirectory {
@@ -129,8 +136,8 @@ impl OpenRoot {
             Err(Errno::NOENT) if !matches!(parents, Parents::MustExist) => {}
             Err(errno) => return Err(failed("open the directory", path, errno)),
         }
-        // Every prefix is resolved from the root, so that a link inside of it may lead from one part to another; only the new name is relative to the directory
-        // that was found so.
+        // Every prefix is resolved from the root, so that a link inside of it may lead from one part to another; only the new name is relative to the
+        // directory that was found so.
         let mut parent = self.beneath("").map_err(|errno| failed("open the directory", path, errno))?;
         for end in path.match_indices('/').map(|(end, _)| end).chain([path.len()]) {
             let prefix = &path[..end];
@@ -294,6 +301,12 @@ impl OpenRoot {
         is_directory(&self.root, directory)
     }
 
+    /// Which directory it is, whatever paths lead there.
+    pub(crate) fn identity(&self) -> Result<RootIdentity> {
+        let stat = rustix::fs::fstat(&self.root).map_err(|errno| failed("look at", "the root", errno))?;
+        Ok(RootIdentity { device: stat.st_dev, inode: stat.st_ino })
+    }
+
     pub(crate) fn fd(&self) -> BorrowedFd<'_> {
         self.root.as_fd()
     }
@@ -336,6 +349,12 @@ pub(crate) struct Place {
 }
 
 impl Place {
+    /// Whether both are one place, whatever paths have led there.
+    pub(crate) fn is_same(&self, other: &Self) -> bool {
+        let directory = |place: &Self| rustix::fs::fstat(&place.directory).map(|stat| (stat.st_dev, stat.st_ino));
+        self.name == other.name && matches!((directory(self), directory(other)), (Ok(own), Ok(others)) if own == others)
+    }
+
     /// What has the name.
     pub(crate) fn stat(&self) -> std::result::Result<Option<Stat>, Errno> {
         match rustix::fs::statat(&self.directory, &self.name, AtFlags::SYMLINK_NOFOLLOW) {

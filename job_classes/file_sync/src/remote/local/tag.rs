@@ -5,7 +5,8 @@ use std::time::{Duration, SystemTime};
 
 use rustix::fs::Stat;
 
-/// Inode, size and both times, in nanoseconds since the epoch. No device: its number differs from node to node for one and the same network file system.
+/// Inode, size and both times, in nanoseconds since the epoch. No device: its number differs from node to node for one and the same network file
+/// system.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct LocalTag {
     pub(crate) inode: u64,

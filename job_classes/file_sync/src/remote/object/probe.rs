@@ -1,7 +1,7 @@
 //! What a store honours of conditions: tried, never assumed.
 //!
-//! One key is created twice, both times on condition that nothing has it; written over on condition of a tag that it does not have; removed on the same condition. A
-//! store that lets any of this pass does not honour it, whatever it says.
+//! One key is created twice, both times on condition that nothing has it; written over on condition of a tag that it does not have; removed on the
+//! same condition. A store that lets any of this pass does not honour it, whatever it says.
 
 use super::errors::bounded;
 use super::{ObjectTree, Storage};

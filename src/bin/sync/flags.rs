@@ -1,0 +1,330 @@
+//! The flags of `copy`, `sync`, `move`, `check` and `delete`: names, defaults and suffixes are rclone's.
+
+use clap::Args;
+use nkcluster::types::Selector;
+use nkcluster_file_sync::{Age, Cleanup, DeleteMode, FilterOptions, Options, Rate, RuleOptions, RunId, SizeSuffix, Span};
+
+use crate::failure::{Failure, Outcome};
+
+/// Everything that says how files are compared, copied and chosen.
+#[derive(Clone, Debug, Args)]
+pub(crate) struct SyncFlags {
+    #[command(flatten)]
+    pub(crate) compare: CompareFlags,
+    #[command(flatten)]
+    pub(crate) transfer: TransferFlags,
+    #[command(flatten)]
+    pub(crate) delete: DeleteFlags,
+    #[command(flatten)]
+    pub(crate) filter: FilterFlags,
+}
+
+/// What counts as the same file.
+#[derive(Clone, Debug, Args)]
+#[command(next_help_heading = "Comparison")]
+pub(crate) struct CompareFlags {
+    /// Compare content instead of times, where sizes are the same.
+    #[arg(short = 'c', long)]
+    checksum: bool,
+    /// Compare nothing but sizes.
+    #[arg(long, conflicts_with = "checksum")]
+    size_only: bool,
+    /// Leave files that are newer at the destination.
+    #[arg(short = 'u', long)]
+    update: bool,
+    /// Leave all files that are at the destination.
+    #[arg(long)]
+    ignore_existing: bool,
+    /// Copy files even if they are the same.
+    #[arg(short = 'I', long)]
+    ignore_times: bool,
+    /// Do not compare sizes.
+    #[arg(long)]
+    ignore_size: bool,
+    /// Files at the destination must never change: one that differs is an error.
+    #[arg(long)]
+    immutable: bool,
+    /// Times that differ by less are the same.
+    #[arg(long, value_name = "TIME", default_value = "1ns")]
+    modify_window: Span,
+    /// Directories that are listed and compared at the same time.
+    #[arg(long, value_name = "N", default_value_t = 8)]
+    checkers: u32,
+    /// Look into directories no deeper than this; 1 is the root alone.
+    #[arg(long, value_name = "N")]
+    max_depth: Option<u32>,
+}
+
+/// How files are copied.
+#[derive(Clone, Debug, Args)]
+#[command(next_help_heading = "Transfers")]
+pub(crate) struct TransferFlags {
+    /// Files that are copied at the same time, by each worker.
+    #[arg(long, value_name = "N", default_value_t = 4)]
+    transfers: u32,
+    /// Bytes per second of the whole run, such as 10M.
+    #[arg(long, value_name = "RATE", default_value = "off")]
+    bwlimit: Rate,
+    /// Tell what would be done, and do nothing.
+    #[arg(short = 'n', long)]
+    dry_run: bool,
+    /// Times that the whole run is tried, if some of it fails.
+    #[arg(long, value_name = "N", default_value_t = 3)]
+    retries: u32,
+    /// Pause between two tries of the whole run.
+    #[arg(long, value_name = "TIME", default_value = "0s")]
+    retries_sleep: Span,
+    /// Times that one call of a storage is tried.
+    #[arg(long, value_name = "N", default_value_t = 10)]
+    low_level_retries: u32,
+    /// Copy symbolic links as links.
+    #[arg(short = 'l', long)]
+    links: bool,
+    /// Follow symbolic links and copy what they point to.
+    #[arg(short = 'L', long, conflicts_with = "links")]
+    copy_links: bool,
+    /// Make directories at the destination that are empty at the source.
+    #[arg(long)]
+    create_empty_src_dirs: bool,
+    /// Do not compare what was written with what was read.
+    #[arg(long, visible_alias = "ignore-checksum")]
+    no_verify: bool,
+    /// Leave the time of a file at the destination that has the same content.
+    #[arg(long)]
+    no_update_modtime: bool,
+    /// Leave the times of directories.
+    #[arg(long)]
+    no_update_dir_modtime: bool,
+    /// Parts of one large file that are copied at the same time.
+    #[arg(long, value_name = "N", default_value_t = 4)]
+    multi_thread_streams: u32,
+    /// Files from this size on are copied in parts.
+    #[arg(long, value_name = "SIZE", default_value = "256Mi")]
+    multi_thread_cutoff: SizeSuffix,
+}
+
+/// What is deleted or kept.
+#[derive(Clone, Debug, Args)]
+#[command(next_help_heading = "Deletes")]
+pub(crate) struct DeleteFlags {
+    /// `sync`: delete in a pass of its own before anything is copied.
+    #[arg(long, conflicts_with_all = ["delete_during", "delete_after"])]
+    delete_before: bool,
+    /// `sync`: delete as it is found.
+    #[arg(long, conflicts_with = "delete_after")]
+    delete_during: bool,
+    /// `sync`: delete when everything was copied and nothing failed; this is the default.
+    #[arg(long)]
+    delete_after: bool,
+    /// Delete no more files than that; one more is an error that ends the run.
+    #[arg(long, value_name = "N")]
+    max_delete: Option<u64>,
+    /// Delete even if something could not be read or copied.
+    #[arg(long)]
+    ignore_errors: bool,
+    /// Where files go that are replaced or deleted, on the remote of the destination.
+    #[arg(long, value_name = "REMOTE")]
+    backup_dir: Option<String>,
+    /// Appended to the names of files that are replaced or deleted; without --backup-dir they stay where they are.
+    #[arg(long, value_name = "SUFFIX")]
+    suffix: Option<String>,
+    /// Put the suffix before the extension.
+    #[arg(long)]
+    suffix_keep_extension: bool,
+}
+
+/// Which files it is about.
+#[derive(Clone, Debug, Args)]
+#[command(next_help_heading = "Filters")]
+pub(crate) struct FilterFlags {
+    /// Include files that match a glob, and no others.
+    #[arg(long, value_name = "GLOB")]
+    include: Vec<String>,
+    /// The same, from a file; `-` is standard input.
+    #[arg(long, value_name = "FILE")]
+    include_from: Vec<String>,
+    /// Exclude files that match a glob.
+    #[arg(long, value_name = "GLOB")]
+    exclude: Vec<String>,
+    /// The same, from a file.
+    #[arg(long, value_name = "FILE")]
+    exclude_from: Vec<String>,
+    /// A rule: `+ GLOB`, `- GLOB`, or `!`, which forgets those before it.
+    #[arg(short = 'f', long, value_name = "RULE", allow_hyphen_values = true)]
+    filter: Vec<String>,
+    /// The same, from a file.
+    #[arg(long, value_name = "FILE")]
+    filter_from: Vec<String>,
+    /// The very files that it is about, one a line.
+    #[arg(long, value_name = "FILE")]
+    files_from: Vec<String>,
+    /// The same, with lines as they are.
+    #[arg(long, value_name = "FILE")]
+    files_from_raw: Vec<String>,
+    /// Exclude directories that hold a file of this name.
+    #[arg(long, value_name = "NAME")]
+    exclude_if_present: Vec<String>,
+    /// Only files that are older, such as 7d.
+    #[arg(long, value_name = "AGE", default_value = "off")]
+    min_age: Age,
+    /// Only files that are younger.
+    #[arg(long, value_name = "AGE", default_value = "off")]
+    max_age: Age,
+    /// Only files of at least this size, such as 100k.
+    #[arg(long, value_name = "SIZE", default_value = "off")]
+    min_size: SizeSuffix,
+    /// Only files of at most this size.
+    #[arg(long, value_name = "SIZE", default_value = "off")]
+    max_size: SizeSuffix,
+    /// Rules do not tell upper from lower case.
+    #[arg(long)]
+    ignore_case: bool,
+    /// Delete at the destination what the filters exclude.
+    #[arg(long)]
+    delete_excluded: bool,
+}
+
+/// Who does the work.
+#[derive(Clone, Debug, Args)]
+#[command(next_help_heading = "Networking")]
+pub(crate) struct ClusterFlags {
+    /// Storage that controller and workers share, where the queue lives.
+    #[arg(long, env = "RCLONE_CLUSTER", value_name = "REMOTE")]
+    pub(crate) cluster: Option<String>,
+    /// `0` or none: the controller; anything else: a worker of this name.
+    #[arg(long, env = "RCLONE_CLUSTER_ID", value_name = "ID")]
+    pub(crate) cluster_id: Option<String>,
+    /// Tell the workers to stop when the run has ended.
+    #[arg(long)]
+    pub(crate) cluster_quit_workers: bool,
+    /// Files after which a batch is sent.
+    #[arg(long, value_name = "N", default_value_t = 1000)]
+    pub(crate) cluster_batch_files: u32,
+    /// Bytes after which a batch is sent.
+    #[arg(long, value_name = "SIZE", default_value = "1Ti")]
+    pub(crate) cluster_batch_size: SizeSuffix,
+    /// What is left of the queue's files of a batch that is done: full (nothing), completed (those that failed), none (all stay).
+    #[arg(long, value_name = "HOW", default_value_t = Cleanup::Full)]
+    pub(crate) cluster_cleanup: Cleanup,
+    /// How long a run waits for a worker before it fails.
+    #[arg(long, value_name = "TIME", default_value = "60s")]
+    pub(crate) no_worker_timeout: Span,
+    /// Silence after which a batch is taken from its worker.
+    #[arg(long, value_name = "TIME", default_value = "10s")]
+    pub(crate) cluster_lease: Span,
+    /// Names the run, so that it can be resumed.
+    #[arg(long, value_name = "ID")]
+    pub(crate) run_id: Option<RunId>,
+    /// Go on with the run of --run-id whose controller has ended.
+    #[arg(long, requires = "run_id", requires = "cluster")]
+    pub(crate) resume: bool,
+    /// Send the work to these workers of a running nkcluster (labels and fields, as in `nodes --select`).
+    #[arg(long, value_name = "SELECTOR", conflicts_with_all = ["cluster", "cluster_id"])]
+    pub(crate) on: Option<Selector>,
+}
+
+/// What is shown meanwhile.
+#[derive(Clone, Debug, Args)]
+#[command(next_help_heading = "Display")]
+pub(crate) struct DisplayFlags {
+    /// Show the progress while it works.
+    #[arg(short = 'P', long)]
+    pub(crate) progress: bool,
+    /// How often numbers are told without --progress; 0 is never.
+    #[arg(long, value_name = "TIME", default_value = "1m")]
+    pub(crate) stats: Span,
+    /// Tell each file that is copied, moved or deleted.
+    #[arg(short = 'v', long)]
+    pub(crate) verbose: bool,
+}
+
+impl ClusterFlags {
+    /// Whether this process is a worker of a transient cluster.
+    pub(crate) fn is_worker(&self) -> bool {
+        self.cluster_id.as_deref().is_some_and(|id| !id.is_empty() && id != "0")
+    }
+}
+
+impl SyncFlags {
+    /// The options they stand for, with those of the cluster.
+    pub(crate) fn options(self, cluster: &ClusterFlags) -> Outcome<Options> {
+        let Self { compare, transfer, delete, filter } = self;
+        let mut options = Options {
+            transfers: transfer.transfers,
+            ignore_errors: delete.ignore_errors,
+            dry_run: transfer.dry_run,
+            max_delete: delete.max_delete,
+            delete_mode: match (delete.delete_before, delete.delete_during) {
+                (true, _) => DeleteMode::Before,
+                (_, true) => DeleteMode::During,
+                _ => DeleteMode::After,
+            },
+            backup_dir: delete.backup_dir,
+            suffix: delete.suffix,
+            suffix_keep_extension: delete.suffix_keep_extension,
+            retries: transfer.retries,
+            retries_sleep: transfer.retries_sleep,
+            low_level_retries: transfer.low_level_retries,
+            bwlimit: transfer.bwlimit,
+            links: transfer.links,
+            copy_links: transfer.copy_links,
+            create_empty_src_dirs: transfer.create_empty_src_dirs,
+            no_verify: transfer.no_verify,
+            no_update_modtime: transfer.no_update_modtime,
+            no_update_dir_modtime: transfer.no_update_dir_modtime,
+            multi_thread_streams: transfer.multi_thread_streams,
+            multi_thread_cutoff: transfer.multi_thread_cutoff,
+            cluster: cluster.cluster.clone(),
+            cluster_id: cluster.cluster_id.clone(),
+            cluster_quit_workers: cluster.cluster_quit_workers,
+            cluster_batch_files: cluster.cluster_batch_files,
+            cluster_batch_size: cluster.cluster_batch_size,
+            cluster_cleanup: cluster.cluster_cleanup,
+            no_worker_timeout: cluster.no_worker_timeout,
+            filter: filter.options(),
+            ..Options::default()
+        };
+        compare.apply(&mut options);
+        options.checked().map_err(|error| Failure::usage("invalid_usage", error.to_string()))
+    }
+}
+
+impl CompareFlags {
+    /// Sets what concerns a comparison.
+    pub(crate) fn apply(&self, options: &mut Options) {
+        options.checkers = self.checkers;
+        options.checksum = self.checksum;
+        options.size_only = self.size_only;
+        options.update = self.update;
+        options.ignore_existing = self.ignore_existing;
+        options.ignore_times = self.ignore_times;
+        options.ignore_size = self.ignore_size;
+        options.immutable = self.immutable;
+        options.modify_window = self.modify_window;
+        options.max_depth = self.max_depth;
+    }
+}
+
+impl FilterFlags {
+    pub(crate) fn options(self) -> FilterOptions {
+        FilterOptions {
+            delete_excluded: self.delete_excluded,
+            rules: RuleOptions {
+                filter: self.filter,
+                filter_from: self.filter_from,
+                exclude: self.exclude,
+                exclude_from: self.exclude_from,
+                include: self.include,
+                include_from: self.include_from,
+            },
+            exclude_if_present: self.exclude_if_present,
+            files_from: self.files_from,
+            files_from_raw: self.files_from_raw,
+            min_age: self.min_age,
+            max_age: self.max_age,
+            min_size: self.min_size,
+            max_size: self.max_size,
+            ignore_case: self.ignore_case,
+        }
+    }
+}

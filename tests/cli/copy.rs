@@ -1,0 +1,123 @@
+//! `copy`, `sync`, `move`, `delete`, `check` and `queue` in one process.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use serde_json::json;
+use tempfile::TempDir;
+
+use crate::support::{Ran, command};
+
+struct Room(TempDir);
+
+impl Room {
+    fn new() -> Self {
+        let room = Self(tempfile::tempdir().expect("a directory"));
+        for (path, content) in [("source/a.txt", "one"), ("source/d/b.txt", "two"), ("source/d/c.tmp", "three")] {
+            room.write(path, content);
+        }
+        room
+    }
+
+    fn write(&self, path: &str, content: &str) {
+        let path = self.path(path);
+        fs::create_dir_all(path.parent().expect("a parent")).expect("made");
+        fs::write(path, content).expect("written");
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.0.path().join(name)
+    }
+
+    /// Runs it in the room, so that remotes are relative paths.
+    fn run(&self, arguments: &[&str]) -> Ran {
+        let mut nkcluster = command(env!("CARGO_BIN_EXE_nkcluster"));
+        nkcluster.args(arguments).current_dir(self.0.path());
+        Ran::of(nkcluster, "")
+    }
+}
+
+fn read(path: &Path) -> String {
+    fs::read_to_string(path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
+}
+
+#[test]
+fn a_tree_is_copied_and_people_see_the_numbers() {
+    let room = Room::new();
+    let ran = room.run(&["copy", "source", "destination", "-v"]);
+    assert_eq!(ran.text(), "", "standard output is for what was asked: {ran:?}");
+    assert!(ran.stderr.contains("3 / 3, 100%") && ran.stderr.contains("INFO: d/b.txt"), "{ran:?}");
+    assert_eq!(read(&room.path("destination/d/b.txt")), "two");
+    let again = room.run(&["--json", "copy", "source", "destination"]).json();
+    assert_eq!((&again["end"], &again["stats"]["transfers"], &again["stats"]["checks"]), (&json!("success"), &json!(0), &json!(3)));
+}
+
+#[test]
+fn a_sync_shows_what_it_would_do_and_does_it() {
+    let room = Room::new();
+    room.write("destination/old", "x");
+    let would = room.run(&["sync", "source", "destination", "--dry-run", "--exclude", "*.tmp"]);
+    assert!(would.stderr.contains("would copy a.txt (3 bytes)") && would.stderr.contains("would delete old"), "{would:?}");
+    assert!(!would.stderr.contains("c.tmp") && !room.path("destination/a.txt").exists());
+    room.run(&["sync", "source", "destination", "--exclude", "*.tmp"]).text();
+    assert!(!room.path("destination/old").exists() && !room.path("destination/d/c.tmp").exists());
+    assert_eq!(read(&room.path("destination/a.txt")), "one");
+}
+
+#[test]
+fn a_move_and_a_delete_take_what_the_filters_say() {
+    let room = Room::new();
+    room.run(&["move", "source", "destination", "--include", "*.txt", "--delete-empty-src-dirs"]).text();
+    assert!(!room.path("source/a.txt").exists() && room.path("source/d/c.tmp").exists());
+    assert_eq!(read(&room.path("destination/d/b.txt")), "two");
+    let ran = room.run(&["--json", "delete", "destination", "--include", "b.*"]).json();
+    assert_eq!(ran["stats"]["deletes"], 1);
+    assert!(!room.path("destination/d/b.txt").exists() && room.path("destination/a.txt").exists());
+}
+
+#[test]
+fn a_check_tells_what_differs_and_ends_with_1() {
+    let room = Room::new();
+    room.run(&["copy", "source", "destination"]).text();
+    assert!(room.run(&["check", "source", "destination"]).text().contains("3 files are the same"));
+    room.write("destination/a.txt", "ONE");
+    room.write("destination/new", "x");
+    let ran = room.run(&["check", "source", "destination", "--download"]);
+    assert_eq!(ran.code, Some(1), "{ran:?}");
+    assert!(ran.stdout.contains("* a.txt\n") && ran.stdout.contains("- new\n") && !ran.stdout.contains("b.txt"), "{ran:?}");
+    assert!(ran.stderr.starts_with("error[differences_found]: 2 files differ"), "{ran:?}");
+}
+
+#[test]
+fn failures_have_the_codes_of_rclone() {
+    let room = Room::new();
+    let missing = room.run(&["copy", "no-such", "destination", "--stats", "0"]);
+    assert_eq!(missing.code, Some(3), "{missing:?}");
+    assert!(missing.stderr.contains("error[directory_not_found]: copy failed"), "{missing:?}");
+    room.run(&["copy", "source", "--json"]).fails(2, "invalid_usage");
+    room.run(&["copy", "source", "destination", "--bwlimit", "08:00,512k"]).fails(2, "invalid_usage").naming(&["timetable"]);
+    room.write("destination/x", "x");
+    room.write("destination/y", "x");
+    let limited = room.run(&["sync", "source", "destination", "--max-delete", "1"]);
+    assert_eq!(limited.code, Some(7), "{limited:?}");
+    let unknown = room.run(&["copy", "nothing-configured:bucket", "destination"]);
+    assert_eq!(unknown.code, Some(1), "{unknown:?}");
+    assert!(unknown.stderr.contains("nothing-configured"), "{unknown:?}");
+}
+
+#[test]
+fn a_secret_in_a_remote_is_never_told() {
+    let room = Room::new();
+    let remote = ":s3,provider=Other,endpoint=\"http://127.0.0.1:1\",access_key_id=user,secret_access_key=hunter2:bucket";
+    let ran = room.run(&["copy", "source", remote, "--retries", "1", "--low-level-retries", "1"]);
+    assert_ne!(ran.code, Some(0), "{ran:?}");
+    assert!(!ran.stderr.contains("hunter2") && !ran.stdout.contains("hunter2"), "{ran:?}");
+}
+
+#[test]
+fn an_empty_queue_is_shown() {
+    let room = Room::new();
+    assert!(room.run(&["queue", "--cluster", "work"]).text().contains("no worker has told its status"));
+    let queue = room.run(&["--json", "queue", "--cluster", "work"]).json();
+    assert_eq!((&queue["queue"][0]["name"], &queue["queue"][0]["batches"]), (&json!("pending"), &json!(0)));
+}

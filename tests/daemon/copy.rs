@@ -214,6 +214,64 @@ fn a_run_that_no_worker_takes_ends_with_an_error() {
 }
 
 #[test]
+fn one_command_line_serves_the_controller_and_its_workers() {
+    let room = Room::new();
+    // As in an indexed job: the pods start in any order, and differ in nothing but their number.
+    let pod = |id: &str| {
+        let command = &mut room.controller(&["--cluster-quit-workers", "--cluster-id", id]);
+        Process(command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("it starts"))
+    };
+    let mut pods = ["2", "0", "1"].map(pod);
+    for pod in &mut pods {
+        assert_eq!(wait_for("a pod to end", || pod.has_ended()), 0);
+    }
+    room.is_copied();
+}
+
+#[test]
+fn runs_at_the_same_time_share_workers_and_nothing_else() {
+    let room = Room::new();
+    let _workers = ["w1", "w2"].map(|id| room.worker(id, &[]));
+    let (source, work) = (room.text("source"), room.text("work"));
+    let targets = ["destination", "second"].map(|name| room.text(name));
+    let mut runs = targets.each_ref().map(|target| {
+        let mut command = nkcluster(&["--json", "copy", &source, target, "--cluster", &work, "--cluster-batch-files", "20"]);
+        Process(command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("it starts"))
+    });
+    for run in &mut runs {
+        assert_eq!(wait_for("a run to end", || run.has_ended()), 0);
+    }
+    room.is_copied();
+    assert!(tree(&room.path("source")) == tree(&room.path("second")));
+}
+
+#[test]
+fn a_file_that_cannot_be_copied_fails_the_run() {
+    let room = Room::new();
+    let _worker = room.worker("w1", &[]);
+    // Only the workers will find out: the plan sees a file, and nothing at the destination.
+    fs::create_dir_all(room.path("destination")).expect("made");
+    fs::write(room.path("destination/0"), "a file, where a directory must be").expect("written");
+    let ran = Ran::of(room.controller(&["--retries", "1"]), "");
+    assert!(ran.code.is_some_and(|code| code != 0), "{ran:?}");
+    // What could be copied is there all the same.
+    assert_eq!(fs::read(room.path("destination/1/1")).expect("copied"), vec![1; 4096]);
+    assert_eq!(fs::read(room.path("destination/0")).expect("left"), b"a file, where a directory must be");
+}
+
+#[test]
+fn what_is_kept_of_batches_is_as_asked() {
+    for (cleanup, kept) in [("full", 0), ("completed", 0), ("none", FILES.div_ceil(50))] {
+        let room = Room::new();
+        let _worker = room.worker("w1", &[]);
+        stats(&Ran::of(room.controller(&["--cluster-cleanup", cleanup]), ""));
+        for kind in ["input-ok", "output-ok"] {
+            assert_eq!(names(&room.path("work/queue/finished").join(kind)).len(), kept, "{kind} under {cleanup}");
+        }
+    }
+}
+
+#[test]
 fn workers_of_a_cluster_do_the_work_and_one_that_is_killed_loses_nothing() {
     let room = Room::new();
     let nodes = room.path("nodes");

@@ -20,8 +20,6 @@ mod walk;
 
 #[cfg(test)]
 pub(crate) use self::item::Tag;
-#[cfg(test)]
-pub(crate) use self::item::Tag;
 pub(crate) use self::item::{Item, ItemKind};
 pub(crate) use self::names::ForeignForms;
 pub(crate) use self::retry::retried;

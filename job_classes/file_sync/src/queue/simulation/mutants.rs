@@ -17,7 +17,7 @@ const FAULTS: [Fault; 9] = [
 
 const SEEDS: u64 = 60;
 /// Within so many stories a fault must be found.
-const SEEDS_FOR_A_FAULT: u64 = 600;
+const SEEDS_FOR_A_FAULT: u64 = 300;
 
 /// One story.
 async fn story(seed: u64) -> Result<(), String> {
@@ -28,7 +28,8 @@ async fn story(seed: u64) -> Result<(), String> {
     match random() % 8 {
         0 => desert(world).await,
         1 => two_controllers(world).await,
-        2 | 3 => disturbed(world, true).await,
+        2 => disturbed(world, true).await,
+        3..=5 => late(world).await,
         _ => disturbed(world, false).await,
     }
 }
@@ -97,6 +98,25 @@ async fn disturbed(mut world: World, kills_controllers: bool) -> Result<(), Stri
     // Who comes late has its time now.
     tokio::time::sleep(Duration::from_secs(30)).await;
     world.check_end(&end, was_resumed)
+}
+
+/// Workers sleep for as long as makes them lose a batch, and wake up while another is at it.
+async fn late(mut world: World) -> Result<(), String> {
+    (world.files, world.options.batch_files) = (160, 80);
+    let handle = world.start_controller(RunStart::New).await;
+    world.plan(&handle).await;
+    for _ in 0..3 {
+        tokio::time::sleep(Duration::from_millis(300 + random() % 2_500)).await;
+        // Whoever wakes up soon after its batch was offered again has the most time to do harm.
+        let sleepers: Vec<_> = world.workers.values().take(1 + (random() % 2) as usize).map(|node| Arc::clone(&node.client)).collect();
+        sleepers.iter().for_each(|client| client.sleep(true));
+        tokio::time::sleep(Duration::from_millis(10_000 + random() % 5_000)).await;
+        sleepers.iter().for_each(|client| client.sleep(false));
+        world.check_effects()?;
+    }
+    let end = end_of(handle, QUIET).await?;
+    tokio::time::sleep(Duration::from_secs(30)).await;
+    world.check_end(&end, false)
 }
 
 /// All workers die: the run ends all the same, and says so.

@@ -1,6 +1,7 @@
 //! Object stores: a real S3 server in this process, one that ignores conditions, and rclone's where it is installed.
 
 mod faults;
+mod runs;
 mod server;
 mod storage;
 mod transfers;

@@ -21,7 +21,7 @@ use crate::harness::{
 };
 use crate::raw::{dial, party};
 
-/// Control nodes `c1` to `c3`, each with the addresses of the first two.
+/// Control nodes `c1` to `c3`, each with the addresses of those before it.
 struct Three {
     net: MemoryNet,
     dir: tempfile::TempDir,
@@ -51,7 +51,9 @@ impl Three {
 
     async fn control(&self, name: &str) -> NodeHandle {
         let mut config = control_config(&self.dir, name, &format!("nkcluster://{name};transport=memory"));
-        config.cluster_addr = vec![uri("nkcluster://c1;transport=memory"), uri("nkcluster://c2;transport=memory")];
+        // Those that are there: an address where nobody answered is dialled again later, and the second link of a pair may take the place of the first.
+        let there = self.nodes.iter().map(|node| node.node_id().as_str());
+        config.cluster_addr = there.chain([name]).map(|name| uri(&format!("nkcluster://{name};transport=memory"))).collect();
         config.drain_timeout = Duration::from_secs(20);
         Node::start_in(&self.net, config, self.probe.classes()).await.expect("starts")
     }

@@ -281,7 +281,9 @@ fn workers_of_a_cluster_do_the_work_and_one_that_is_killed_loses_nothing() {
     let worker = |id: &str| {
         let addr = control.uri();
         let arguments = ["--worker", "--node-id", id, "--cluster-addr", &addr, "--meta", "storage"];
-        Daemon::start_with(&nodes.join(id), &arguments, |command| drop(command.env("NKCLUSTER_GRANTS", "file_sync")))
+        Daemon::start_with(&nodes.join(id), &arguments, |command| {
+            command.env("NKCLUSTER_GRANTS", "file_sync");
+        })
     };
     let (first, _second) = (worker("w1"), worker("w2"));
     // It matches too, and is passed over, as it may not touch the machine.

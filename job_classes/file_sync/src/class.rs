@@ -5,7 +5,7 @@
 //! | task | `{"run":{"kind":"copy","source":"/a","destination":"/b"}}` | events, see [`Event`]; the last one is `ended` |
 //! | task | `{"batch":{"attempt":…,"batch":{…}}}` | none; whoever started it waits for its end by a request |
 //! | request | `{"wait":{"attempt":…,"millis":500}}` | `{"running":…}`, `{"ended":…}` or `"unknown"` |
-//! | command | `"progress"`, `"pause"`, `"resume"`, `"cancel"`, `{"set_bandwidth":"10M"}` | numbers, see [`Snapshot`] |
+//! | command | `"progress"`, `"pause"`, `"resume"`, `"cancel"`, `"abandon"`, `{"set_bandwidth":"10M"}` | numbers, see [`Snapshot`] |
 //!
 //! It reads and writes wherever the operations say, so a worker needs the class in its `grants`.
 
@@ -112,8 +112,10 @@ pub enum Command {
     Pause,
     /// Go on.
     Resume,
-    /// End soon.
+    /// End soon: what has begun is finished.
     Cancel,
+    /// End now: what has begun has no effect any more.
+    Abandon,
     /// Bytes per second, such as `10M`; `off` is no limit.
     SetBandwidth(String),
 }
@@ -185,14 +187,21 @@ impl FileSync {
         let read = serde_json::to_vec(batch)
             .map_err(|error| error.to_string())
             .and_then(|bytes| Batch::from_json(&bytes).map_err(|error| error.to_string()));
+        if self.find(attempt).is_some() {
+            return Err(Error::new(
+                ErrorCode::AlreadyStarted,
+                format!("this worker has, or had, the batch {attempt}; it is not carried out twice"),
+            ));
+        }
         let batch = read.map_err(|why| Error::new(ErrorCode::InvalidPayload, format!("the batch {attempt} cannot be read: {why}")))?;
         let held =
             Arc::new(HeldBatch { work: Arc::new(Work::new(attempt, batch)), given_back: Mutex::default(), end: watch::Sender::new(None) });
         self.hold(held.clone());
         let (executor, task) = (self.executor.clone(), BatchTask { held: held.clone(), executor: self.executor.clone() });
+        // Also if the task is killed, before it has begun even.
+        let ends = Ends(held.clone());
         let future = async move {
-            // Also if the task is killed.
-            let _ends = Ends(held.clone());
+            let _ends = ends;
             executor.execute(held.work.clone()).await;
             Ok(())
         };
@@ -200,6 +209,13 @@ impl FileSync {
     }
 
     fn start_run(&self, ctx: TaskContext<Self>, order: Order) -> Result<Started<Self>> {
+        let options = order.options().map_err(|error| Error::new(ErrorCode::InvalidPayload, error.to_string()))?;
+        if options.filter.reads_standard_input() {
+            return Err(Error::new(
+                ErrorCode::InvalidPayload,
+                "`-` as a file of filters is the standard input, which a worker does not have",
+            ));
+        }
         let control = Control::default();
         let (task, remotes) = (SyncTask::Run(control.clone()), self.remotes.clone());
         let future = async move {
@@ -235,6 +251,9 @@ struct Ends(Arc<HeldBatch>);
 impl Drop for Ends {
     fn drop(&mut self) {
         let held = &self.0;
+        // Nothing is given back between this and the result.
+        let mut given_back = lock(&held.given_back);
+        let rest = std::mem::take(&mut *given_back);
         let (mut done, mut failures) = (0, Vec::new());
         match held.work.result() {
             BatchResult::Inputs(results) => {
@@ -247,7 +266,6 @@ impl Drop for Ends {
             }
             BatchResult::Failed(failure) => failures.push(failure),
         }
-        let rest = std::mem::take(&mut *lock(&held.given_back));
         held.end.send_replace(Some(BatchEnd { done, failures, rest, stats: held.stats() }));
     }
 }
@@ -268,10 +286,12 @@ impl HeldBatch {
 
     /// Takes out of the batch what nobody has begun.
     fn give_back(&self) {
+        // Held over the whole, so that an end meanwhile counts them either here or there.
+        let mut given_back = lock(&self.given_back);
         let cut = self.work.cut(true);
         let (_, given) = self.work.parts(&cut);
         self.work.gave(&cut, self.work.width());
-        lock(&self.given_back).extend(given);
+        given_back.extend(given);
     }
 }
 
@@ -326,15 +346,16 @@ impl TaskClass for FileSync {
                 Command::Progress => {}
                 Command::Pause => control.gate().close(),
                 Command::Resume => control.gate().open(),
-                Command::Cancel => control.cancel(),
+                Command::Cancel | Command::Abandon => control.cancel(),
                 Command::SetBandwidth(_) => control.set_bandwidth(rate.flatten()),
             },
             SyncTask::Batch(batch) => match command {
                 Command::Progress => {}
-                // All batches of a worker share its places.
-                Command::Pause => batch.executor.gate().close(),
-                Command::Resume => batch.executor.gate().open(),
+                Command::Pause => batch.held.work.gate().close(),
+                Command::Resume => batch.held.work.gate().open(),
                 Command::Cancel => batch.held.give_back(),
+                Command::Abandon => batch.held.work.abandon(),
+                // It holds for all batches of the worker.
                 Command::SetBandwidth(_) => batch.executor.set_bandwidth(rate.flatten()),
             },
         }

@@ -19,7 +19,6 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use crate::engine::{Cancel, Engine, EngineOptions, OperationError};
 use crate::fence::{ClaimError, Fence};
-use crate::gate::Gate;
 use crate::operation::Operation;
 use crate::options::{Options, OptionsJson};
 use crate::queue::{Execute, Failure, Taken, Work};
@@ -51,7 +50,6 @@ struct Inner {
     engines: Mutex<VecDeque<(Map<String, Value>, Engine)>>,
     /// Set here, so that batches have no say; the inner none is no limit.
     bandwidth: Mutex<Option<Option<u64>>>,
-    gate: Gate,
 }
 
 impl std::fmt::Debug for Executor {
@@ -71,14 +69,8 @@ impl Executor {
             places: Arc::new(Semaphore::new(transfers)),
             engines: Mutex::default(),
             bandwidth: Mutex::default(),
-            gate: Gate::default(),
         };
         Self { inner: Arc::new(inner) }
-    }
-
-    /// Lets the work rest.
-    pub fn gate(&self) -> &Gate {
-        &self.inner.gate
     }
 
     /// Limits the bytes per second, whatever batches say.
@@ -184,7 +176,7 @@ impl Carrying {
     async fn place(&self) -> OwnedSemaphorePermit {
         let inner = &self.executor.inner;
         let place = inner.places.clone().acquire_owned().await.expect("the places are never closed");
-        inner.gate.passed().await;
+        self.work.gate().passed().await;
         place
     }
 
@@ -206,7 +198,11 @@ impl Carrying {
         let results = self.engine.execute_all(operations, &self.fence, &self.stats, &self.cancel).await;
         drop(place);
         for (taken, result) in piece.into_iter().zip(results) {
-            let result = result.map(drop).map_err(|error: OperationError| Failure::of(&taken.operation, error.to_string()));
+            let failure = |error: OperationError| {
+                let failure = Failure::of(&taken.operation, error.to_string());
+                if error.kind.is_retryable() { failure } else { failure.as_final() }
+            };
+            let result = result.map(drop).map_err(failure);
             self.work.report(taken, result);
         }
     }

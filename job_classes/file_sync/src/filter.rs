@@ -107,6 +107,15 @@ struct Listed {
     directories: HashSet<Box<str>>,
 }
 
+impl FilterOptions {
+    /// Whether any of its lists comes from the standard input.
+    pub fn reads_standard_input(&self) -> bool {
+        let rules = &self.rules;
+        let lists = [&rules.filter_from, &rules.exclude_from, &rules.include_from, &self.files_from, &self.files_from_raw];
+        lists.iter().any(|list| list.iter().any(|file| file == "-"))
+    }
+}
+
 impl Default for Filter {
     fn default() -> Self {
         Self::everything()

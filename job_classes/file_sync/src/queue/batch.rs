@@ -18,6 +18,8 @@ pub const INPUTS_MAX: usize = 1 << 20;
 const MESSAGE_CHARS_MAX: usize = 2_000;
 /// What rclone answers for an input that failed without a status of its own.
 pub const STATUS_FAILED: u16 = 500;
+/// Status of an input that fails again whenever it is tried.
+pub const STATUS_FINAL: u16 = 422;
 
 /// Why the content of a file is not what its name says.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -154,6 +156,17 @@ impl Failure {
         let path = input.as_object_mut().and_then(|input| input.remove("_path"));
         let path = path.and_then(|path| path.as_str().map(str::to_owned)).unwrap_or_default();
         Self { error: shortened(&error.into(), MESSAGE_CHARS_MAX), status: STATUS_FAILED, input, path }
+    }
+
+    /// The same, told to be of a kind that another try does not mend.
+    #[must_use]
+    pub fn as_final(self) -> Self {
+        Self { status: STATUS_FINAL, ..self }
+    }
+
+    /// Whether another try may succeed; of what rclone tells it is always thought so.
+    pub fn is_retryable(&self) -> bool {
+        self.status != STATUS_FINAL
     }
 
     /// The failure of a whole batch.

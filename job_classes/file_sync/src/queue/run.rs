@@ -5,7 +5,7 @@ mod survey;
 mod terms;
 
 use std::collections::{BTreeMap, HashSet};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use futures_util::StreamExt;
@@ -59,24 +59,29 @@ pub struct RunHandle {
     cancel: watch::Sender<bool>,
     wake: Arc<Notify>,
     end: JoinHandle<RunEnd>,
-    queued: Arc<HashSet<u128>>,
+    /// What a resumed run has in batches; once these are settled, planned again it is new work.
+    queued: Mutex<HashSet<u128>>,
 }
 
 impl RunHandle {
     /// Adds an operation to the plan; waits while too much is in flight. One that a resumed run has in a batch already is left out. False if the run is over.
     pub async fn add(&self, operation: Operation) -> bool {
-        self.queued.contains(&key_of(&operation)) || self.operations.send(Planned::Operation(operation)).await.is_ok()
+        self.is_queued(&operation) || self.operations.send(Planned::Operation(operation)).await.is_ok()
     }
 
     /// Resolves when everything that was added is done, and what a resumed run had before; batches that are not full yet are offered for it. False if the run is over.
     pub async fn settle(&self) -> bool {
         let (done, is_done) = oneshot::channel();
-        self.operations.send(Planned::Settle(done)).await.is_ok() && is_done.await.is_ok()
+        let settled = self.operations.send(Planned::Settle(done)).await.is_ok() && is_done.await.is_ok();
+        if settled {
+            self.queued.lock().unwrap_or_else(PoisonError::into_inner).clear();
+        }
+        settled
     }
 
     /// Whether a resumed run had this operation in a batch already.
     pub fn is_queued(&self, operation: &Operation) -> bool {
-        self.queued.contains(&key_of(operation))
+        self.queued.lock().unwrap_or_else(PoisonError::into_inner).contains(&key_of(operation))
     }
 
     /// Something happened in the queue: look at once. Calls it as often as you like.
@@ -179,7 +184,7 @@ pub async fn start_run(
         pacing,
     };
     let end = tokio::spawn(desk.run(planned, cancelled, Arc::clone(&wake)));
-    Ok(RunHandle { operations, cancel, wake, end, queued: Arc::new(queued) })
+    Ok(RunHandle { operations, cancel, wake, end, queued: Mutex::new(queued) })
 }
 
 /// Reads what an earlier controller left; returns the next number of a batch, and which operations are in one.

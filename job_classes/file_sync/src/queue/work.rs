@@ -11,6 +11,7 @@ use serde_json::{Map, Value};
 use tokio::sync::watch;
 
 use crate::attempt::Attempt;
+use crate::gate::Gate;
 use crate::operation::Operation;
 use crate::queue::batch::{Batch, BatchResult, Failure};
 
@@ -36,6 +37,7 @@ pub struct Work {
     config: Map<String, Value>,
     filter: Map<String, Value>,
     inputs: Vec<Operation>,
+    gate: Gate,
     inner: Mutex<Inner>,
     abandoned: watch::Sender<bool>,
 }
@@ -75,7 +77,12 @@ impl Work {
         let Batch { config, filter, inputs, note } = batch;
         let (waiting, outcomes) = ((0..inputs.len()).collect(), vec![Outcome::Open; inputs.len()]);
         let inner = Mutex::new(Inner { waiting, outcomes, width: note.width, progress: Value::Null });
-        Self { attempt, config, filter, inputs, inner, abandoned: watch::Sender::new(false) }
+        Self { attempt, config, filter, inputs, inner, gate: Gate::default(), abandoned: watch::Sender::new(false) }
+    }
+
+    /// Lets it rest: nothing more of it is begun. What is given away, or taken from the worker, rests no longer.
+    pub fn gate(&self) -> &Gate {
+        &self.gate
     }
 
     /// Which attempt it is, for fencing its effects. A job of rclone has one too, made up when it was claimed.
@@ -129,6 +136,7 @@ impl Work {
 
     pub(crate) fn abandon(&self) {
         self.lock().waiting.clear();
+        self.gate.open();
         self.abandoned.send_replace(true);
     }
 
@@ -148,6 +156,9 @@ impl Work {
     /// Takes the last inputs out, half of those that wait or all; nobody can take them from now on.
     pub(crate) fn cut(&self, all: bool) -> Cut {
         let mut inner = self.lock();
+        if all {
+            self.gate.open();
+        }
         let kept = if all { 0 } else { inner.waiting.len().div_ceil(2) };
         Cut(inner.waiting.split_off(kept).into())
     }

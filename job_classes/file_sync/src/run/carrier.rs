@@ -121,28 +121,21 @@ impl Carrier {
         }
     }
 
-    /// Everything that was sent is done.
-    pub(crate) async fn settle(&mut self, heard: &mut impl FnMut(Outcome)) -> Result<(), String> {
-        let (done, mut is_done) = oneshot::channel();
+    /// Asks that everything which was sent be done; the answer comes when it is. Outcomes are to be heard meanwhile, and those that are left afterwards.
+    pub(crate) async fn begin_settling(&mut self, heard: &mut impl FnMut(Outcome)) -> Result<oneshot::Receiver<()>, String> {
+        let (done, is_done) = oneshot::channel();
         self.send(Sent::Settle(done), heard).await?;
-        loop {
-            tokio::select! {
-                // What was told before is heard before.
-                biased;
-                outcome = self.outcomes.recv() => match outcome {
-                    Some(outcome) => heard(outcome),
-                    None => return Err(self.ended().await),
-                },
-                settled = &mut is_done => match settled {
-                    Ok(()) => break,
-                    Err(_) => return Err(self.ended().await),
-                },
-            }
-        }
-        while let Ok(outcome) = self.outcomes.try_recv() {
-            heard(outcome);
-        }
-        Ok(())
+        Ok(is_done)
+    }
+
+    /// An outcome that is there already.
+    pub(crate) fn left(&mut self) -> Option<Outcome> {
+        self.outcomes.try_recv().ok()
+    }
+
+    /// Why it has given no answer.
+    pub(crate) async fn given_up(&mut self) -> String {
+        self.ended().await
     }
 
     /// No more follows; resolves when the carrier has put everything away.

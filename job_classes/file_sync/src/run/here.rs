@@ -55,7 +55,11 @@ pub(super) async fn carry(mut sink: Sink, engine: Engine, transfers: usize, cont
         }
         if !piece.is_empty() {
             let place = places.clone().acquire_owned().await.expect("the places are never closed");
-            work.control.gate().passed().await;
+            tokio::select! {
+                () = work.control.gate().passed() => {}
+                // The engine begins nothing that is cancelled, and says so of each.
+                () = work.control.cancelling().cancelled() => {}
+            }
             let (work, operations, teller) = (work.clone(), std::mem::take(&mut piece), sink.teller());
             bytes = 0;
             running.spawn(async move {

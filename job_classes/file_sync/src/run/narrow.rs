@@ -9,18 +9,25 @@ use futures_util::stream::{self, BoxStream, StreamExt as _};
 
 use crate::entry::Entry;
 use crate::path::EntryPath;
-use crate::storage::{Abilities, Condition, Content, Storage, StorageError, WriteOptions, Writer};
+use crate::storage::{Abilities, Condition, Content, ErrorKind, Storage, StorageError, WriteOptions, Writer};
 
 /// The view; everything but listings passes through.
 pub(super) struct OneFile {
     storage: Arc<dyn Storage>,
     file: EntryPath,
+    /// Without it the root does not exist: a source that is gone is no empty tree.
+    is_required: bool,
 }
 
 impl OneFile {
-    /// Sees nothing but `file`, which lies directly in the root.
-    pub(super) fn new(storage: Arc<dyn Storage>, file: EntryPath) -> Arc<Self> {
-        Arc::new(Self { storage, file })
+    /// Sees nothing but `file`, which lies directly in the root and must be there.
+    pub(super) fn source(storage: Arc<dyn Storage>, file: EntryPath) -> Arc<Self> {
+        Arc::new(Self { storage, file, is_required: true })
+    }
+
+    /// Sees nothing but `file`, if it is there.
+    pub(super) fn destination(storage: Arc<dyn Storage>, file: EntryPath) -> Arc<Self> {
+        Arc::new(Self { storage, file, is_required: false })
     }
 }
 
@@ -33,8 +40,14 @@ impl Storage for OneFile {
         if !directory.is_root() {
             return stream::empty().boxed();
         }
-        let found = self.storage.stat(&self.file);
-        stream::once(found).filter_map(async |found| found.transpose()).boxed()
+        let (found, file, is_required) = (self.storage.stat(&self.file), self.file.clone(), self.is_required);
+        let told = async move {
+            match found.await {
+                Ok(None) if is_required => Some(Err(StorageError::new(ErrorKind::NotFound, format!("{file}: there is no such file")))),
+                found => found.transpose(),
+            }
+        };
+        stream::once(told).filter_map(std::future::ready).boxed()
     }
 
     fn stat(&self, path: &EntryPath) -> BoxFuture<'static, Result<Option<Entry>, StorageError>> {

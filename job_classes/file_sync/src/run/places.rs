@@ -3,6 +3,8 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use futures_util::StreamExt as _;
+
 use super::narrow::OneFile;
 use super::order::Order;
 use super::tries::End;
@@ -12,6 +14,7 @@ use crate::options::Options;
 use crate::path::EntryPath;
 use crate::plan::{Location, Relation, Root, Task, relation};
 use crate::remote::{Remote, RemoteSpec, Remotes};
+use crate::storage::{ErrorKind, Storage};
 
 /// The trees of a run.
 pub(super) struct Places {
@@ -49,7 +52,15 @@ impl Places {
         place.excluded.extend(within(excluded.as_deref(), &destination));
         place.excluded.extend(within(backup.as_deref(), &destination));
         let source = match order.kind {
-            Task::Delete => None,
+            Task::Delete => {
+                let (target, file) = Self::source(&order.destination, remotes).await?;
+                if let Some(file) = file {
+                    place.fs = target.portable();
+                    place.storage = OneFile::source(target.storage().clone(), file);
+                }
+                exists(&*place.storage).await?;
+                None
+            }
             _ => {
                 let text = viewed(&order.source, options)?;
                 let (source, file) = Self::source(&text, remotes).await?;
@@ -58,8 +69,8 @@ impl Places {
                 let mut from_place = Root { fs: source.portable(), storage: source.storage().clone(), excluded: Vec::new() };
                 match file {
                     Some(file) => {
-                        from_place.storage = OneFile::new(from_place.storage, file.clone());
-                        place.storage = OneFile::new(place.storage, file);
+                        from_place.storage = OneFile::source(from_place.storage, file.clone());
+                        place.storage = OneFile::destination(place.storage, file);
                         if relation(&from, &to) == Relation::Same {
                             return Err(Refused::failed("source and destination are the same file"));
                         }
@@ -69,6 +80,7 @@ impl Places {
                     }
                 }
                 from_place.excluded.extend(within(excluded.as_deref(), &source));
+                exists(&*from_place.storage).await?;
                 Some(from_place)
             }
         };
@@ -95,6 +107,15 @@ impl Places {
         changed.extend(self.backup_fs.clone());
         changed.dedup();
         changed
+    }
+}
+
+/// Refuses what does not exist before anything is made or tried again.
+async fn exists(storage: &dyn Storage) -> Result<(), Refused> {
+    match storage.list(&EntryPath::root()).next().await {
+        Some(Err(error)) if error.kind == ErrorKind::NotFound => Err(Refused { end: End::SourceMissing, what: error.what }),
+        // Whatever else is wrong, its listing will say.
+        _ => Ok(()),
     }
 }
 

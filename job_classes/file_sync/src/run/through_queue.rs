@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use futures_util::FutureExt as _;
 use futures_util::future::BoxFuture;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 
 use super::carrier::{Failed, Outcome, Sent, Sink, carrier};
 use super::control::Control;
@@ -52,7 +52,15 @@ impl Way for Queue {
 impl Queue {
     async fn begin(&self, journey: Journey<'_>) -> Result<Carrying, String> {
         let Journey { options, remotes, control, changed, firm, told } = journey;
-        for text in &changed {
+        let effects = Arc::new(Effects { remotes: remotes.clone(), changed, firm });
+        let (events, heard) = mpsc::unbounded_channel();
+        // Results of batches, and one list of workers for each look: who hears them has little to do.
+        let tell = events.clone();
+        let listener = Arc::new(move |event| drop(tell.send(Heard::Event(event))));
+        let started = start_run(self.store.clone(), effects.clone(), self.run, self.start, self.run_options(options), listener).await;
+        let handle = started.map_err(|error| error.to_string())?;
+        // Only now is it known that the run may go on, and nothing is offered yet. A handle that is dropped cancels it.
+        for text in &effects.changed {
             let remote = remotes.open(text).map_err(|error| error.to_string())?;
             let strength = fence::prepare(&remote, self.run).await.map_err(|error| error.to_string())?;
             if strength < firm {
@@ -62,14 +70,10 @@ impl Queue {
                 let _ = told.send(Told::Notice(what)).await;
             }
         }
-        let effects = Arc::new(Effects { remotes: remotes.clone(), changed, firm });
-        let (events, heard) = mpsc::unbounded_channel();
-        // Results of batches, and one list of workers for each look: who hears them has little to do.
-        let listener = Arc::new(move |event| drop(events.send(event)));
-        let started = start_run(self.store.clone(), effects.clone(), self.run, self.start, self.run_options(options), listener).await;
-        let handle = started.map_err(|error| error.to_string())?;
         let (control, run) = (control.clone(), self.run);
-        Ok(Carrying(carrier(move |sink| carry(sink, handle, heard, Ears { control, told, deletes: Arc::default() }, effects, run))))
+        Ok(Carrying(carrier(move |sink| {
+            carry(sink, handle, (events, heard), Ears { control, told, deletes: Arc::default() }, effects, run)
+        })))
     }
 
     fn run_options(&self, options: &options::Options) -> RunOptions {
@@ -116,10 +120,17 @@ impl Fence for Effects {
     }
 }
 
+/// What comes from the run, in its order.
+enum Heard {
+    Event(RunEvent),
+    /// Everything before is done, and every event of it stands before this.
+    Settled(oneshot::Sender<()>),
+}
+
 async fn carry(
     mut sink: Sink,
     handle: RunHandle,
-    mut events: mpsc::UnboundedReceiver<RunEvent>,
+    (behind, mut events): (mpsc::UnboundedSender<Heard>, mpsc::UnboundedReceiver<Heard>),
     mut ears: Ears,
     effects: Arc<Effects>,
     run: RunId,
@@ -139,8 +150,8 @@ async fn carry(
                 Sent::Settle(waiting) => {
                     let settled = handle.settle().await;
                     if settled {
-                        // Whoever does not wait any more need not know.
-                        let _ = waiting.send(());
+                        // Behind every result that came before: whoever waits must have heard them.
+                        let _ = behind.send(Heard::Settled(waiting));
                     }
                     settled
                 }
@@ -157,7 +168,7 @@ async fn carry(
         tokio::select! {
             // What happened before is heard before.
             biased;
-            Some(event) = events.recv() => ears.hear(event, &teller).await,
+            Some(heard) = events.recv() => ears.take(heard, &teller).await,
             () = cancelling.cancelled(), if !is_cancelled => {
                 is_cancelled = true;
                 cancel.send_replace(true);
@@ -165,8 +176,8 @@ async fn carry(
             end = &mut planning => break end,
         }
     };
-    while let Ok(event) = events.try_recv() {
-        ears.hear(event, &teller).await;
+    while let Ok(heard) = events.try_recv() {
+        ears.take(heard, &teller).await;
     }
     if let Some(error) = end.error {
         return Err(error.to_string());
@@ -199,13 +210,21 @@ struct Ears {
 }
 
 impl Ears {
+    async fn take(&mut self, heard: Heard, teller: &mpsc::Sender<Outcome>) {
+        match heard {
+            Heard::Event(event) => self.hear(event, teller).await,
+            // Whoever does not wait any more need not know.
+            Heard::Settled(waiting) => drop(waiting.send(())),
+        }
+    }
+
     async fn hear(&mut self, event: RunEvent, teller: &mpsc::Sender<Outcome>) {
         let notice = match event {
             RunEvent::Counted { job, worker, totals, failures } => {
                 self.count(worker.as_ref().map(|worker| worker.to_string()), &totals, &failures);
                 for failure in failures {
                     let path = if failure.file().is_empty() { job.to_string() } else { failure.file().to_owned() };
-                    let failure = Some(Failed { error: failure.error, is_retryable: true });
+                    let failure = Some(Failed { is_retryable: failure.is_retryable(), error: failure.error });
                     // The run hears until it is over.
                     let _ = teller.send(Outcome { path, failure }).await;
                 }
@@ -233,7 +252,7 @@ impl Ears {
     fn count(&mut self, worker: Option<String>, totals: &Totals, failures: &[Failure]) {
         let stats = self.control.stats();
         for failure in failures {
-            stats.error(&failure.error, true);
+            stats.error(&failure.error, failure.is_retryable());
         }
         let done = totals.files.saturating_sub(totals.files_failed);
         let deleted = if totals.bytes == 0 { done.min(self.deletes.load(Ordering::Relaxed)) } else { 0 };

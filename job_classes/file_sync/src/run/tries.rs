@@ -217,11 +217,19 @@ impl<'a> Run<'a> {
                 () = self.control.cancelling().cancelled() => break,
             }
         }
-        let failures = last.unwrap_or_default();
-        if let Some(carrier) = carrier
-            && let Err(why) = carrier.finish(&mut |_| ()).await
-        {
-            return self.fatal(why).await;
+        let mut failures = last.unwrap_or_default();
+        if let Some(carrier) = carrier {
+            let mut late = Vec::new();
+            let finished = carrier.finish(&mut |outcome| late.push(outcome)).await;
+            for Outcome { path, failure } in late {
+                if let Some(failed) = failure {
+                    failures.add(&path, &failed.error, failed.is_retryable);
+                    let _ = self.told.send(Told::Failed { path, error: failed.error }).await;
+                }
+            }
+            if let Err(why) = finished {
+                return self.fatal(why).await;
+            }
         }
         Ended { end: failures.end(self.control), errors: failures.errors }
     }
@@ -247,6 +255,14 @@ struct Failures {
 }
 
 impl Failures {
+    fn add(&mut self, path: &str, error: &str, is_retryable: bool) {
+        self.count += 1;
+        self.is_retryable |= is_retryable;
+        if self.errors.len() < ERRORS_KEPT_MAX {
+            self.errors.push(if path.is_empty() { error.to_owned() } else { format!("{path}: {error}") });
+        }
+    }
+
     fn end(&self, control: &Control) -> End {
         match () {
             () if control.cancelling().is_cancelled() => End::Cancelled,
@@ -389,11 +405,24 @@ impl<'a> Try<'a> {
     /// Everything before is done when this returns.
     async fn settle(&mut self, carrier: &mut Carrier, planner: &Planner) -> Result<(), String> {
         let (cancelling, is_remote) = (self.run.control.cancelling().clone(), self.run.way.is_remote());
-        let mut hear = |outcome| self.hear(outcome);
-        tokio::select! {
-            settled = carrier.settle(&mut hear) => settled?,
-            // What is under way is given up when the carrier is.
-            () = cancelling.cancelled(), if is_remote => {}
+        let mut is_settled = carrier.begin_settling(&mut |outcome| self.hear(outcome)).await?;
+        loop {
+            // It may take hours: what fails is told as it does.
+            self.tell(planner).await;
+            tokio::select! {
+                // What was told before is heard before.
+                biased;
+                outcome = carrier.outcome() => self.hear(outcome?),
+                settled = &mut is_settled => match settled {
+                    Ok(()) => break,
+                    Err(_) => return Err(carrier.given_up().await),
+                },
+                // What is under way is given up when the carrier is.
+                () = cancelling.cancelled(), if is_remote => break,
+            }
+        }
+        while let Some(outcome) = carrier.left() {
+            self.hear(outcome);
         }
         while let Some(done) = self.chores.join_next().await {
             self.chore_joined(done);
@@ -434,11 +463,7 @@ impl<'a> Try<'a> {
     }
 
     fn fail(&mut self, path: String, error: String, is_retryable: bool) {
-        self.failures.count += 1;
-        self.failures.is_retryable |= is_retryable;
-        if self.failures.errors.len() < ERRORS_KEPT_MAX {
-            self.failures.errors.push(if path.is_empty() { error.clone() } else { format!("{path}: {error}") });
-        }
+        self.failures.add(&path, &error, is_retryable);
         self.untold.push(Told::Failed { path, error });
     }
 

@@ -10,12 +10,12 @@
 //! id of the task is that of the attempt, and a worker starts it once.
 
 use std::collections::{BTreeMap, VecDeque};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use futures_util::FutureExt as _;
 use futures_util::future::BoxFuture;
-use nkcluster::cluster::{CallOptions, Cluster, Retry};
+use nkcluster::cluster::{CallOptions, Cluster, NodesReply, Retry};
 use nkcluster::job::{JobClass as _, TypedCalls as _};
 use nkcluster::types::{NodeId, NodeStatus, Selector, TaskId};
 use nkcluster::{Error, ErrorCode};
@@ -28,7 +28,7 @@ use super::control::Control;
 use super::tries::{Carrying, Journey, Told, Way};
 use crate::attempt::{Attempt, RunId};
 use crate::class::{BatchEnd, Command, FileSync, Reply, Request, Spec};
-use crate::fence;
+use crate::fence::{self, FenceStrength};
 use crate::operation::Operation;
 use crate::options::{Audience, OptionsJson};
 use crate::queue::{Batch, BatchNote, Failure};
@@ -51,6 +51,12 @@ const CALL_TIMEOUT: Duration = Duration::from_secs(10);
 const WAIT: Duration = Duration::from_millis(500);
 /// Silence of a worker that has a batch, after which the batch is taken from it.
 const SILENCE: Duration = Duration::from_secs(15);
+/// How long a worker may take to hear that nothing of a batch is wanted any more.
+const ABANDON_TIMEOUT: Duration = Duration::from_secs(2);
+/// The longest that one operation of a worker whose effects cannot be fenced may take.
+const LONGEST_OPERATION: Duration = Duration::from_secs(300);
+/// Times that the effects of a lost attempt are tried to be fenced before its batch has failed.
+const FENCE_TRIES_MAX: u32 = 20;
 /// Pause before a worker that refused is asked again.
 const REFUSED_PAUSE: Duration = Duration::from_secs(1);
 /// How often the cluster is asked who is there.
@@ -78,7 +84,11 @@ impl Way for Workers {
             let run = RunId::from_random(rand::random());
             for text in &journey.changed {
                 let remote = journey.remotes.open(text).map_err(|error| error.to_string())?;
-                fence::prepare(&remote, run).await.map_err(|error| error.to_string())?;
+                let strength = fence::prepare(&remote, run).await.map_err(|error| error.to_string())?;
+                if strength < journey.firm {
+                    let what = format!("{remote} cannot refuse what a worker that was given up still does; its batches are offered again only after {LONGEST_OPERATION:?}");
+                    let _ = journey.told.send(Told::Notice(what)).await;
+                }
             }
             let patience = self.patience.or(journey.options.no_worker_timeout.duration()).unwrap_or(Duration::MAX);
             let dispatcher = Dispatcher {
@@ -95,6 +105,11 @@ impl Way for Workers {
                 told: journey.told.clone(),
                 workers: BTreeMap::new(),
                 waiting: VecDeque::new(),
+                resting: Vec::new(),
+                firm: journey.firm,
+                held: Arc::default(),
+                looks: JoinSet::new(),
+                refused: None,
                 settling: None,
                 collected: Vec::new(),
                 collected_bytes: 0,
@@ -113,6 +128,8 @@ impl Way for Workers {
 struct Parcel {
     attempt: Attempt,
     inputs: Arc<[Operation]>,
+    /// Its attempt was lost, and could not be fenced yet: so often it was tried.
+    unfenced: u32,
 }
 
 /// What became of a parcel at a worker.
@@ -150,9 +167,17 @@ struct Dispatcher {
     workers: BTreeMap<NodeId, WorkerState>,
     waiting: VecDeque<Parcel>,
     settling: Option<oneshot::Sender<()>>,
+    /// Parcels that wait for a time: until what a lost worker may still do is over, or until their attempt can be fenced.
+    resting: Vec<(Instant, Parcel)>,
     collected: Vec<Operation>,
     collected_bytes: u64,
     next_batch: u64,
+    firm: FenceStrength,
+    /// Batches that workers have, with their tasks.
+    held: Arc<Mutex<BTreeMap<Attempt, (NodeId, TaskId)>>>,
+    looks: JoinSet<nkcluster::Result<NodesReply>>,
+    /// Since when everything that was sent was refused, and why the last time.
+    refused: Option<(Instant, String)>,
     running: JoinSet<(NodeId, Parcel, Verdict)>,
     /// Since when no worker can take anything.
     alone_since: Option<Instant>,
@@ -166,6 +191,7 @@ impl Dispatcher {
         look.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let mut is_complete = false;
         loop {
+            self.wake_up(&teller).await;
             self.dispatch();
             if self.is_idle() {
                 if let Some(waiting) = self.settling.take() {
@@ -188,7 +214,17 @@ impl Dispatcher {
                     Err(error) if error.is_panic() => std::panic::resume_unwind(error.into_panic()),
                     Err(_) => {}
                 },
-                _ = look.tick() => self.look().await?,
+                _ = look.tick() => {
+                    if self.looks.is_empty() {
+                        let (cluster, selector) = (self.cluster.clone(), self.selector.clone());
+                        self.looks.spawn(async move { cluster.nodes(Some(&selector), CALL_TIMEOUT).await });
+                    }
+                }
+                Some(Ok(looked)) = self.looks.join_next() => if let Err(why) = self.look(looked) {
+                    self.give_up().await;
+                    return Err(why);
+                },
+                () = rested(self.resting.iter().map(|(until, _)| *until).min()) => {}
                 sent = sink.next(), if has_room => match sent {
                     Some(Sent::Operation(operation)) => self.collect(operation),
                     // So few that waiting for more would only delay them: whoever is free begins.
@@ -210,7 +246,7 @@ impl Dispatcher {
     }
 
     fn is_idle(&self) -> bool {
-        self.waiting.is_empty() && self.running.is_empty() && self.collected.is_empty()
+        self.waiting.is_empty() && self.resting.is_empty() && self.running.is_empty() && self.collected.is_empty()
     }
 
     fn collect(&mut self, operation: Operation) {
@@ -229,12 +265,27 @@ impl Dispatcher {
         let attempt = Attempt { run: self.run, batch: self.next_batch, attempt: 0 };
         self.next_batch += 1;
         self.collected_bytes = 0;
-        self.waiting.push_back(Parcel { attempt, inputs: std::mem::take(&mut self.collected).into() });
+        self.waiting.push_back(Parcel { attempt, inputs: std::mem::take(&mut self.collected).into(), unfenced: 0 });
     }
 
-    /// Asks who is there.
-    async fn look(&mut self) -> Result<(), String> {
-        match self.cluster.nodes(Some(&self.selector), CALL_TIMEOUT).await {
+    /// Parcels that have rested go on.
+    async fn wake_up(&mut self, teller: &mpsc::Sender<Outcome>) {
+        let now = Instant::now();
+        let (awake, resting) = std::mem::take(&mut self.resting).into_iter().partition(|(until, _)| *until <= now);
+        self.resting = resting;
+        let awake: Vec<(Instant, Parcel)> = awake;
+        for (_, parcel) in awake {
+            match parcel.unfenced {
+                0 => self.waiting.push_front(parcel),
+                _ => self.offer_again(parcel, "its worker was lost", teller).await,
+            }
+        }
+    }
+
+    /// Learns who is there; an error if nobody was for too long.
+    fn look(&mut self, looked: nkcluster::Result<NodesReply>) -> Result<(), String> {
+        let is_silent = looked.is_err();
+        match looked {
             Ok(reply) => {
                 for worker in self.workers.values_mut() {
                     worker.is_there = false;
@@ -248,13 +299,26 @@ impl Dispatcher {
             }
             Err(error) => tracing::warn!(%error, "the cluster does not tell its nodes"),
         }
-        let is_alone = !self.workers.values().any(|worker| worker.is_there && worker.useless.is_none());
+        // Whoever has a batch and answers is there, whatever its status.
+        let is_held = !lock(&self.held).is_empty();
+        if is_held {
+            self.refused = None;
+        }
+        if let Some((since, why)) = &self.refused
+            && since.elapsed() >= self.patience
+        {
+            return Err(format!("no worker took a batch for {:?}; the last one refused: {why}", self.patience));
+        }
+        let is_alone = !is_held && (is_silent || !self.workers.values().any(|worker| worker.is_there && worker.useless.is_none()));
         match (is_alone && !self.is_idle(), self.alone_since) {
             (false, _) => self.alone_since = None,
             (true, None) => self.alone_since = Some(Instant::now()),
             (true, Some(since)) if since.elapsed() < self.patience => {}
             (true, Some(_)) => {
                 let why = self.workers.iter().find_map(|(id, worker)| worker.useless.as_ref().map(|why| format!("; {id}: {why}")));
+                if is_silent {
+                    return Err(format!("no control node answered for {:?}", self.patience));
+                }
                 let what = format!("no ready worker that runs `{}` matches `{}` for {:?}", FileSync::NAME, self.selector, self.patience);
                 return Err(what + &why.unwrap_or_default());
             }
@@ -281,6 +345,7 @@ impl Dispatcher {
                     note: BatchNote::default(),
                 },
                 attempt: parcel.attempt,
+                held: self.held.clone(),
             };
             self.running.spawn(async move {
                 let verdict = sending.carry().await;
@@ -292,9 +357,11 @@ impl Dispatcher {
     async fn hear(&mut self, id: &NodeId, parcel: Parcel, verdict: Verdict, teller: &mpsc::Sender<Outcome>) {
         let worker = self.workers.entry(id.clone()).or_default();
         worker.busy = worker.busy.saturating_sub(1);
+        lock(&self.held).remove(&parcel.attempt);
         match verdict {
             Verdict::Ended(end) => self.count(id, parcel, end, teller).await,
             Verdict::Refused(error) => {
+                self.refused.get_or_insert_with(|| (Instant::now(), String::new())).1 = format!("{id}: {}", error.message());
                 match error.code() {
                     // Its configuration says so, and will not change meanwhile.
                     ErrorCode::NotAllowed | ErrorCode::UnknownClass | ErrorCode::InvalidPayload => {
@@ -318,6 +385,12 @@ impl Dispatcher {
     }
 
     async fn count(&mut self, id: &NodeId, parcel: Parcel, end: BatchEnd, teller: &mpsc::Sender<Outcome>) {
+        // What a worker says is held against what it was given: nothing may vanish, and nothing come that was not asked for.
+        let told = end.done + end.failures.len() as u64 + end.rest.len() as u64;
+        if told != parcel.inputs.len() as u64 || !end.rest.iter().all(|operation| parcel.inputs.contains(operation)) {
+            return self.offer_again(parcel, "its result does not fit the batch", teller).await;
+        }
+        self.refused = None;
         let BatchEnd { done, failures, rest, stats } = end;
         let counted = self.control.stats();
         for (counter, amount) in [
@@ -334,32 +407,44 @@ impl Dispatcher {
         }
         self.control.done(id.as_str(), Some(parcel.attempt.batch), &StatsReport { transferring: Vec::new(), ..stats });
         for failure in failures {
-            counted.error(&failure.error, true);
+            counted.error(&failure.error, failure.is_retryable());
             self.tell_failure(failure, teller).await;
         }
         tracing::debug!(batch = %parcel.attempt, worker = %id, done, given_back = rest.len(), "a batch has ended");
         if !rest.is_empty() {
             let attempt = Attempt { run: self.run, batch: self.next_batch, attempt: 0 };
             self.next_batch += 1;
-            self.waiting.push_front(Parcel { attempt, inputs: rest.into() });
+            self.waiting.push_front(Parcel { attempt, inputs: rest.into(), unfenced: 0 });
         }
     }
 
     async fn tell_failure(&self, failure: Failure, teller: &mpsc::Sender<Outcome>) {
         let path = failure.file().to_owned();
         // The run hears until it is over.
-        let _ = teller.send(Outcome { path, failure: Some(Failed { error: failure.error, is_retryable: true }) }).await;
+        let failed = Failed { is_retryable: failure.is_retryable(), error: failure.error };
+        let _ = teller.send(Outcome { path, failure: Some(failed) }).await;
     }
 
     /// Makes the effects of an attempt impossible, and offers what it was for again.
     async fn offer_again(&mut self, parcel: Parcel, why: &str, teller: &mpsc::Sender<Outcome>) {
         let revoked = self.revoke(parcel.attempt).await;
         let failed = match revoked {
-            Ok(()) if parcel.attempt.attempt + 1 < ATTEMPTS_MAX => {
+            Ok(strength) if parcel.attempt.attempt + 1 < ATTEMPTS_MAX => {
                 let attempt = Attempt { attempt: parcel.attempt.attempt + 1, ..parcel.attempt };
-                return self.waiting.push_front(Parcel { attempt, ..parcel });
+                let next = Parcel { attempt, unfenced: 0, ..parcel };
+                match strength >= self.firm {
+                    true => self.waiting.push_front(next),
+                    // What the lost worker had begun must be over first.
+                    false => self.resting.push((Instant::now() + LONGEST_OPERATION, next)),
+                }
+                return;
             }
-            Ok(()) => format!("{ATTEMPTS_MAX} workers were lost with it, the last one: {why}"),
+            Ok(_) => format!("{ATTEMPTS_MAX} workers were lost with it, the last one: {why}"),
+            Err(error) if parcel.unfenced < FENCE_TRIES_MAX => {
+                tracing::warn!(batch = %parcel.attempt, %error, "the effects of a lost attempt cannot be fenced yet");
+                let unfenced = parcel.unfenced + 1;
+                return self.resting.push((Instant::now() + REFUSED_PAUSE, Parcel { unfenced, ..parcel }));
+            }
             Err(error) => format!("it was lost with its worker, and what it may still do cannot be prevented: {error}"),
         };
         for operation in parcel.inputs.iter() {
@@ -368,17 +453,24 @@ impl Dispatcher {
         }
     }
 
-    async fn revoke(&self, attempt: Attempt) -> Result<(), String> {
+    async fn revoke(&self, attempt: Attempt) -> Result<FenceStrength, String> {
+        let mut weakest = FenceStrength::Staged;
         for text in &self.changed {
             let remote = self.remotes.open(text).map_err(|error| error.to_string())?;
-            fence::revoke(&remote, attempt).await.map_err(|error| error.to_string())?;
+            weakest = weakest.min(fence::revoke(&remote, attempt).await.map_err(|error| error.to_string())?);
         }
-        Ok(())
+        Ok(weakest)
     }
 
     /// What is under way at workers ends.
     async fn give_up(&mut self) {
         self.running.shutdown().await;
+        let held: Vec<_> = std::mem::take(&mut *lock(&self.held)).into_values().collect();
+        let abandoned = held.iter().map(|(node, task)| async {
+            // One that cannot be reached is fenced as far as the storage can.
+            let _ = self.cluster.tell::<FileSync>(node, task, &Command::Abandon, CallOptions::timeout(ABANDON_TIMEOUT)).await;
+        });
+        futures_util::future::join_all(abandoned).await;
         self.retire().await;
     }
 
@@ -414,6 +506,7 @@ struct Sending {
     control: Control,
     batch: Batch,
     attempt: Attempt,
+    held: Arc<Mutex<BTreeMap<Attempt, (NodeId, TaskId)>>>,
 }
 
 impl Sending {
@@ -431,6 +524,7 @@ impl Sending {
             Err(error) if error.may_have_run() => return Verdict::Lost(error.message().to_owned()),
             Err(error) => return Verdict::Refused(error),
         }
+        lock(&self.held).insert(self.attempt, (self.node.clone(), task.clone()));
         let mut heard = Instant::now();
         loop {
             let request = Request::Wait { attempt: self.attempt, millis: WAIT.as_millis() as u64 };
@@ -442,13 +536,25 @@ impl Sending {
                 }
                 Ok(Reply::Unknown) => return Verdict::Lost("the worker does not know it; it was restarted".to_owned()),
                 Err(error) if heard.elapsed() >= SILENCE => {
-                    // Should it still be there, it need not go on.
-                    let cancelled = self.cluster.tell::<FileSync>(&self.node, &task, &Command::Cancel, CallOptions::timeout(CALL_TIMEOUT));
-                    drop(tokio::time::timeout(Duration::from_millis(100), cancelled).await);
+                    // Should it still be there, it must not go on.
+                    let options = CallOptions::timeout(ABANDON_TIMEOUT);
+                    let _ = self.cluster.tell::<FileSync>(&self.node, &task, &Command::Abandon, options).await;
                     return Verdict::Lost(error.message().to_owned());
                 }
                 Err(_) => tokio::time::sleep(WAIT).await,
             }
         }
     }
+}
+
+/// Resolves at a time, if there is one.
+async fn rested(until: Option<Instant>) {
+    match until {
+        Some(until) => tokio::time::sleep_until(until).await,
+        None => std::future::pending().await,
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -8,7 +8,7 @@ use clap::{Args, Parser, Subcommand};
 use nkcluster::types::{ClassName, Meta, NodeId, NodeUri, Selector, TaskId, WantedStatus};
 
 use crate::arguments::{Uris, duration, uris};
-use crate::sync::{CheckArgs, DeleteArgs, MoveArgs, QueueArgs, RcdArgs, SyncArgs};
+use crate::sync::{CheckArgs, CopyFlags, DeleteArgs, MoveArgs, QueueArgs, RcdArgs, SyncArgs, SyncFlags};
 
 /// Where `nkcluster dev` has its first control node.
 pub(crate) const DEVELOPMENT_URI: &str = "nkcluster://127.0.0.1:15001;transport=tcp";
@@ -300,9 +300,10 @@ Examples:
   nkcluster copy /data /backup --cluster /work                          by workers that share /work, see `nkcluster rcd`
   nkcluster copy /data /backup --cluster /work --resume --run-id ID     go on with a run whose controller has ended
 
-Flags are rclone's. Exit codes: 0 done, 1 failed, 2 wrong usage, 3 no such source, 5 failed and may succeed later, 7 had to end.
+Flags are rclone's. Exit codes: 0 done, 1 failed, 2 wrong usage, 3 no such source, 5 failed and may succeed later, 7 had to end,
+or with --on no control node was reached.
 SRC may be one file; DST is always a directory.")]
-    Copy(Box<SyncArgs>),
+    Copy(Box<SyncArgs<CopyFlags>>),
     /// Make the destination the same as the source; what is only there is deleted.
     #[command(after_help = "\
 Examples:
@@ -311,7 +312,7 @@ Examples:
   nkcluster sync /data /backup --filter '- *.tmp' --filter '- /cache/**'
 
 Nothing is deleted if something could not be read or copied before. Exit codes are those of `copy`.")]
-    Sync(Box<SyncArgs>),
+    Sync(Box<SyncArgs<SyncFlags>>),
     /// Move files from one place to another.
     #[command(after_help = "\
 Examples:

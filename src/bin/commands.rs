@@ -88,11 +88,15 @@ async fn run(cli: Cli, form: Form) -> Outcome {
 }
 
 /// A run of the distributed copy; with `--on` the workers of a cluster do the work.
-async fn copy(kind: Task, args: SyncArgs, delete_empty_src_dirs: bool, global: &Global, form: Form) -> Outcome {
+async fn copy<F: sync::RunFlags>(kind: Task, args: SyncArgs<F>, delete_empty_src_dirs: bool, global: &Global, form: Form) -> Outcome {
     let Some(selector) = args.cluster.on.clone() else {
         return sync::run(kind, args, delete_empty_src_dirs, None, form).await;
     };
-    let session = Session::open(global, form).await?;
+    let session = match Session::open(global, form).await {
+        // The usual code means here that there is no such source.
+        Err(failure @ Failure::Told { exit: exit::UNREACHED, .. }) => return Err(failure.with_exit(exit::FATAL)),
+        opened => opened?,
+    };
     let way = Box::new(Workers::new(session.cluster.clone(), selector));
     let outcome = sync::run(kind, args, delete_empty_src_dirs, Some(way), form).await;
     let _ = tokio::time::timeout(GOODBYE, session.cluster.close()).await;

@@ -31,9 +31,21 @@ impl Room {
 
     /// Runs it in the room, so that remotes are relative paths.
     fn run(&self, arguments: &[&str]) -> Ran {
+        self.run_with(&[], arguments)
+    }
+
+    /// The same with variables of the environment.
+    fn run_with(&self, variables: &[(&str, &str)], arguments: &[&str]) -> Ran {
         let mut nkcluster = command(env!("CARGO_BIN_EXE_nkcluster"));
+        nkcluster.env_remove("RCLONE_CLUSTER").env_remove("RCLONE_CLUSTER_ID").envs(variables.iter().copied());
         nkcluster.args(arguments).current_dir(self.0.path());
         Ran::of(nkcluster, "")
+    }
+
+    /// Whether the source is as it was, and nothing else was made.
+    fn is_untouched(&self) -> bool {
+        let has_source = ["source/a.txt", "source/d/b.txt", "source/d/c.tmp"].iter().all(|path| self.path(path).exists());
+        has_source && fs::read_dir(self.0.path()).expect("it lists").count() == 1
     }
 }
 
@@ -112,6 +124,98 @@ fn a_secret_in_a_remote_is_never_told() {
     let ran = room.run(&["copy", "source", remote, "--retries", "1", "--low-level-retries", "1"]);
     assert_ne!(ran.code, Some(0), "{ran:?}");
     assert!(!ran.stderr.contains("hunter2") && !ran.stdout.contains("hunter2"), "{ran:?}");
+}
+
+#[test]
+fn help_never_shows_the_storage_of_the_queue() {
+    let room = Room::new();
+    let queue = ("RCLONE_CLUSTER", ":s3,provider=Other,endpoint=\"http://127.0.0.1:1\",secret_access_key=hunter2:bucket");
+    for command in ["copy", "sync", "move", "delete", "queue", "rcd"] {
+        for help in ["--help", "-h"] {
+            let ran = room.run_with(&[queue], &[command, help]);
+            assert!(ran.text().contains("RCLONE_CLUSTER") && !ran.stdout.contains("hunter2"), "{command}: {ran:?}");
+        }
+    }
+}
+
+#[test]
+fn a_worker_without_a_queue_is_refused_and_does_nothing() {
+    let room = Room::new();
+    let lines: [&[&str]; 4] =
+        [&["copy", "source", "destination"], &["sync", "source", "destination"], &["move", "source", "destination"], &["delete", "source"]];
+    for line in lines {
+        room.run(&[line, &["--cluster-id", "3"]].concat()).fails(2, "invalid_usage").naming(&["--cluster-id", "RCLONE_CLUSTER"]);
+        room.run_with(&[("RCLONE_CLUSTER_ID", "3")], line).fails(2, "invalid_usage");
+        room.run_with(&[("RCLONE_CLUSTER_ID", "3"), ("RCLONE_CLUSTER", "")], line).fails(2, "invalid_usage");
+    }
+    assert!(room.is_untouched());
+    // The controller may be alone.
+    room.run(&["copy", "source", "destination", "--cluster-id", "0"]).text();
+    assert_eq!(read(&room.path("destination/a.txt")), "one");
+}
+
+#[test]
+fn a_flag_that_would_change_nothing_is_refused() {
+    let room = Room::new();
+    let deletes = ["--delete-before", "--delete-during", "--delete-after", "--delete-excluded", "--ignore-errors", "--max-delete=1"];
+    let compares = ["--checksum", "--update", "--ignore-existing", "--ignore-times", "--immutable", "--modify-window=1s"];
+    let copies = ["--backup-dir=old", "--suffix=.old", "--create-empty-src-dirs", "--copy-links", "--no-verify", "--delete-excluded"];
+    let refused = |line: &[&str], flags: &[&str]| {
+        for flag in flags {
+            let name = flag.split('=').next().unwrap_or_default();
+            room.run(&[line, &[*flag]].concat()).fails(2, "invalid_usage").naming(&[name]);
+        }
+    };
+    for command in ["copy", "move"] {
+        refused(&[command, "source", "destination"], &deletes);
+        refused(&[command, "source", "destination"], &["--multi-thread-streams=4", "--multi-thread-cutoff=1M"]);
+    }
+    refused(&["delete", "source"], &compares);
+    refused(&["delete", "source"], &copies);
+    refused(&["check", "source", "source"], &compares);
+    refused(&["check", "source", "source"], &copies);
+    assert!(room.is_untouched());
+}
+
+#[test]
+fn a_delete_ends_at_its_limit() {
+    let room = Room::new();
+    let ran = room.run(&["delete", "source", "--max-delete", "1"]);
+    assert_eq!(ran.code, Some(7), "{ran:?}");
+    let left = ["source/a.txt", "source/d/b.txt", "source/d/c.tmp"].iter().filter(|path| room.path(path).exists()).count();
+    assert_eq!(left, 2, "{ran:?}");
+}
+
+#[test]
+fn workers_of_a_cluster_have_no_queue_to_speak_of() {
+    let room = Room::new();
+    let on = ["copy", "source", "destination", "--on", "storage"];
+    let run = "aaaaaaaaaaaaaaaaaaaa";
+    let others: [&[&str]; 5] = [
+        &["--cluster", "work"],
+        &["--cluster-lease", "5s"],
+        &["--cluster-quit-workers"],
+        &["--cluster-cleanup", "none"],
+        &["--run-id", run],
+    ];
+    for other in others {
+        room.run(&[&on[..], other].concat()).fails(2, "invalid_usage").naming(&["--on", other[0]]);
+    }
+    room.run(&[&on[..], &["--resume", "--run-id", run]].concat()).fails(2, "invalid_usage");
+    // What is only a default is no contradiction. 3 would say that there is no source.
+    let nobody = ["--connect", "nkcluster://127.0.0.1:1;transport=tcp", "--timeout", "10s"];
+    room.run(&[&nobody[..], &on].concat()).fails(7, "no_connections");
+    assert!(room.is_untouched());
+}
+
+#[test]
+fn a_name_commands_no_terminal() {
+    let room = Room::new();
+    room.write("source/red\u{1b}[31m", "x");
+    let copied = room.run(&["copy", "source", "destination", "-v"]);
+    assert!(copied.stderr.contains("[31m") && !copied.stderr.contains('\u{1b}'), "{copied:?}");
+    let checked = room.run(&["check", "source", "destination", "--combined"]);
+    assert!(checked.text().contains("[31m") && !checked.stdout.contains('\u{1b}'), "{checked:?}");
 }
 
 #[test]

@@ -7,7 +7,8 @@ use clap::Args;
 use nkcluster_file_sync::{Difference, Filter, Options, PlanRequest, Root, Task, check as compare};
 use serde_json::json;
 
-use super::flags::{CompareFlags, FilterFlags};
+use super::flags::{FilterFlags, ListingFlags};
+use super::{harmless, harmless_line};
 use crate::exit;
 use crate::failure::{Failure, Outcome};
 use crate::output::{self, Form};
@@ -22,9 +23,18 @@ pub(crate) struct CheckArgs {
     #[arg(value_name = "DST")]
     destination: String,
     #[command(flatten)]
-    compare: CompareFlags,
+    listing: ListingFlags,
     #[command(flatten)]
     filter: FilterFlags,
+    /// Compare nothing but sizes.
+    #[arg(long)]
+    size_only: bool,
+    /// Do not compare sizes, only content.
+    #[arg(long)]
+    ignore_size: bool,
+    /// Compare symbolic links by where they point to; otherwise they are left out.
+    #[arg(short = 'l', long)]
+    links: bool,
     /// Do not tell what is only at the destination.
     #[arg(long)]
     one_way: bool,
@@ -52,9 +62,9 @@ struct Counts {
 
 /// `check`; ends with 1 if anything differs.
 pub(crate) async fn run(args: CheckArgs, form: Form) -> Outcome {
-    let CheckArgs { source, destination, compare: flags, filter, one_way, download, combined, remotes } = args;
-    let mut options = Options { one_way, download, filter: filter.options(), ..Options::default() };
-    flags.apply(&mut options);
+    let CheckArgs { source, destination, listing, filter, size_only, ignore_size, links, one_way, download, combined, remotes } = args;
+    let mut options = Options { size_only, ignore_size, links, one_way, download, filter: filter.options(), ..Options::default() };
+    listing.apply(&mut options);
     let options = options.checked().map_err(|error| Failure::usage("invalid_usage", error.to_string()))?;
     let remotes = super::remotes(remotes)?;
     let root = |text: &str| {
@@ -98,12 +108,12 @@ pub(crate) async fn run(args: CheckArgs, form: Form) -> Outcome {
             }
             Difference::Failed(error) => {
                 counts.failed += 1;
-                output::to_stderr(&format!("ERROR: {}: {}", finding.path, output::one_line(&error.what)));
+                output::to_stderr(&format!("ERROR: {}: {}", harmless(finding.path.as_str()), harmless_line(&error.what)));
                 true
             }
         };
         if is_odd || combined {
-            form.print(&json!({ "sign": finding.difference.to_string(), "path": finding.path }), || finding.to_string())?;
+            form.print(&json!({ "sign": finding.difference.to_string(), "path": finding.path }), || harmless(&finding.to_string()))?;
         }
     }
     let differences = counts.differ + counts.missing_at_destination + counts.missing_at_source;

@@ -1,4 +1,4 @@
-//! The flags of `copy`, `sync`, `move`, `check` and `delete`: names, defaults and suffixes are rclone's.
+//! The flags of `copy`, `sync`, `move`, `check` and `delete`: names, defaults and suffixes are rclone's. A command has only those that change what it does.
 
 use clap::Args;
 use nkcluster::types::Selector;
@@ -6,23 +6,59 @@ use nkcluster_file_sync::{Age, Cleanup, DeleteMode, FilterOptions, Options, Rate
 
 use crate::failure::{Failure, Outcome};
 
-/// Everything that says how files are compared, copied and chosen.
+/// What one command that carries out a run can be told.
+pub(crate) trait RunFlags: Args {
+    /// The options that it stands for; those of the cluster are not among them.
+    fn options(self) -> Options;
+}
+
+/// The flags of `copy` and `move`.
+#[derive(Clone, Debug, Args)]
+pub(crate) struct CopyFlags {
+    #[command(flatten)]
+    compare: CompareFlags,
+    #[command(flatten)]
+    listing: ListingFlags,
+    #[command(flatten)]
+    transfer: TransferFlags,
+    #[command(flatten)]
+    work: WorkFlags,
+    #[command(flatten)]
+    backup: BackupFlags,
+    #[command(flatten)]
+    filter: FilterFlags,
+}
+
+/// The flags of `sync`.
 #[derive(Clone, Debug, Args)]
 pub(crate) struct SyncFlags {
     #[command(flatten)]
-    pub(crate) compare: CompareFlags,
+    copy: CopyFlags,
     #[command(flatten)]
-    pub(crate) transfer: TransferFlags,
+    surplus: SurplusFlags,
+}
+
+/// The flags of `delete`.
+#[derive(Clone, Debug, Args)]
+pub(crate) struct DeleteFlags {
     #[command(flatten)]
-    pub(crate) delete: DeleteFlags,
+    listing: ListingFlags,
     #[command(flatten)]
-    pub(crate) filter: FilterFlags,
+    work: WorkFlags,
+    #[command(flatten)]
+    filter: FilterFlags,
+    /// Delete no more files than that; one more is an error that ends the run.
+    #[arg(long, value_name = "N")]
+    max_delete: Option<u64>,
+    /// Delete symbolic links too, not what they point to.
+    #[arg(short = 'l', long)]
+    links: bool,
 }
 
 /// What counts as the same file.
 #[derive(Clone, Debug, Args)]
 #[command(next_help_heading = "Comparison")]
-pub(crate) struct CompareFlags {
+struct CompareFlags {
     /// Compare content instead of times, where sizes are the same.
     #[arg(short = 'c', long)]
     checksum: bool,
@@ -47,36 +83,30 @@ pub(crate) struct CompareFlags {
     /// Times that differ by less are the same.
     #[arg(long, value_name = "TIME", default_value = "1ns")]
     modify_window: Span,
+}
+
+/// How trees are listed.
+#[derive(Clone, Debug, Args)]
+#[command(next_help_heading = "Listing")]
+pub(crate) struct ListingFlags {
     /// Directories that are listed and compared at the same time.
     #[arg(long, value_name = "N", default_value_t = 8)]
     checkers: u32,
     /// Look into directories no deeper than this; 1 is the root alone.
     #[arg(long, value_name = "N")]
     max_depth: Option<u32>,
+    /// Times that one call of a storage is tried.
+    #[arg(long, value_name = "N", default_value_t = 10)]
+    low_level_retries: u32,
 }
 
 /// How files are copied.
 #[derive(Clone, Debug, Args)]
 #[command(next_help_heading = "Transfers")]
-pub(crate) struct TransferFlags {
-    /// Files that are copied at the same time, by each worker.
-    #[arg(long, value_name = "N", default_value_t = 4)]
-    transfers: u32,
-    /// Bytes per second of the whole run, such as 10M.
+struct TransferFlags {
+    /// Bytes per second of each process that copies, such as 10M.
     #[arg(long, value_name = "RATE", default_value = "off")]
     bwlimit: Rate,
-    /// Tell what would be done, and do nothing.
-    #[arg(short = 'n', long)]
-    dry_run: bool,
-    /// Times that the whole run is tried, if some of it fails.
-    #[arg(long, value_name = "N", default_value_t = 3)]
-    retries: u32,
-    /// Pause between two tries of the whole run.
-    #[arg(long, value_name = "TIME", default_value = "0s")]
-    retries_sleep: Span,
-    /// Times that one call of a storage is tried.
-    #[arg(long, value_name = "N", default_value_t = 10)]
-    low_level_retries: u32,
     /// Copy symbolic links as links.
     #[arg(short = 'l', long)]
     links: bool,
@@ -95,33 +125,30 @@ pub(crate) struct TransferFlags {
     /// Leave the times of directories.
     #[arg(long)]
     no_update_dir_modtime: bool,
-    /// Parts of one large file that are copied at the same time.
-    #[arg(long, value_name = "N", default_value_t = 4)]
-    multi_thread_streams: u32,
-    /// Files from this size on are copied in parts.
-    #[arg(long, value_name = "SIZE", default_value = "256Mi")]
-    multi_thread_cutoff: SizeSuffix,
 }
 
-/// What is deleted or kept.
+/// How the work is done, and how often it is tried.
 #[derive(Clone, Debug, Args)]
-#[command(next_help_heading = "Deletes")]
-pub(crate) struct DeleteFlags {
-    /// `sync`: delete in a pass of its own before anything is copied.
-    #[arg(long, conflicts_with_all = ["delete_during", "delete_after"])]
-    delete_before: bool,
-    /// `sync`: delete as it is found.
-    #[arg(long, conflicts_with = "delete_after")]
-    delete_during: bool,
-    /// `sync`: delete when everything was copied and nothing failed; this is the default.
-    #[arg(long)]
-    delete_after: bool,
-    /// Delete no more files than that; one more is an error that ends the run.
-    #[arg(long, value_name = "N")]
-    max_delete: Option<u64>,
-    /// Delete even if something could not be read or copied.
-    #[arg(long)]
-    ignore_errors: bool,
+#[command(next_help_heading = "Work")]
+struct WorkFlags {
+    /// Files that are worked on at the same time, by each worker; with --on the number that the worker's daemon was built with.
+    #[arg(long, value_name = "N", default_value_t = 4)]
+    transfers: u32,
+    /// Tell what would be done, and do nothing.
+    #[arg(short = 'n', long)]
+    dry_run: bool,
+    /// Times that the whole run is tried, if some of it fails.
+    #[arg(long, value_name = "N", default_value_t = 3)]
+    retries: u32,
+    /// Pause between two tries of the whole run.
+    #[arg(long, value_name = "TIME", default_value = "0s")]
+    retries_sleep: Span,
+}
+
+/// What is kept of files that go.
+#[derive(Clone, Debug, Args)]
+#[command(next_help_heading = "Backups")]
+struct BackupFlags {
     /// Where files go that are replaced or deleted, on the remote of the destination.
     #[arg(long, value_name = "REMOTE")]
     backup_dir: Option<String>,
@@ -131,6 +158,30 @@ pub(crate) struct DeleteFlags {
     /// Put the suffix before the extension.
     #[arg(long)]
     suffix_keep_extension: bool,
+}
+
+/// What `sync` does with files that are only at the destination.
+#[derive(Clone, Debug, Args)]
+#[command(next_help_heading = "Deletes")]
+struct SurplusFlags {
+    /// Delete in a pass of its own before anything is copied.
+    #[arg(long, conflicts_with_all = ["delete_during", "delete_after"])]
+    delete_before: bool,
+    /// Delete as it is found.
+    #[arg(long, conflicts_with = "delete_after")]
+    delete_during: bool,
+    /// Delete when everything was copied and nothing failed; this is the default.
+    #[arg(long)]
+    delete_after: bool,
+    /// Delete at the destination what the filters exclude.
+    #[arg(long)]
+    delete_excluded: bool,
+    /// Delete no more files than that; one more is an error that ends the run.
+    #[arg(long, value_name = "N")]
+    max_delete: Option<u64>,
+    /// Delete even if something could not be read or copied.
+    #[arg(long)]
+    ignore_errors: bool,
 }
 
 /// Which files it is about.
@@ -179,28 +230,29 @@ pub(crate) struct FilterFlags {
     /// Rules do not tell upper from lower case.
     #[arg(long)]
     ignore_case: bool,
-    /// Delete at the destination what the filters exclude.
-    #[arg(long)]
-    delete_excluded: bool,
 }
+
+/// What only a queue has, so that it says nothing to the workers of `--on`.
+const QUEUE_ARGUMENTS: [&str; 7] =
+    ["cluster", "cluster_id", "cluster_quit_workers", "cluster_cleanup", "cluster_lease", "run_id", "resume"];
 
 /// Who does the work.
 #[derive(Clone, Debug, Args)]
 #[command(next_help_heading = "Networking")]
 pub(crate) struct ClusterFlags {
     /// Storage that controller and workers share, where the queue lives.
-    #[arg(long, env = "RCLONE_CLUSTER", value_name = "REMOTE")]
+    #[arg(long, env = "RCLONE_CLUSTER", hide_env_values = true, value_name = "REMOTE")]
     pub(crate) cluster: Option<String>,
-    /// `0` or none: the controller; anything else: a worker of this name.
+    /// `0` or none: the controller; anything else: a worker of this name, which needs --cluster.
     #[arg(long, env = "RCLONE_CLUSTER_ID", value_name = "ID")]
     pub(crate) cluster_id: Option<String>,
     /// Tell the workers to stop when the run has ended.
     #[arg(long)]
     pub(crate) cluster_quit_workers: bool,
-    /// Files after which a batch is sent.
+    /// Files after which a batch is sent; with --on at most 256.
     #[arg(long, value_name = "N", default_value_t = 1000)]
     pub(crate) cluster_batch_files: u32,
-    /// Bytes after which a batch is sent.
+    /// Bytes after which a batch is sent; with --on at most 256 MiB.
     #[arg(long, value_name = "SIZE", default_value = "1Ti")]
     pub(crate) cluster_batch_size: SizeSuffix,
     /// What is left of the queue's files of a batch that is done: full (nothing), completed (those that failed), none (all stay).
@@ -219,7 +271,7 @@ pub(crate) struct ClusterFlags {
     #[arg(long, requires = "run_id", requires = "cluster")]
     pub(crate) resume: bool,
     /// Send the work to these workers of a running nkcluster (labels and fields, as in `nodes --select`).
-    #[arg(long, value_name = "SELECTOR", conflicts_with_all = ["cluster", "cluster_id"])]
+    #[arg(long, value_name = "SELECTOR", conflicts_with_all = QUEUE_ARGUMENTS)]
     pub(crate) on: Option<Selector>,
 }
 
@@ -233,7 +285,7 @@ pub(crate) struct DisplayFlags {
     /// How often numbers are told without --progress; 0 is never.
     #[arg(long, value_name = "TIME", default_value = "1m")]
     pub(crate) stats: Span,
-    /// Tell each file that is copied, moved or deleted.
+    /// Tell each file that is copied, moved or deleted; only in one process, as workers tell numbers alone.
     #[arg(short = 'v', long)]
     pub(crate) verbose: bool,
 }
@@ -243,28 +295,41 @@ impl ClusterFlags {
     pub(crate) fn is_worker(&self) -> bool {
         self.cluster_id.as_deref().is_some_and(|id| !id.is_empty() && id != "0")
     }
+
+    /// Refuses a worker without a queue: it would carry out the whole run by itself, as would all the others.
+    pub(crate) fn checked(self) -> Outcome<Self> {
+        match self.is_worker() && self.cluster.as_deref().is_none_or(str::is_empty) {
+            true => {
+                Err(Failure::usage("invalid_usage", "--cluster-id makes this process a worker, which needs --cluster or RCLONE_CLUSTER"))
+            }
+            false => Ok(self),
+        }
+    }
+
+    /// Sets what concerns the cluster.
+    pub(crate) fn apply(&self, options: &mut Options) {
+        options.cluster.clone_from(&self.cluster);
+        options.cluster_id.clone_from(&self.cluster_id);
+        options.cluster_quit_workers = self.cluster_quit_workers;
+        options.cluster_batch_files = self.cluster_batch_files;
+        options.cluster_batch_size = self.cluster_batch_size;
+        options.cluster_cleanup = self.cluster_cleanup;
+        options.no_worker_timeout = self.no_worker_timeout;
+    }
 }
 
-impl SyncFlags {
-    /// The options they stand for, with those of the cluster.
-    pub(crate) fn options(self, cluster: &ClusterFlags) -> Outcome<Options> {
-        let Self { compare, transfer, delete, filter } = self;
+impl RunFlags for CopyFlags {
+    fn options(self) -> Options {
+        let Self { compare, listing, transfer, work, backup, filter } = self;
         let mut options = Options {
-            transfers: transfer.transfers,
-            ignore_errors: delete.ignore_errors,
-            dry_run: transfer.dry_run,
-            max_delete: delete.max_delete,
-            delete_mode: match (delete.delete_before, delete.delete_during) {
-                (true, _) => DeleteMode::Before,
-                (_, true) => DeleteMode::During,
-                _ => DeleteMode::After,
-            },
-            backup_dir: delete.backup_dir,
-            suffix: delete.suffix,
-            suffix_keep_extension: delete.suffix_keep_extension,
-            retries: transfer.retries,
-            retries_sleep: transfer.retries_sleep,
-            low_level_retries: transfer.low_level_retries,
+            checksum: compare.checksum,
+            size_only: compare.size_only,
+            update: compare.update,
+            ignore_existing: compare.ignore_existing,
+            ignore_times: compare.ignore_times,
+            ignore_size: compare.ignore_size,
+            immutable: compare.immutable,
+            modify_window: compare.modify_window,
             bwlimit: transfer.bwlimit,
             links: transfer.links,
             copy_links: transfer.copy_links,
@@ -272,43 +337,67 @@ impl SyncFlags {
             no_verify: transfer.no_verify,
             no_update_modtime: transfer.no_update_modtime,
             no_update_dir_modtime: transfer.no_update_dir_modtime,
-            multi_thread_streams: transfer.multi_thread_streams,
-            multi_thread_cutoff: transfer.multi_thread_cutoff,
-            cluster: cluster.cluster.clone(),
-            cluster_id: cluster.cluster_id.clone(),
-            cluster_quit_workers: cluster.cluster_quit_workers,
-            cluster_batch_files: cluster.cluster_batch_files,
-            cluster_batch_size: cluster.cluster_batch_size,
-            cluster_cleanup: cluster.cluster_cleanup,
-            no_worker_timeout: cluster.no_worker_timeout,
+            backup_dir: backup.backup_dir,
+            suffix: backup.suffix,
+            suffix_keep_extension: backup.suffix_keep_extension,
             filter: filter.options(),
             ..Options::default()
         };
-        compare.apply(&mut options);
-        options.checked().map_err(|error| Failure::usage("invalid_usage", error.to_string()))
+        listing.apply(&mut options);
+        work.apply(&mut options);
+        options
     }
 }
 
-impl CompareFlags {
-    /// Sets what concerns a comparison.
+impl RunFlags for SyncFlags {
+    fn options(self) -> Options {
+        let Self { copy, surplus } = self;
+        let mut options = copy.options();
+        options.delete_mode = match (surplus.delete_before, surplus.delete_during) {
+            (true, _) => DeleteMode::Before,
+            (_, true) => DeleteMode::During,
+            _ => DeleteMode::After,
+        };
+        options.filter.delete_excluded = surplus.delete_excluded;
+        options.max_delete = surplus.max_delete;
+        options.ignore_errors = surplus.ignore_errors;
+        options
+    }
+}
+
+impl RunFlags for DeleteFlags {
+    fn options(self) -> Options {
+        let Self { listing, work, filter, max_delete, links } = self;
+        let mut options = Options { max_delete, links, filter: filter.options(), ..Options::default() };
+        listing.apply(&mut options);
+        work.apply(&mut options);
+        options
+    }
+}
+
+impl ListingFlags {
+    /// Sets what concerns listings.
     pub(crate) fn apply(&self, options: &mut Options) {
         options.checkers = self.checkers;
-        options.checksum = self.checksum;
-        options.size_only = self.size_only;
-        options.update = self.update;
-        options.ignore_existing = self.ignore_existing;
-        options.ignore_times = self.ignore_times;
-        options.ignore_size = self.ignore_size;
-        options.immutable = self.immutable;
-        options.modify_window = self.modify_window;
         options.max_depth = self.max_depth;
+        options.low_level_retries = self.low_level_retries;
+    }
+}
+
+impl WorkFlags {
+    /// Sets what concerns the work.
+    fn apply(&self, options: &mut Options) {
+        options.transfers = self.transfers;
+        options.dry_run = self.dry_run;
+        options.retries = self.retries;
+        options.retries_sleep = self.retries_sleep;
     }
 }
 
 impl FilterFlags {
     pub(crate) fn options(self) -> FilterOptions {
         FilterOptions {
-            delete_excluded: self.delete_excluded,
+            delete_excluded: false,
             rules: RuleOptions {
                 filter: self.filter,
                 filter_from: self.filter_from,

@@ -6,6 +6,7 @@ use std::time::Duration;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use nkcluster_file_sync::{Snapshot, StatsReport};
 
+use super::harmless;
 use crate::output;
 
 /// Files and workers that are shown by name.
@@ -86,7 +87,7 @@ fn text_of(snapshot: &Snapshot) -> String {
         line("Checks", &share(stats.checks, stats.total_checks, |count| count.to_string())),
         line("Transferred", &share(stats.transfers, stats.total_transfers, |count| count.to_string())),
     ];
-    if stats.deletes + stats.deleted_dirs > 0 {
+    if stats.deletes > 0 || stats.deleted_dirs > 0 {
         lines.push(line("Deleted", &format!("{} files, {} directories", stats.deletes, stats.deleted_dirs)));
     }
     if stats.errors > 0 {
@@ -96,14 +97,15 @@ fn text_of(snapshot: &Snapshot) -> String {
     lines.push(line("Elapsed time", &format!("{:.1}s", stats.elapsed_time)));
     for (worker, stats) in snapshot.workers.iter().take(LINES_MAX) {
         let numbers = format!("{} files, {}, {}/s", stats.transfers, output::bytes(stats.bytes), speed(stats));
-        lines.push(line(&format!("Worker {worker}"), &numbers));
+        lines.push(line(&harmless(&format!("Worker {worker}")), &numbers));
     }
     if snapshot.workers.len() > LINES_MAX {
         lines.push(format!("  and {} more workers", snapshot.workers.len() - LINES_MAX));
     }
     for file in stats.transferring.iter().take(LINES_MAX) {
         let size = output::bytes(file.size);
-        lines.push(format!(" * {}: {}% of {size}, {}/s, {}", file.name, file.percentage, output::bytes(file.speed as u64), eta(file.eta)));
+        let name = harmless(&file.name);
+        lines.push(format!(" * {name}: {}% of {size}, {}/s, {}", file.percentage, output::bytes(file.speed as u64), eta(file.eta)));
     }
     lines.join("\n")
 }
@@ -114,7 +116,8 @@ fn line(label: &str, numbers: &str) -> String {
 
 fn share(done: u64, total: u64, show: impl Fn(u64) -> String) -> String {
     let total = total.max(done);
-    match (done * 100).checked_div(total) {
+    // Numbers come from workers, which may tell any.
+    match (u128::from(done) * 100).checked_div(u128::from(total)) {
         Some(percent) => format!("{} / {}, {percent}%", show(done), show(total)),
         None => format!("{} / {}", show(done), show(total)),
     }
@@ -146,5 +149,22 @@ mod tests {
         let text = text_of(&Snapshot { stats, workers });
         assert!(text.contains("Transferred:     3 / 12, 25%") && text.contains("1.00 KiB / 4.00 KiB, 25%"), "{text}");
         assert!(text.contains("Worker w00:") && text.contains("and 2 more workers") && text.contains("Errors:"), "{text}");
+    }
+
+    #[test]
+    fn numbers_and_names_of_a_hostile_worker_do_no_harm() {
+        let stats = StatsReport {
+            bytes: u64::MAX,
+            total_bytes: u64::MAX,
+            transfers: u64::MAX,
+            deletes: u64::MAX,
+            deleted_dirs: u64::MAX,
+            speed: f64::NAN,
+            eta: Some(u64::MAX),
+            ..StatsReport::default()
+        };
+        let text = text_of(&Snapshot { workers: [("w\u{1b}[2J".to_owned(), stats.clone())].into_iter().collect(), stats });
+        assert!(text.contains(&format!("{0} / {0}, 100%", u64::MAX)) && text.contains("Worker w\u{fffd}[2J:"), "{text}");
+        assert!(!text.chars().any(|shown| shown.is_control() && shown != '\n'), "{text:?}");
     }
 }

@@ -17,7 +17,7 @@ const COUNTED_MAX: usize = 1_000;
 #[derive(Clone, Debug, Args)]
 pub(crate) struct QueueArgs {
     /// Storage where the queue lives.
-    #[arg(long, env = "RCLONE_CLUSTER", value_name = "REMOTE")]
+    #[arg(long, env = "RCLONE_CLUSTER", hide_env_values = true, value_name = "REMOTE")]
     cluster: String,
     /// File of remotes.
     #[arg(long, env = "NKCLUSTER_REMOTES", value_name = "FILE")]
@@ -48,7 +48,7 @@ pub(crate) async fn run(args: QueueArgs, form: Form) -> Outcome {
         let StoredContent::Bytes(bytes) = read else { continue };
         match WorkerStatus::from_json(&bytes) {
             Ok(status) => workers.push(status),
-            Err(error) => output::to_stderr(&format!("NOTICE: queue/status/{} is no status: {error}", file.name)),
+            Err(error) => output::to_stderr(&super::harmless_line(&format!("NOTICE: queue/status/{} is no status: {error}", file.name))),
         }
     }
     form.print(&json!({ "queue": directories, "workers": workers }), || text(&directories, &workers))
@@ -79,7 +79,7 @@ fn text(directories: &[serde_json::Value], workers: &[WorkerStatus]) -> String {
             sum += &serde_json::from_value(stats.clone()).unwrap_or_default();
         }
         let (id, running) = (worker.id.to_string(), worker.running.len().to_string());
-        table.add_row([id, running, sum.transfers.to_string(), output::bytes(sum.bytes), worker.updated.clone()]);
+        table.add_row([id, running, sum.transfers.to_string(), output::bytes(sum.bytes), super::harmless(&worker.updated)]);
     }
     text.push_str("\n\n");
     text + &output::text_of(&table)

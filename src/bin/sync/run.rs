@@ -6,15 +6,13 @@ use std::time::Duration;
 
 use clap::Args;
 use nkcluster_file_sync::queue::RunStart;
-use nkcluster_file_sync::{
-    Control, End, Here, Options, Order, Queue, Remotes, RunId, Snapshot, Span, Summary, Task, Told, Way, run as follow,
-};
+use nkcluster_file_sync::{Control, End, Here, Order, Queue, Remotes, RunId, Snapshot, Span, Summary, Task, Told, Way, run as follow};
 use serde_json::json;
 use tokio::sync::mpsc;
 
-use super::flags::{ClusterFlags, DisplayFlags, SyncFlags};
+use super::flags::{ClusterFlags, CopyFlags, DeleteFlags, DisplayFlags, RunFlags};
 use super::progress::Display;
-use super::worker;
+use super::{harmless, harmless_line, worker};
 use crate::exit;
 use crate::failure::{Failure, Outcome};
 use crate::output::{self, Form};
@@ -23,9 +21,9 @@ use crate::signals::StopSignals;
 /// Lines that wait to be told.
 const TOLD_MAX: usize = 1024;
 
-/// A copy or sync.
+/// A copy or sync, by the flags that it has.
 #[derive(Clone, Debug, Args)]
-pub(crate) struct SyncArgs {
+pub(crate) struct SyncArgs<F: RunFlags> {
     /// Where files come from: a path, `name:path`, or `:s3,provider=…,endpoint=…:bucket/path`.
     #[arg(value_name = "SRC")]
     pub(crate) source: String,
@@ -33,7 +31,7 @@ pub(crate) struct SyncArgs {
     #[arg(value_name = "DST")]
     pub(crate) destination: String,
     #[command(flatten)]
-    pub(crate) sync: SyncFlags,
+    pub(crate) flags: F,
     #[command(flatten)]
     pub(crate) cluster: ClusterFlags,
     #[command(flatten)]
@@ -47,7 +45,7 @@ pub(crate) struct SyncArgs {
 #[derive(Clone, Debug, Args)]
 pub(crate) struct MoveArgs {
     #[command(flatten)]
-    pub(crate) sync: SyncArgs,
+    pub(crate) sync: SyncArgs<CopyFlags>,
     /// Remove directories of the source that have become empty.
     #[arg(long)]
     pub(crate) delete_empty_src_dirs: bool,
@@ -60,7 +58,7 @@ pub(crate) struct DeleteArgs {
     #[arg(value_name = "REMOTE")]
     pub(crate) remote: String,
     #[command(flatten)]
-    pub(crate) sync: SyncFlags,
+    pub(crate) flags: DeleteFlags,
     #[command(flatten)]
     pub(crate) cluster: ClusterFlags,
     #[command(flatten)]
@@ -71,17 +69,27 @@ pub(crate) struct DeleteArgs {
 }
 
 /// A delete is a run without a source.
-impl From<Box<DeleteArgs>> for SyncArgs {
+impl From<Box<DeleteArgs>> for SyncArgs<DeleteFlags> {
     fn from(args: Box<DeleteArgs>) -> Self {
-        let DeleteArgs { remote, sync, cluster, display, remotes } = *args;
-        Self { source: String::new(), destination: remote, sync, cluster, display, remotes }
+        let DeleteArgs { remote, flags, cluster, display, remotes } = *args;
+        Self { source: String::new(), destination: remote, flags, cluster, display, remotes }
     }
 }
 
 /// `copy`, `sync`, `move` and `delete`; `way` leads to the workers of a cluster, if `--on` names any.
-pub(crate) async fn run(kind: Task, args: SyncArgs, delete_empty_src_dirs: bool, way: Option<Box<dyn Way>>, form: Form) -> Outcome {
-    let SyncArgs { source, destination, sync, cluster, display, remotes } = args;
-    let options = Options { delete_empty_src_dirs, ..sync.options(&cluster)? };
+pub(crate) async fn run<F: RunFlags>(
+    kind: Task,
+    args: SyncArgs<F>,
+    delete_empty_src_dirs: bool,
+    way: Option<Box<dyn Way>>,
+    form: Form,
+) -> Outcome {
+    let SyncArgs { source, destination, flags, cluster, display, remotes } = args;
+    let cluster = cluster.checked()?;
+    let mut options = flags.options();
+    options.delete_empty_src_dirs = delete_empty_src_dirs;
+    cluster.apply(&mut options);
+    let options = options.checked().map_err(|error| Failure::usage("invalid_usage", error.to_string()))?;
     let remotes = super::remotes(remotes)?;
     let way: Box<dyn Way> = match (way, &cluster.cluster) {
         (Some(way), _) => way,
@@ -174,11 +182,11 @@ fn show(told: &Told, screen: &Display, verbose: bool, form: Form) {
         return output::to_stderr(&line.to_string());
     }
     match told {
-        Told::Failed { path, error } if path.is_empty() => screen.tell(&format!("ERROR: {}", output::one_line(error))),
-        Told::Failed { path, error } => screen.tell(&format!("ERROR: {path}: {}", output::one_line(error))),
-        Told::Notice(what) => screen.tell(&format!("NOTICE: {what}")),
-        Told::Would(what) => screen.tell(&format!("NOTICE: would {what}")),
-        Told::Did(path) if verbose => screen.tell(&format!("INFO: {path}")),
+        Told::Failed { path, error } if path.is_empty() => screen.tell(&format!("ERROR: {}", harmless_line(error))),
+        Told::Failed { path, error } => screen.tell(&format!("ERROR: {}: {}", harmless(path), harmless_line(error))),
+        Told::Notice(what) => screen.tell(&format!("NOTICE: {}", harmless(what))),
+        Told::Would(what) => screen.tell(&format!("NOTICE: would {}", harmless(what))),
+        Told::Did(path) if verbose => screen.tell(&format!("INFO: {}", harmless(path))),
         Told::Did(_) => {}
     }
 }
@@ -202,7 +210,7 @@ fn tell(summary: &Summary, kind: Task, form: Form) -> Outcome {
         Task::Move => "move",
         Task::Delete => "delete",
     };
-    let first = summary.errors.first().map(|error| format!(": {error}")).unwrap_or_default();
+    let first = summary.errors.first().map(|error| format!(": {}", harmless_line(error))).unwrap_or_default();
     let count = summary.stats.errors.max(summary.errors.len() as u64);
     let what = match count {
         0 | 1 => format!("{verb} failed{first}"),

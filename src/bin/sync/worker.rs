@@ -26,7 +26,7 @@ const ID_CHARS: usize = 10;
 #[derive(Clone, Debug, Args)]
 pub(crate) struct RcdArgs {
     /// Storage that controllers and workers share, where the queue lives.
-    #[arg(long, env = "RCLONE_CLUSTER", value_name = "REMOTE")]
+    #[arg(long, env = "RCLONE_CLUSTER", hide_env_values = true, value_name = "REMOTE")]
     cluster: String,
     /// Name of this worker; none or `0`: ten random characters.
     #[arg(long, env = "RCLONE_CLUSTER_ID", value_name = "ID")]
@@ -125,7 +125,9 @@ fn tell(event: &WorkerEvent, verbose: bool, form: Form) {
             let key = if is_odd { "notice" } else { "did" };
             output::to_stderr(&json!({ key: what }).to_string());
         }
-        Form::People if is_odd => output::to_stderr(&format!("NOTICE: {what}")),
-        Form::People => output::to_stderr(&format!("INFO: {what}")),
+        Form::People => {
+            let level = if is_odd { "NOTICE" } else { "INFO" };
+            output::to_stderr(&format!("{level}: {}", super::harmless(&what)));
+        }
     }
 }

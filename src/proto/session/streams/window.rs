@@ -10,7 +10,7 @@
 //! for credit, and the window doubles; if there is, the reader is the slower one, and the window gives an eighth back. A sender that is out of credit has used
 //! what came with the last growth: one that says so before is not believed, or said it while more was on its way.
 //!
-//! Beyond a mebibyte no window is larger than the shortest round trip of the link asks for: a link whose socket is the bottleneck looks starved as well, and more on its way
+//! No window is larger than the shortest round trip of the link asks for: a link whose socket is the bottleneck looks starved as well, and more on its way
 //! would only wait there, with the pings behind it.
 //!
 //! Every window has [`STREAM_WINDOW_BYTES`]. What it has beyond that comes out of the [`Budget`] of its link, of which a stream may take as much as it leaves to all
@@ -23,8 +23,6 @@ use std::time::Duration;
 pub const STREAM_WINDOW_BYTES: usize = 256 * 1024;
 /// Most that one stream may have on the way: 1 Gbit/s over 130 ms.
 pub const STREAM_WINDOW_BYTES_MAX: usize = 16 * 1024 * 1024;
-/// What a window may grow to however short the way is: on fast ones the sender must not wait for each step of credit.
-const NEAR_WINDOW_BYTES: usize = 1024 * 1024;
 /// What all streams of a link may have on the way beyond their first windows.
 pub const WINDOW_BUDGET_BYTES: usize = 64 * 1024 * 1024;
 /// Credit is given in steps, so that there are few frames of it.
@@ -54,9 +52,8 @@ impl Budget {
 
     /// The largest window that the way is long enough for. What is more than that waits in buffers on the way, and pings wait behind it.
     fn window_max(&self) -> usize {
-        let Some(round_trip) = self.round_trip else { return STREAM_WINDOW_BYTES };
-        let micros = usize::try_from(round_trip.as_micros()).unwrap_or(usize::MAX);
-        micros.saturating_mul(BYTES_PER_MICROSECOND).clamp(NEAR_WINDOW_BYTES, STREAM_WINDOW_BYTES_MAX)
+        let micros = self.round_trip.map_or(0, |round_trip| usize::try_from(round_trip.as_micros()).unwrap_or(usize::MAX));
+        micros.saturating_mul(BYTES_PER_MICROSECOND).clamp(STREAM_WINDOW_BYTES, STREAM_WINDOW_BYTES_MAX)
     }
 }
 
@@ -158,7 +155,7 @@ mod tests {
 
     #[test]
     fn a_window_is_no_larger_than_its_way_is_long() {
-        for (millis, most) in [(0, NEAR_WINDOW_BYTES), (1, NEAR_WINDOW_BYTES), (10, 1_680_000), (500, STREAM_WINDOW_BYTES_MAX)] {
+        for (millis, most) in [(0, STREAM_WINDOW_BYTES), (1, STREAM_WINDOW_BYTES), (10, 1_680_000), (500, STREAM_WINDOW_BYTES_MAX)] {
             let (mut window, mut budget) = (Window::new(), Budget::new());
             budget.round_trip(Duration::from_millis(millis));
             budget.round_trip(Duration::from_secs(9));

@@ -306,3 +306,29 @@ fn workers_of_a_cluster_do_the_work_and_one_that_is_killed_loses_nothing() {
     let again = cli.script(&["copy", &source, &destination, "--on", "storage"]);
     assert_eq!(stats(&again)["transfers"], 0, "{again:?}");
 }
+
+#[test]
+fn a_run_over_a_cluster_ends_when_nobody_answers_any_more() {
+    let room = Room::new();
+    let nodes = room.path("nodes");
+    let control = Daemon::control(&nodes, "c1");
+    let addr = control.uri();
+    let arguments = ["--worker", "--node-id", "w1", "--cluster-addr", &addr];
+    let _worker = Daemon::start_with(&nodes.join("w1"), &arguments, |command| {
+        command.env("NKCLUSTER_GRANTS", "file_sync");
+    });
+    let cli = Cli::to(&control);
+    cli.wait_status("w1", "ready");
+    let (source, destination) = (room.text("source"), room.text("destination"));
+    let copy = ["copy", &source, &destination, "--on", "id=w1", "--bwlimit", "50k", "--no-worker-timeout", "3s", "--retries", "1"];
+    let mut running = Process(cli.command(&copy).stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("it starts"));
+    wait_for("w1 to have a task", || {
+        let tasks = cli.json(&["task", "list", "w1", "file_sync"]);
+        tasks.as_array().filter(|tasks| !tasks.is_empty()).map(|_| ())
+    });
+    drop(control);
+    assert_eq!(wait_for("the run to end", || running.has_ended()), 7);
+    // What the worker still does has no effect, and nothing of the run is left.
+    let left: Vec<_> = names(&room.path("destination")).into_iter().filter(|name| name.starts_with(".nkcluster-")).collect();
+    assert_eq!(left, Vec::<String>::new());
+}

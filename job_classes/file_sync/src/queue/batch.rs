@@ -19,7 +19,7 @@ const MESSAGE_CHARS_MAX: usize = 2_000;
 /// What rclone answers for an input that failed without a status of its own.
 pub const STATUS_FAILED: u16 = 500;
 /// Status of an input that fails again whenever it is tried.
-pub const STATUS_FINAL: u16 = 422;
+pub(crate) const STATUS_FINAL: u16 = 422;
 
 /// Why the content of a file is not what its name says.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]

@@ -203,3 +203,48 @@ async fn a_cancelled_run_says_so() {
     let summary = run(&order, &Here, &Arc::new(Remotes::new(RemoteConfig::default())), &control, told).await;
     assert_eq!(summary.end, End::Cancelled);
 }
+
+#[tokio::test]
+async fn a_run_that_rests_ends_when_it_is_cancelled() {
+    let room = Room::new();
+    let control = Control::default();
+    control.gate().close();
+    let text = |name: &str| room.at(name).to_str().expect("text").to_owned();
+    let order = Order::new(Task::Copy, text("source"), text("destination"), &Options::default());
+    let (told, _) = mpsc::channel(1);
+    let remotes = Arc::new(Remotes::new(RemoteConfig::default()));
+    let running = run(&order, &Here, &remotes, &control, told);
+    let cancelled = async {
+        // Everything is planned, and nothing begins.
+        while control.snapshot().stats.total_transfers < 4 {
+            tokio::task::yield_now().await;
+        }
+        control.cancel();
+    };
+    let (summary, ()) = tokio::join!(running, cancelled);
+    assert_eq!((summary.end, summary.stats.transfers), (End::Cancelled, 0));
+}
+
+#[tokio::test]
+async fn what_is_missing_is_told_and_not_made() {
+    let room = Room::new();
+    for task in [Task::Copy, Task::Move, Task::Sync] {
+        let (summary, told) = room.run_from(task, "no-such", Options::default()).await;
+        assert_eq!(summary.end, End::SourceMissing, "{task:?}: {told:?}");
+        assert!(!room.at("no-such").exists() && !room.at("destination").exists());
+    }
+    let (summary, _) = room.run(Task::Delete, Options::default()).await;
+    assert_eq!(summary.end, End::SourceMissing);
+}
+
+#[tokio::test]
+async fn one_file_is_deleted_and_no_other() {
+    let room = Room::new();
+    room.write("destination", "x", "x");
+    room.write("destination", "y", "y");
+    let order = Order::new(Task::Delete, "", room.at("destination/x").to_str().expect("text"), &Options::default());
+    let (told, _) = mpsc::channel(1);
+    let summary = run(&order, &Here, &Arc::new(Remotes::new(RemoteConfig::default())), &Control::default(), told).await;
+    assert_eq!((summary.end, summary.stats.deletes), (End::Success, 1), "{summary:?}");
+    assert_eq!(tree(&room.at("destination")), BTreeMap::from([("y".to_owned(), Some("y".to_owned()))]));
+}

@@ -98,7 +98,14 @@ impl LocalStore {
             Ok(()) => Ok(true),
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(false),
             // No hard links there: a rename that replaces nothing decides as well.
-            Err(_) => return rename_to_free(&staged, &path).map_err(|error| failed("create", &path, &error)),
+            Err(_) => match rename_to_free(&staged, &path) {
+                Ok(true) => return Ok(true),
+                Ok(false) => Ok(false),
+                Err(error) => {
+                    let _ = fs::remove_file(&staged);
+                    return Err(failed("create", &path, &error));
+                }
+            },
         };
         fs::remove_file(&staged).map_err(|error| failed("remove", &staged, &error))?;
         created
@@ -228,8 +235,11 @@ fn rename_to_free(from: &Path, to: &Path) -> io::Result<bool> {
 /// Does something with a path, and again with its directory made, if something was missing.
 fn with_directory<T>(path: &Path, mut work: impl FnMut() -> io::Result<T>) -> io::Result<T> {
     match (work(), path.parent()) {
-        (Err(error), Some(parent)) if error.kind() == io::ErrorKind::NotFound && !parent.is_dir() => {
-            fs::create_dir_all(parent)?;
+        (Err(error), Some(parent)) if error.kind() == io::ErrorKind::NotFound => {
+            // Somebody else may have made it since: that is no reason to give up.
+            if !parent.is_dir() {
+                fs::create_dir_all(parent)?;
+            }
             work()
         }
         (done, _) => done,

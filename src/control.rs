@@ -206,8 +206,7 @@ impl Control {
         records::save(&self.shared).await;
         let (reason, _) = self.farewell();
         let links = self.shared.links();
-        let workers: Vec<Link> = links.iter().filter(|link| link.peer().role == Role::Worker && !link.has_ended()).cloned().collect();
-        self.send_away(&workers);
+        self.send_away(&self.shared.worker_links());
         self.shared.hub.close();
         self.shared.membership.become_state(RowState::Stopped).await;
         if !self.shared.peers.names().is_empty() {
@@ -246,7 +245,7 @@ impl Control {
         for link in self.shared.links() {
             link.close(reason.clone());
         }
-        for proxy in self.shared.directory.all() {
+        for proxy in self.shared.directory.close() {
             proxy.stop();
         }
         self.shared.placed.cut();

@@ -124,6 +124,8 @@ impl Admission {
         if debt > room {
             return Decision::Wait(now + (debt - room));
         }
+        // Also for whoever is refused below: to refuse a flood costs something as well.
+        self.full_at = self.full_at.max(now) + interval;
         let source = addr.map(source);
         let own = self.per_source.get(&source).copied().unwrap_or(0);
         let left_by_others = self.limits.untrusted - (self.waiting.len() - own);
@@ -136,7 +138,6 @@ impl Admission {
             let Some(idle) = evicted else { return Decision::Full };
             self.release(idle);
         }
-        self.full_at = self.full_at.max(now) + interval;
         let ticket = Ticket(self.next);
         self.next += 1;
         self.waiting.insert(ticket, Waiting { source, step: Step::Silent });

@@ -159,7 +159,7 @@ pub async fn accept(incoming: Incoming, party: &Party, permit: Permit) -> Result
             Ok(result) => result,
             Err(_) => Err(Error::new(ErrorCode::Timeout, "no proof in time")),
         },
-        () = permit.evicted() => Err(Error::new(ErrorCode::Busy, "too many connections in the handshake, the oldest is closed")),
+        () = permit.evicted() => Err(Error::new(ErrorCode::Busy, "too many connections in the handshake, an idle one is closed")),
     };
     result.map_err(|error| error.context(remote))
 }

@@ -7,6 +7,8 @@ mod improve;
 mod mailbox;
 mod moving;
 pub(super) mod state;
+#[cfg(test)]
+mod tests;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -246,8 +248,22 @@ impl Proxy {
 
     /// Ends the actor, without a word to anybody.
     pub(super) fn stop(&self) {
-        self.mailbox.close();
+        self.close_mailbox();
     }
+
+    /// Closes the mailbox. A link that nobody has looked at ends, so that its worker makes another one.
+    fn close_mailbox(&self) {
+        for unread in self.mailbox.close() {
+            if let Msg::LinkUp { link, .. } = unread {
+                link.close(too_late());
+            }
+        }
+    }
+}
+
+/// Why a link of a worker ends that came too late for its proxy.
+pub(super) fn too_late() -> Error {
+    Error::new(ErrorCode::ShuttingDown, "the proxy of the worker has ended")
 }
 
 fn unknown_node(id: &NodeId) -> NodeInfo {
@@ -361,6 +377,8 @@ impl ProxyActor {
     fn handle(&self, message: Msg, own: &mut Own) {
         let now = Instant::now().into_std();
         let actions = match message {
+            // It would take the place of a good one, and nobody would tell its end.
+            Msg::LinkUp { link, .. } if link.has_ended() => Vec::new(),
             Msg::LinkUp { key, link, dialled, describe, package, is_lent, turn } => {
                 drop(turn);
                 // Whoever was being dialled is here, or no longer needed.
@@ -448,7 +466,7 @@ impl ProxyActor {
             }
             Msg::Forget => {
                 self.forget(own);
-                self.proxy.mailbox.close();
+                self.proxy.close_mailbox();
                 return;
             }
         };
@@ -460,7 +478,7 @@ impl Drop for Own {
     /// However the actor ends: nobody takes it for alive, and its worker, whose link is closed, is met anew.
     fn drop(&mut self) {
         self.proxy.ended.store(true, Ordering::SeqCst);
-        self.proxy.mailbox.close();
+        self.proxy.close_mailbox();
         self.proxy.current.store(None);
         self.proxy.info.lock().unwrap_or_else(PoisonError::into_inner).status = NodeStatus::NotConnected;
         self.dialling.take().inspect(JoinHandle::abort);

@@ -131,8 +131,12 @@ pub(super) async fn save(shared: &Arc<Shared>) {
         let written = write(&path, writer.records.parts());
         (path, written)
     });
-    let Ok((path, written)) = written.await.inspect_err(|error| tracing::error!(%error, "the records of workers were not written")) else {
-        return;
+    let (path, written) = match written.await {
+        Ok(ended) => ended,
+        Err(error) => {
+            shared.records.is_stale.store(true, Ordering::Release);
+            return tracing::error!(%error, "the records of workers were not written");
+        }
     };
     let had_failed = shared.records.has_failed.swap(written.is_err(), Ordering::Relaxed);
     match written {

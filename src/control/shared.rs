@@ -261,6 +261,12 @@ impl Shared {
         self.links.lock().unwrap_or_else(PoisonError::into_inner).remove(&key);
     }
 
+    /// The links over which workers are adopted, but for those that have ended: not those which are for calls alone.
+    pub(super) fn worker_links(&self) -> Vec<Link> {
+        let workers: Vec<_> = self.workers.lock().unwrap_or_else(PoisonError::into_inner).values().filter_map(Weak::upgrade).collect();
+        workers.iter().filter(|worker| !worker.is_exclusive() && !worker.link.has_ended()).map(|worker| worker.link.clone()).collect()
+    }
+
     /// Every link, of workers and of clients, whether a proxy uses it or not.
     pub(super) fn links(&self) -> Vec<Link> {
         self.links.lock().unwrap_or_else(PoisonError::into_inner).values().cloned().collect()

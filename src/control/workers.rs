@@ -188,6 +188,9 @@ impl Handler {
         let known = self.proxy().filter(|proxy| !proxy.has_ended());
         let found = || self.shared.directory.find_or_insert(id, || Proxy::start(&self.shared, id.clone()));
         let Some(proxy) = known.or_else(found) else {
+            if self.shared.is_stopping() {
+                return self.link.close(Error::new(ErrorCode::ShuttingDown, format!("control node {} is stopping", self.shared.id)));
+            }
             tracing::error!(worker = %id, "a new worker is turned away: too many are known; forget those that will not return");
             let what = "the control node knows as many workers as it can";
             return self.link.close(Error::new(ErrorCode::Busy, what));
@@ -196,10 +199,10 @@ impl Handler {
         self.introduced.notify_waiters();
         let (link, dialled) = (self.link.clone(), self.dialled.clone().map(Box::new));
         let is_lent = self.via.is_some();
-        proxy.cast(Msg::LinkUp { key: self.key, link, dialled, describe: Box::new(describe), package, is_lent, turn });
-        if proxy.has_ended() {
+        let is_left = proxy.cast(Msg::LinkUp { key: self.key, link, dialled, describe: Box::new(describe), package, is_lent, turn });
+        if !is_left || proxy.has_ended() {
             // Forgotten at this very moment: nobody sees this link, so the worker must make another one.
-            self.link.close(Error::new(ErrorCode::ShuttingDown, "the proxy of the worker has ended"));
+            self.link.close(super::proxy::too_late());
         }
     }
 
@@ -249,6 +252,11 @@ impl Handler {
 
     pub(super) fn relay_no_more(&self, channel: u16) {
         self.relays().remove(&channel);
+    }
+
+    /// Whether the worker has made it for calls alone.
+    pub(super) fn is_exclusive(&self) -> bool {
+        self.exclusive.load(Ordering::Acquire)
     }
 
     /// Whether another control node uses the link.

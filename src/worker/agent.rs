@@ -3,7 +3,7 @@
 //! Addresses are those that the holder prefers, then `cluster_addr`, resolved afresh each time; one attempt at a time, with a jittered pause in between. A worker
 //! without addresses never dials. A holder that reaches the worker through another control node may ask for a link of its own (`redirect`): the old one stays until the
 //! worker is adopted over the new one. A holder that is silent for 2 × `ping_time` is taken for gone. A control node that is about to stop says so (`goaway`): the worker
-//! looks for another one after the pause that it was given, while the old link goes on until it ends.
+//! looks for another one after the pause that it was given, while the old link goes on until it ends, unless somebody else adopts it meanwhile.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -62,21 +62,27 @@ async fn look(shared: &Arc<Shared>, connector: &dyn Connector) {
     let mut was_held = false;
     loop {
         lost(shared).await;
-        let (preferred, wait) = {
-            let mut state = shared.lock();
-            (state.preferred.clone(), state.reconnect_after.take())
+        let (wait, was_lost) = (shared.lock().reconnect_after.take(), std::mem::take(&mut was_held));
+        let pause = match wait {
+            Some(wait) => {
+                backoff.reconnect_after(wait, Trust::Trusted);
+                Some(backoff.next_delay(rand::random()))
+            }
+            None => was_lost.then(|| after_loss(shared.config.ping_time, rand::random())),
         };
-        if let Some(wait) = wait {
-            backoff.reconnect_after(wait, Trust::Trusted);
-            let pause = backoff.next_delay(rand::random());
-            tokio::time::sleep(pause).await;
-        } else if std::mem::take(&mut was_held) {
+        if let Some(pause) = pause {
             tokio::select! {
-                () = tokio::time::sleep(after_loss(shared.config.ping_time, rand::random())) => {}
-                // Somebody else dialled us meanwhile.
-                () = held(shared) => continue,
+                () = tokio::time::sleep(pause) => {}
+                // Somebody else dialled us meanwhile: one more link would only take the place of theirs, with the calls on it.
+                () = held(shared) => {
+                    backoff.reset();
+                    (told, was_held) = (false, true);
+                    continue;
+                }
             }
         }
+        // After the pause: whoever holds us may have told other addresses meanwhile.
+        let preferred = shared.lock().preferred.clone();
         match connector.connect(preferred).await {
             Ok(dialled) => {
                 let way = dialled.parts.established.uri.clone();
@@ -109,7 +115,10 @@ async fn look(shared: &Arc<Shared>, connector: &dyn Connector) {
         tokio::select! {
             () = tokio::time::sleep(pause) => {}
             // Somebody else dialled us meanwhile.
-            () = held(shared) => {}
+            () = held(shared) => {
+                backoff.reset();
+                (told, was_held) = (false, true);
+            }
         }
     }
 }

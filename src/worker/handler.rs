@@ -52,6 +52,10 @@ impl Handler {
                 tracing::info!(node = %shared.id, owner = %adopt.owner, term, remote = channel.link().remote(), "adopted");
                 state.adoption.pinged_every(Duration::from_millis(adopt.ping_ms.into()));
                 state.current = Some(channel.clone());
+                if state.sent_away.as_ref() != Some(channel.link()) {
+                    // Whoever has sent us away has lost us: its word is nothing to the next holder's end.
+                    (state.sent_away, state.reconnect_after) = (None, None);
+                }
                 channel.message(&Message::Adopted(Adopted::Granted { term, ticket }));
                 shared.resync(&mut state);
                 drop(state);

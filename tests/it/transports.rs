@@ -82,17 +82,23 @@ fn classes(probe: &Probe) -> Classes {
     probe.classes().with(Mirror)
 }
 
-/// Much is encrypted here at once, by code that is not optimised: a ping may take its time. A cut over UDP is noticed by nothing else.
-const PING_TIME: Duration = Duration::from_secs(2);
+/// Much is encrypted here at once, by code that is not optimised: a ping may take its time.
+const PING_TIME: Duration = Duration::from_secs(60);
+/// A cut over UDP is noticed by nothing but a ping that is lost.
+const PING_TIME_QUIC: Duration = Duration::from_secs(2);
+
+/// The same node, which gives up no link that is only slow.
+fn patient(config: Config) -> Config {
+    let has_quic = config.listen.iter().chain(&config.cluster_addr).any(|uri| uri.effective_transport() == Transport::Quic);
+    Config { ping_time: if has_quic { PING_TIME_QUIC } else { PING_TIME }, ..config }
+}
 
 async fn control(dir: &tempfile::TempDir, listen: &str, classes: Classes) -> NodeHandle {
-    let config = Config { ping_time: PING_TIME, ..control_config(dir, "c1", listen) };
-    Node::start(config, classes).await.expect("starts")
+    Node::start(patient(control_config(dir, "c1", listen)), classes).await.expect("starts")
 }
 
 async fn worker(dir: &tempfile::TempDir, cluster_addr: &str, classes: Classes) -> NodeHandle {
-    let config = Config { ping_time: PING_TIME, ..worker_config(dir, "w1", cluster_addr) };
-    Node::start(config, classes).await.expect("starts")
+    Node::start(patient(worker_config(dir, "w1", cluster_addr)), classes).await.expect("starts")
 }
 
 impl Pair {
@@ -104,8 +110,8 @@ impl Pair {
             Transport::Memory => {
                 let net = MemoryNet::new();
                 let at = "nkcluster://c1;transport=memory";
-                let control = Node::start_in(&net, control_config(&dir, "c1", at), classes(&probe)).await.expect("starts");
-                let worker = Node::start_in(&net, worker_config(&dir, "w1", at), classes(&probe)).await.expect("starts");
+                let control = Node::start_in(&net, patient(control_config(&dir, "c1", at)), classes(&probe)).await.expect("starts");
+                let worker = Node::start_in(&net, patient(worker_config(&dir, "w1", at)), classes(&probe)).await.expect("starts");
                 (control, worker, Cut::Memory(net))
             }
             Transport::Quic => {
@@ -255,13 +261,13 @@ async fn one_node_listens_on_every_transport_at_once() {
     let every = [Transport::Tcp, Transport::Tls, Transport::Ws, Transport::Wss, Transport::Quic];
     let mut config = control_config(&dir, "c1", "nkcluster://127.0.0.1:0;transport=tcp");
     config.listen = every.iter().map(|transport| uri(&format!("nkcluster://127.0.0.1:0;transport={transport}"))).collect();
-    let control = Node::start(config, classes(&Probe::<false>::new())).await.expect("starts");
+    let control = Node::start(patient(config), classes(&Probe::<false>::new())).await.expect("starts");
     let cluster = control.cluster().expect("a control node has the cluster");
     let mut workers = Vec::new();
     for (transport, at) in every.iter().zip(control.listen()) {
         let id = format!("w-{transport}");
         let config = worker_config(&dir, &id, &at.to_string());
-        workers.push(Node::start(config, Probe::<false>::new().classes()).await.expect("starts"));
+        workers.push(Node::start(patient(config), Probe::<false>::new().classes()).await.expect("starts"));
         wait_status(&cluster, &id, NodeStatus::Ready).await;
         let remote = cluster.info(&node_id(&id), TIMEOUT).await.expect("known").remote.expect("connected");
         assert!(remote.starts_with(&format!("{transport}:127.0.0.1:")), "{remote}");
@@ -277,7 +283,7 @@ async fn control_node_dials_a_worker_over_quic() {
     let cluster = control.cluster().expect("a control node has the cluster");
     let mut config = worker_config(&dir, "w1", "");
     config.listen = vec![uri("nkcluster://127.0.0.1:0;transport=quic")];
-    let worker = Node::start(config, probe.classes()).await.expect("starts");
+    let worker = Node::start(patient(config), probe.classes()).await.expect("starts");
     assert_eq!(cluster.attach(&worker.listen()[0], TIMEOUT).await.expect("attached"), node_id("w1"));
     wait_status(&cluster, "w1", NodeStatus::Ready).await;
     echo(&cluster, "hello").await;
@@ -293,7 +299,7 @@ async fn control_node_dials_a_worker_at_its_path() {
     let cluster = control.cluster().expect("a control node has the cluster");
     let mut config = worker_config(&dir, "w1", "");
     config.listen = vec![uri("nkcluster://127.0.0.1:0/workers/w1;transport=wss")];
-    let worker = Node::start(config, probe.classes()).await.expect("starts");
+    let worker = Node::start(patient(config), probe.classes()).await.expect("starts");
     assert_eq!(worker.listen()[0].path(), "/workers/w1");
     assert_eq!(cluster.attach(&worker.listen()[0], TIMEOUT).await.expect("attached"), node_id("w1"));
     wait_status(&cluster, "w1", NodeStatus::Ready).await;
@@ -375,7 +381,7 @@ async fn tls_may_end_at_a_balancer_where_the_dialler_verifies_it_and_both_sides_
         let address = balanced.address("host", ";binding=off");
         let mut config = worker_config(&balanced.dir, "w1", "");
         config.cluster_addr = vec![address.clone()];
-        let _worker = Node::start(config, Probe::<false>::new().classes()).await.expect("starts");
+        let _worker = Node::start(patient(config), Probe::<false>::new().classes()).await.expect("starts");
         let cluster = balanced.control.cluster().expect("a control node has the cluster");
         wait_status(&cluster, "w1", NodeStatus::Ready).await;
         let client = Cluster::connect(connect_options(vec![address])).await.expect("connects");
@@ -414,7 +420,7 @@ async fn node_behind_a_trusted_balancer_knows_the_address_of_its_worker() {
     let mut config = control_config(&dir, "c1", "nkcluster://127.0.0.1:0;transport=tls");
     config.trusted_proxies = vec!["127.0.0.0/8".parse().expect("a range")];
     let probe = Probe::<false>::new();
-    let control = Node::start(config, probe.classes()).await.expect("starts");
+    let control = Node::start(patient(config), probe.classes()).await.expect("starts");
     let cluster = control.cluster().expect("a control node has the cluster");
     let at = &control.listen()[0];
     let balancer = Between::start(at, Way { prefix: HEADER, ..Way::default() }).await;
@@ -450,7 +456,7 @@ async fn node_reads_its_certificates_again_when_it_is_told_to() {
     config.listen.push(uri("nkcluster://127.0.0.1:0;transport=wss"));
     config.listen.push(uri("nkcluster://127.0.0.1:0;transport=quic"));
     config.listen.push(uri("nkcluster://127.0.0.1:0;transport=ws"));
-    let control = Node::start(config, Classes::new()).await.expect("starts");
+    let control = Node::start(patient(config), Classes::new()).await.expect("starts");
     let tls = dir.path().join("c1/tls");
     let own = |name: &str| std::fs::copy(tls.join("cert.pem"), dir.path().join(name)).expect("copies");
     own("old.pem");

@@ -89,6 +89,17 @@ fn burst_of_a_second_passes_and_then_the_rate_holds() {
 }
 
 #[test]
+fn whoever_is_refused_counts_as_much_as_whoever_comes_in() {
+    let (mut door, now) = machine(2, 10);
+    let tickets: Vec<_> = (1..=2).map(|last| admitted(door.arrive(ip(last), now)).0).collect();
+    tickets.iter().for_each(|ticket| door.proof_arrived(*ticket));
+    for _ in 0..8 {
+        assert_eq!(door.arrive(ip(3), now), Decision::Full);
+    }
+    assert!(matches!(door.arrive(ip(3), now), Decision::Wait(_)), "a refused flood waits as well");
+}
+
+#[test]
 fn addresses_of_one_ipv6_host_are_one() {
     let (mut door, now) = machine(4, MANY);
     let addr = |last: u16| Some(IpAddr::V6(Ipv6Addr::new(0x2001, 0xdb8, 0, 1, 0, 0, 0, last)));

@@ -16,6 +16,8 @@ pub(crate) type DialNumber = u64;
 const PAUSE_FIRST: Duration = Duration::from_millis(500);
 /// Longest pause: after a split has healed it is found out within this time.
 const PAUSE_MAX: Duration = Duration::from_secs(5);
+/// Pause after an address that led to ourselves, while nobody else is known: its name may stand for others as well.
+const PAUSE_AT_HOME: Duration = Duration::from_secs(30);
 /// How long the one with the larger name waits to be dialled.
 const PATIENCE: Duration = Duration::from_secs(5);
 /// Addresses that an operator gave; more replace those that failed longest.
@@ -99,6 +101,12 @@ impl Dials {
                 self.seeds[index].1 = Some(id.clone());
                 // Whoever answers there may refuse us: until the session is good, each attempt counts.
                 self.postpone(&Target::Seed(index), Some(now));
+                if *id == self.me {
+                    let pause = PAUSE_AT_HOME.mul_f64(0.5 + self.fraction() / 2.0);
+                    if let Some(plan) = self.plans.get_mut(&Target::Seed(index)) {
+                        (plan.failures, plan.next) = (0, now + pause);
+                    }
+                }
             }
             // The plan stays until the session is good: a node that accepts and closes is not dialled in a tight loop.
             member @ Target::Member(_) => self.postpone(&member, None),
@@ -151,13 +159,13 @@ impl Dials {
         self.plans.iter().find(|(_, plan)| plan.under_way == Some(number)).map(|(target, _)| target.clone())
     }
 
-    /// Whether the seed need not be dialled: somebody was found there, who is planned for by name.
+    /// Whether the seed need not be dialled: somebody was found there, who is planned for by name, or it was we.
     fn is_settled(&self, index: usize, is_alone: bool) -> bool {
-        self.seeds.get(index).is_none_or(|(_, found)| found.as_ref().is_some_and(|id| *id == self.me || !is_alone))
+        self.seeds.get(index).is_none_or(|(_, found)| found.is_some() && !is_alone)
     }
 
     /// What is due, each with the number of its attempt. Alone means that there is no session at all: then also addresses are tried behind which somebody was
-    /// found once, as a name may stand for somebody else by now.
+    /// found once, also we ourselves, as a name may stand for somebody else by now.
     pub(crate) fn due(&mut self, is_alone: bool, now: Instant) -> Vec<(DialNumber, Target)> {
         let ready = |(target, plan): (&Target, &Plan)| {
             let settled = matches!(target, Target::Seed(index) if self.is_settled(*index, is_alone));
@@ -235,6 +243,17 @@ mod tests {
         assert!((3..=20).contains(&silent), "{silent}");
         // By its address, and by its name.
         assert!(refused <= 2 * silent + 2, "{refused} attempts at one that refuses, {silent} at one that is silent");
+    }
+
+    #[test]
+    fn a_seed_that_led_to_ourselves_is_tried_now_and_then_while_nobody_else_is_known() {
+        let home = attempts(600, |dials, number, now| dials.succeeded(number, &id("c2"), now));
+        assert!((20..=41).contains(&home), "{home}");
+        let now = Instant::now();
+        let mut dials = Dials::new(id("c2"), vec!["nkcluster://c1;transport=memory".parse().expect("valid")], 7, now);
+        let (number, _) = dials.due(true, now)[0];
+        dials.succeeded(number, &id("c2"), now);
+        assert_eq!(dials.next_deadline(false), None, "there is somebody else");
     }
 
     #[test]

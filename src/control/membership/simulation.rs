@@ -35,6 +35,11 @@ fn uri(name: Name) -> NodeUri {
     format!("nkcluster://n{name:03};transport=memory").parse().expect("a valid URL")
 }
 
+/// An address that leads to one node or another.
+pub(super) fn shared_uri() -> NodeUri {
+    "nkcluster://any;transport=memory".parse().expect("a valid URL")
+}
+
 /// One process.
 struct Node {
     machine: Machine,
@@ -72,6 +77,8 @@ pub(super) struct Simulation {
     count: u64,
     /// Ways on which nothing arrives.
     pub(super) blocked: BTreeSet<(Name, Name)>,
+    /// Who is behind [`shared_uri`].
+    pub(super) behind: Option<Name>,
     /// One of so many envelopes is lost.
     pub(super) loss: Option<u64>,
     random: u64,
@@ -97,6 +104,7 @@ impl Simulation {
             queue: BTreeMap::new(),
             count: 0,
             blocked: BTreeSet::new(),
+            behind: None,
             loss: None,
             random: seed ^ 0x5851_f42d_4c95_7f2d,
             ring_size: 64,
@@ -309,8 +317,8 @@ impl Simulation {
 
     fn dialled(&mut self, from: Name, number: DialNumber, wanted: Option<NodeId>, to: &[NodeUri]) {
         let now = self.now;
-        let is_there =
-            |name: &Name| to.contains(&uri(*name)) && !self.blocked.contains(&(from, *name)) && !self.blocked.contains(&(*name, from));
+        let leads_to = |name: Name| to.contains(&uri(name)) || (self.behind == Some(name) && to.contains(&shared_uri()));
+        let is_there = |name: &Name| leads_to(*name) && !self.blocked.contains(&(from, *name)) && !self.blocked.contains(&(*name, from));
         let found =
             self.nodes.iter().find(|(name, node)| is_there(name) && !node.asleep && wanted.as_ref().is_none_or(|id| *id == node.view.me));
         let Some((&name, _)) = found else {

@@ -43,15 +43,15 @@ impl<M> Mailbox<M> {
         true
     }
 
-    /// Ends it, with what is in it.
-    pub(super) fn close(&self) {
+    /// Ends it, and returns what nobody has looked at.
+    pub(super) fn close(&self) -> VecDeque<M> {
         let mut inside = self.lock();
         inside.is_closed = true;
         let unread = std::mem::take(&mut inside.messages);
+        // Outside of the lock the messages are looked at, or dropped: they may have handles whose end is told to others.
         drop(inside);
         self.reader.wake();
-        // Outside of the lock: messages may have handles whose end is told to others.
-        drop(unread);
+        unread
     }
 
     /// The next message, for the one task that reads; none when it is closed. Dropping the future loses nothing.
@@ -121,7 +121,7 @@ mod tests {
             mailbox.next().await.expect("not closed");
         }
         assert_eq!(Arc::strong_count(&message), 2);
-        mailbox.close();
+        assert_eq!(mailbox.close().len(), 1, "what nobody has looked at is handed back");
         assert_eq!(Arc::strong_count(&message), 1);
         assert!(mailbox.next().await.is_none());
         assert_eq!(mailbox.lock().messages.capacity(), 0);

@@ -113,7 +113,7 @@ impl ProxyActor {
         self.proxy.ended.store(true, Ordering::SeqCst);
         self.shared.directory.remove_this(&self.proxy);
         self.proxy.settle();
-        self.proxy.mailbox.close();
+        self.proxy.close_mailbox();
     }
 
     /// Switch: from here on calls wait, and nothing of the worker is heard.

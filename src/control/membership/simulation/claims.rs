@@ -27,6 +27,21 @@ fn nodes_that_start_together_agree_at_once_and_then_nothing_changes() {
 }
 
 #[test]
+fn nodes_behind_one_name_find_each_other_though_each_found_itself_first() {
+    let mut simulation = Simulation::new(5);
+    simulation.change = |setup| setup.seeds = vec![shared_uri()];
+    for name in [1, 2] {
+        simulation.behind = Some(name);
+        simulation.start_node(name);
+        simulation.seconds(1);
+    }
+    assert!(simulation.agree(&[1]) && simulation.agree(&[2]), "each has found itself");
+    // From now on the name leads to one of them only.
+    let took = simulation.until("they find each other", Duration::from_secs(40), |simulation| simulation.agree(&[1, 2]));
+    assert!(took > Duration::from_secs(1), "{took:?}");
+}
+
+#[test]
 fn everybody_reaches_everybody_directly_in_a_full_mesh() {
     let simulation = joined(4);
     for name in 1..=4 {

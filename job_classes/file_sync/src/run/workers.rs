@@ -6,7 +6,7 @@
 //!                     └── next attempt, once the effects of the one before are impossible
 //! ```
 //!
-//! Nobody looks at a storage to find work, so a batch begins within milliseconds, and idle workers cost nothing. Whether a batch was begun is decided by its task: the
+//! Nobody looks at a storage to find work, so no batch waits for somebody to look, and idle workers make no calls of it. Whether a batch was begun is decided by its task: the
 //! id of the task is that of the attempt, and a worker starts it once.
 
 use std::collections::{BTreeMap, VecDeque};

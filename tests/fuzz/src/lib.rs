@@ -10,7 +10,7 @@
 //!
 //! A target that finds nothing may be a good sign or a broken target. So each has a **seeded crash**: with `NKCLUSTER_SEEDED_CRASH=1` its fuzzer panics on a
 //! condition of several steps, deep enough that only a fuzzer which is guided by coverage arrives there; `.ci/fuzz --seeded` proves that each is found
-//! within a minute, and that no committed input is there already.
+//! within minutes of one processor, and that no committed input is there already.
 //!
 //! Inputs are read by [`Input`], whose every byte means something: a mutation always gives another valid input, never a parse error of the target itself.
 
@@ -35,6 +35,8 @@ pub use input::Input;
 pub use intermediary::intermediary;
 pub use labels::labels;
 pub use payload::payload;
+#[cfg(feature = "libfuzzer")]
+pub use seeded::tried;
 pub use selector::selector;
 pub use session::session;
 pub use transfer::transfer;

@@ -1,4 +1,4 @@
 //! Fuzzer of [`nkcluster_fuzz::handshake`].
 #![no_main]
 
-libfuzzer_sys::fuzz_target!(|data: &[u8]| nkcluster_fuzz::handshake(data));
+libfuzzer_sys::fuzz_target!(|data: &[u8]| -> libfuzzer_sys::Corpus { nkcluster_fuzz::tried(nkcluster_fuzz::handshake, data) });

@@ -116,7 +116,7 @@ impl Control {
     pub(crate) async fn dial_peer(&self, uri: crate::types::NodeUri) -> Result<Link, Error> {
         use crate::connection::LinkParts;
         use crate::connection::establish::{Expect, Order, dial_and_establish};
-        let (shared, expect) = (&self.shared, Expect { role: Role::Control, id: None });
+        let (shared, expect) = (&self.shared, Expect::any(Role::Control));
         let identity = shared.party.identity().clone();
         let party = shared.party.with_identity(crate::proto::auth::Identity { role: Role::Control, ..identity });
         let established = dial_and_establish(&[uri], &party, &expect, Order::AsGiven, &shared.dial).await.map_err(Error::from)?;

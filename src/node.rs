@@ -358,7 +358,7 @@ impl ToCluster {
     }
 
     async fn dial(&self, addresses: &[NodeUri], order: Order) -> Result<Established, DialFailure> {
-        let expect = Expect { role: auth::Role::Control, id: None };
+        let expect = Expect::any(auth::Role::Control);
         let dialled = dial_and_establish(addresses, &self.party, &expect, order, &self.dial).await;
         dialled.map_err(|error| DialFailure { retry_after: error.retry_after(), error: error.into() })
     }
@@ -396,7 +396,7 @@ impl Connector for ToCluster {
 
     fn connect_again(&self, at: NodeUri, control: NodeId) -> BoxFuture<'_, Result<Dialled, Error>> {
         Box::pin(async move {
-            let expect = Expect { role: auth::Role::Control, id: Some(control) };
+            let expect = Expect::node(auth::Role::Control, control);
             let established = dial_and_establish(&[at], &self.party, &expect, Order::AsGiven, &self.dial).await?;
             Ok(Dialled { parts: LinkParts { established, side: Side::Dialler }, options: self.options })
         })

@@ -129,7 +129,7 @@ impl Remote {
         {
             return Ok((channel.clone(), Arc::clone(client)));
         }
-        let expect = Expect { role: Role::Control, id: None };
+        let expect = Expect::any(Role::Control);
         let established = dial_and_establish(&self.uris, &self.party, &expect, Order::Shuffled, &self.dial).await.map_err(Error::from)?;
         let client = Arc::new(Client { leaving: AtomicBool::new(false) });
         let handler = Arc::clone(&client) as Arc<dyn LinkHandler>;

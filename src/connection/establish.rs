@@ -26,7 +26,7 @@ use crate::proto::auth::{
 use crate::transport::{Incoming, Wire};
 use crate::types::{Binding, NodeUri, Secret};
 
-pub use dialling::{Attempt, DialError, Expect, Order, dial, dial_and_establish};
+pub use dialling::{Attempt, Declines, DialError, Expect, Order, dial, dial_and_establish};
 use frames::{ReadFault, read_frame, refuse, write_frame};
 
 /// Most time from the first byte of TLS to trust.

@@ -316,7 +316,8 @@ impl Link {
         }
     }
 
-    fn is_closing(&self) -> bool {
+    /// Whether this side ends it.
+    pub(crate) fn is_closing(&self) -> bool {
         self.inner.is_closing.load(Ordering::Acquire)
     }
 

@@ -109,7 +109,7 @@ async fn operate(shared: Arc<Shared>, operation: Operation, timeout: Duration) -
         }
         Operation::Connect { uri } => {
             let uri = uri.parse()?;
-            let expect = Expect { role: Role::Worker, id: None };
+            let expect = Expect::any(Role::Worker);
             let established =
                 dial_and_establish(&[uri], &shared.party, &expect, Order::AsGiven, &shared.dial).await.map_err(Error::from)?;
             let (node, dialled) = (established.peer.id.clone(), established.uri.clone());

@@ -133,7 +133,7 @@ impl Exclusives {
     }
 
     async fn dial(&self, shared: &Arc<Shared>, current: &Current) -> Result<Link> {
-        let expect = Expect { role: Role::Worker, id: Some(self.worker.clone()) };
+        let expect = Expect::node(Role::Worker, self.worker.clone());
         let established = dial_and_establish(&current.addresses, &shared.party, &expect, Order::AsGiven, &shared.dial).await?;
         let parts = LinkParts { established, side: Side::Dialler };
         Ok(Link::start(parts, shared.link_options(), |link| {

@@ -27,7 +27,7 @@ use crate::types::{Incarnation, NodeId, Payload};
 /// The data links of a control node.
 #[derive(Default)]
 pub(super) struct Peers {
-    /// Of each peer the links in the order in which they came. There is one, but for the moment in which two are made and membership ends one of them.
+    /// Of each peer the links in the order in which they came. There is one, but for the moment in which both dial and membership ends one of the links.
     links: Mutex<BTreeMap<NodeId, BTreeMap<LinkKey, Link>>>,
 }
 
@@ -38,7 +38,15 @@ impl Peers {
 
     /// The data link to a control node, if there is one.
     pub(super) fn find(&self, peer: &NodeId) -> Option<Link> {
-        self.lock().get(peer).and_then(|links| links.last_key_value()).map(|(_, link)| link.clone())
+        let links = self.lock();
+        let mut newest = links.get(peer)?.values().rev();
+        // One that ends serves only where there is no other.
+        newest.clone().find(|link| !link.is_closing()).or_else(|| newest.next()).cloned()
+    }
+
+    /// The data link to a life of a control node that nobody ends.
+    pub(super) fn find_life(&self, peer: &NodeId, incarnation: Incarnation) -> Option<Link> {
+        self.find(peer).filter(|link| link.peer().incarnation == incarnation && !link.is_closing())
     }
 
     /// Who is at the other ends.

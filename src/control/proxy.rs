@@ -681,7 +681,7 @@ impl Dial {
     /// The worker introduces itself on the new link, which ends this task.
     async fn run(self, shared: Arc<Shared>) {
         let Self { number, addresses, proxy } = self;
-        let expect = Expect { role: Role::Worker, id: Some(proxy.id.clone()) };
+        let expect = Expect::node(Role::Worker, proxy.id.clone());
         let error = match dial_and_establish(&addresses, &shared.party, &expect, Order::AsGiven, &shared.dial).await {
             Ok(established) => {
                 let dialled = established.uri.clone();

@@ -141,7 +141,7 @@ pub(crate) fn memory(net: &MemoryNet, from: &str) -> DialOptions {
 
 /// Proves itself at an address.
 pub(crate) async fn prove(party: &Party, at: &NodeUri, expected: Role, options: &DialOptions) -> Result<Established, Error> {
-    let expect = Expect { role: expected, id: None };
+    let expect = Expect::any(expected);
     dial_and_establish(std::slice::from_ref(at), party, &expect, Order::AsGiven, options).await.map_err(Error::from)
 }
 

@@ -10,7 +10,7 @@ use tokio::time::timeout;
 use crate::connection::establish::frames::{ReadFault, read_frame, write_frame};
 use crate::connection::establish::{Established, HANDSHAKE_TIMEOUT, Party};
 use crate::error::{Error, ErrorCode};
-use crate::proto::auth::{AuthError, AuthFrame, Dialler, DiallerChannel, DiallerSetup, DiallerStep, Keyring, Role};
+use crate::proto::auth::{AuthError, AuthFrame, Dialler, DiallerChannel, DiallerSetup, DiallerStep, Keyring, Peer, Role};
 use crate::transport::{self, CertificateCheck, DialOptions, Target, Wire};
 use crate::types::{Binding, NodeId, NodeUri};
 
@@ -21,6 +21,38 @@ pub struct Expect {
     pub role: Role,
     /// The node that must answer; any, if `None`. Another one fails its address only, before any proof.
     pub id: Option<NodeId>,
+    /// Who is not wanted, although it is one of these.
+    pub declines: Option<Declines>,
+}
+
+impl Expect {
+    /// Whoever has a role.
+    pub fn any(role: Role) -> Self {
+        Self { role, id: None, declines: None }
+    }
+
+    /// One node.
+    pub fn node(role: Role, id: NodeId) -> Self {
+        Self { id: Some(id), ..Self::any(role) }
+    }
+}
+
+/// Tells by what a listener says of itself that it is not wanted, before we prove anything: for it there was no link then. What it says is not proved either, so
+/// the decision may rest on nothing that a liar could gain by.
+#[derive(Clone)]
+pub struct Declines(Arc<dyn Fn(&Peer) -> bool + Send + Sync>);
+
+impl Declines {
+    /// True for those that are not wanted.
+    pub fn new(declines: impl Fn(&Peer) -> bool + Send + Sync + 'static) -> Self {
+        Self(Arc::new(declines))
+    }
+}
+
+impl fmt::Debug for Declines {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Declines")
+    }
 }
 
 /// In which order a list of URLs is tried. The addresses of a name are shuffled in any case.
@@ -185,7 +217,15 @@ async fn exchange(
     loop {
         let answer = ask(&mut wire, &frame).await?;
         match machine.handle(answer.kind, &answer.body)? {
-            DiallerStep::Send(next) => frame = next,
+            DiallerStep::Send(next) => {
+                let found = machine.found().filter(|found| expect.declines.as_ref().is_some_and(|declines| declines.0(found)));
+                if let Some(found) = found {
+                    return Err(
+                        Error::new(ErrorCode::NotAllowed, format!("{} is there, which is not wanted a second time", found.id)).into()
+                    );
+                }
+                frame = next;
+            }
             DiallerStep::Trusted(peer) => return Ok(Established { wire, peer, uri: None }),
         }
     }

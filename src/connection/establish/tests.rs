@@ -35,7 +35,7 @@ async fn worker() -> Party {
 }
 
 fn control(id: Option<&str>) -> Expect {
-    Expect { role: Role::Control, id: id.map(|id| NodeId::new(id).expect("valid")) }
+    Expect { id: id.map(|id| NodeId::new(id).expect("valid")), ..Expect::any(Role::Control) }
 }
 
 fn uri(text: &str) -> NodeUri {
@@ -140,6 +140,24 @@ async fn first_address_that_lets_us_in_wins() {
     let ours = connect(&uris, &worker().await, &control(None)).await.expect("let in");
     assert_eq!(ours.peer.id.as_str(), "c1");
     assert_eq!(wrong.end().await.expect_err("refused").code(), &ErrorCode::InvalidPassword);
+}
+
+#[tokio::test]
+async fn whoever_is_not_wanted_a_second_time_sees_no_proof_and_the_next_address_is_tried() {
+    let mut first = Server::start(TCP, ListenOptions::default()).await;
+    let mut second = Server::of(TCP, ListenOptions::default(), party_with(Role::Control, "c2", |_| ()).await, Limits::default()).await;
+    let life = identity(Role::Control, "c1").incarnation;
+    let expect = Expect {
+        declines: Some(Declines::new(move |peer| peer.id.as_str() == "c1" && peer.incarnation == life)),
+        ..Expect::any(Role::Control)
+    };
+    let party = worker().await;
+    let ours = connect(&[first.uri.clone(), second.uri.clone()], &party, &expect).await.expect("let in");
+    assert_eq!(ours.peer.id.as_str(), "c2");
+    second.end().await.expect("trusted");
+    assert_eq!(first.end().await.expect_err("left alone").code(), &ErrorCode::ConnectionFailed);
+    let error = connect(std::slice::from_ref(&first.uri), &party, &expect).await.expect_err("nobody is left");
+    assert_eq!(error.attempts[0].error.code(), &ErrorCode::NotAllowed);
 }
 
 #[tokio::test]

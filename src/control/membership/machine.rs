@@ -59,6 +59,9 @@ const DOUBLE: Duration = Duration::from_secs(8);
 /// An incumbent that talks so long after a newcomer of its id came is alive.
 const INCUMBENT_TALKS: Duration = Duration::from_millis(1500);
 
+/// Why one of two sessions of a pair ends.
+pub(super) const TWICE: &str = "the nodes have another session";
+
 /// What a machine is made of.
 #[derive(Clone, Debug)]
 pub(crate) struct Setup {
@@ -268,7 +271,7 @@ impl Machine {
         let ours_counts = self.me.0 < peer.0;
         let other = self.sessions.iter().find(|(_, other)| other.peer == peer).map(|(key, other)| (*key, other.we_dialled));
         if let Some((other, we_dialled)) = other {
-            let twice = Error::new(ErrorCode::NotAllowed, "the nodes have another session");
+            let twice = Error::new(ErrorCode::NotAllowed, TWICE);
             if we_dialled != dial.is_some() && we_dialled == ours_counts {
                 self.close(session, twice);
                 return self.done(now);
@@ -306,6 +309,18 @@ impl Machine {
             self.redial = true;
             self.dials.lost(&peer.0, now);
         }
+        self.done(now)
+    }
+
+    /// A dial led to a node that has a session already; nothing was made of it.
+    pub(crate) fn found_again(&mut self, number: DialNumber, id: &NodeId, now: Instant) -> Vec<Action> {
+        self.wake(now);
+        // It may have ended in this moment.
+        match self.sessions.values().any(|session| session.peer.0 == *id) {
+            true => self.dials.succeeded(number, id, now),
+            false => self.dials.failed(number, now),
+        }
+        self.redial = true;
         self.done(now)
     }
 
@@ -376,6 +391,12 @@ impl Machine {
         let judged = [double, self.asleep_until, self.stands_back_until].into_iter().flatten().min().max(self.tell_at);
         let others = [judged, self.tell_at, self.next_dial()];
         own.into_iter().chain(others.into_iter().flatten()).fold(own[0], Instant::min)
+    }
+
+    /// Whether there is a session with a life of a node.
+    #[cfg(test)]
+    pub(super) fn has_session(&self, peer: &Life) -> bool {
+        self.sessions.values().any(|session| session.peer == *peer)
     }
 
     /// One life of this node.

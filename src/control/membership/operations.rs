@@ -1,7 +1,7 @@
 //! What operators ask of membership: who is there, who owns what, and how that shall change.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -9,7 +9,7 @@ use tokio::time::Instant;
 
 use super::RowState;
 use crate::cluster::{MemberInfo, Operation, OperationReply, PlanInfo, RingInfo, TransferInfo};
-use crate::connection::establish::{Expect, Order, dial_and_establish};
+use crate::connection::establish::{Declines, Expect, Order, dial_and_establish};
 use crate::connection::{Channel, IncomingCall, Link, LinkHandler, LinkOptions, LinkParts};
 use crate::control::messages::{JoinFacts, PeerReply, PeerRequest};
 use crate::control::peers;
@@ -146,8 +146,17 @@ async fn join(shared: &Arc<Shared>, uri: NodeUri) -> Result<OperationReply> {
 
 /// Asks whoever is at an address what decides about a join.
 async fn probe(shared: &Arc<Shared>, uri: &NodeUri) -> Result<(NodeId, JoinFacts)> {
-    let expect = Expect { role: Role::Control, id: None };
+    // Its link to us, if there is one, would give way to that of the question.
+    let linked = Arc::new(OnceLock::new());
+    let declines = {
+        let (shared, linked) = (Arc::clone(shared), Arc::clone(&linked));
+        Declines::new(move |peer| shared.peers.find_life(&peer.id, peer.incarnation).is_some_and(|link| linked.set(link).is_ok()))
+    };
+    let expect = Expect { declines: Some(declines), ..Expect::any(Role::Control) };
     let dialled = dial_and_establish(std::slice::from_ref(uri), &shared.party, &expect, Order::AsGiven, &shared.dial).await;
+    if let Some(link) = linked.get() {
+        return facts_of(link).await;
+    }
     let established = dialled.map_err(|error| match error.code() {
         ErrorCode::NoConnections => Error::new(ErrorCode::NotReachable, format!("no control node lets us in: {error}")),
         _ => error.into(),
@@ -162,12 +171,18 @@ async fn probe(shared: &Arc<Shared>, uri: &NodeUri) -> Result<(NodeId, JoinFacts
     }
     let options = LinkOptions { keepalive: None };
     let link = Link::start(LinkParts { established, side: Side::Dialler }, options, |_| Arc::new(Probe));
-    let answer = peers::ask_over(&link, &PeerRequest::Membership, JOIN_RING).await;
+    let facts = facts_of(&link).await;
     link.close(Error::new(ErrorCode::ConnectionFailed, "the question was answered"));
-    match answer {
-        Ok(PeerReply::Membership(facts)) => Ok((peer.id, facts)),
-        Ok(_) => Err(Error::new(ErrorCode::UnableToGetJoinRing, format!("{} answered something else than was asked", peer.id))),
-        Err(error) => Err(Error::new(ErrorCode::UnableToGetJoinRing, format!("{} did not tell its ring: {error}", peer.id))),
+    facts
+}
+
+/// Asks over a link.
+async fn facts_of(link: &Link) -> Result<(NodeId, JoinFacts)> {
+    let peer = link.peer().id.clone();
+    match peers::ask_over(link, &PeerRequest::Membership, JOIN_RING).await {
+        Ok(PeerReply::Membership(facts)) => Ok((peer, facts)),
+        Ok(_) => Err(Error::new(ErrorCode::UnableToGetJoinRing, format!("{peer} answered something else than was asked"))),
+        Err(error) => Err(Error::new(ErrorCode::UnableToGetJoinRing, format!("{peer} did not tell its ring: {error}"))),
     }
 }
 

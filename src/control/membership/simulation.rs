@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 use self::witness::Witness;
 use super::dials::DialNumber;
 use super::envelope::{Body, Envelope, RowState};
-use super::machine::{Action, Machine, Saved, SessionKey, Setup};
+use super::machine::{Action, Machine, Saved, SessionKey, Setup, TWICE};
 use crate::config::Split;
 use crate::control::view::View;
 use crate::error::Error;
@@ -86,6 +86,10 @@ pub(super) struct Simulation {
     pub(super) change: fn(&mut Setup),
     disks: BTreeMap<Name, Saved>,
     lives: u64,
+    /// Dials that led to whom there was a session with already.
+    pub(super) found_again: usize,
+    /// Sessions that a node ended since there was another one.
+    pub(super) twice: usize,
     /// Envelopes that were sent, and their bytes.
     sent: (u64, u64),
     /// The first thing that no node may ever do.
@@ -111,6 +115,8 @@ impl Simulation {
             change: |_| (),
             disks: BTreeMap::new(),
             lives: 0,
+            found_again: 0,
+            twice: 0,
             sent: (0, 0),
             wrong: None,
         }
@@ -253,7 +259,8 @@ impl Simulation {
                         }
                     }
                 }
-                Action::Close { session, .. } => {
+                Action::Close { session, reason } => {
+                    self.twice += usize::from(reason.message() == TWICE);
                     if let Some(at) = self.wires.remove(&(name, life, session)) {
                         self.wires.remove(&at);
                         if !self.blocked.contains(&(name, at.0)) {
@@ -324,6 +331,11 @@ impl Simulation {
         let Some((&name, _)) = found else {
             return self.act(from, |machine| machine.dial_failed(number, now));
         };
+        let life_there = (self.nodes[&name].view.me.clone(), self.nodes[&name].machine.incarnation());
+        if self.nodes.get(&from).is_some_and(|node| node.machine.has_session(&life_there)) {
+            self.found_again += 1;
+            return self.act(from, |machine| machine.found_again(number, &life_there.0, now));
+        }
         self.count += 2;
         let life = |simulation: &Self, name| simulation.nodes.get(&name).map_or(0, |node| node.life);
         let (here, there) = ((from, life(self, from), self.count), (name, life(self, name), self.count + 1));

@@ -57,7 +57,7 @@ struct Search {
 
 impl Search {
     async fn run(self, shared: Arc<Shared>) {
-        let expect = Expect { role: Role::Worker, id: Some(self.proxy.id.clone()) };
+        let expect = Expect::node(Role::Worker, self.proxy.id.clone());
         let mut pause = PAUSE;
         loop {
             let is_direct = match self.addresses.is_empty() {

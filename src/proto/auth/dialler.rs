@@ -132,6 +132,14 @@ impl Dialler {
         }
     }
 
+    /// Who the listener says that it is, from its first frame on; it proves it with its second one.
+    pub fn found(&self) -> Option<&Peer> {
+        match &self.state {
+            State::WaitProof { peer, .. } => Some(peer),
+            State::WaitFirst { .. } | State::Over => None,
+        }
+    }
+
     fn answer(&mut self, mut transcript: Transcript, body: &[u8]) -> Result<DiallerStep, AuthError> {
         let first = ServerFirst::decode(body)?;
         let setup = &self.setup;

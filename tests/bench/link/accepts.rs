@@ -38,7 +38,7 @@ pub(crate) async fn run(bed: &Bed, report: &mut Report) {
             move || {
                 let (uri, party) = (uri.clone(), party.clone());
                 async move {
-                    let expect = Expect { role: Role::Control, id: None };
+                    let expect = Expect::any(Role::Control);
                     let options = DialOptions::default();
                     let dialled = dial_and_establish(std::slice::from_ref(&uri), &party, &expect, Order::AsGiven, &options).await;
                     drop(dialled.expect("let in"));

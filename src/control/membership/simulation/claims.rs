@@ -27,6 +27,22 @@ fn nodes_that_start_together_agree_at_once_and_then_nothing_changes() {
 }
 
 #[test]
+fn a_seed_that_did_not_answer_at_first_is_not_linked_a_second_time() {
+    // The seeds of both are the first two. Whoever starts alone goes on dialling the other, which has dialled meanwhile.
+    for (first, second) in [(1, 2), (2, 1)] {
+        let mut simulation = Simulation::new(11);
+        simulation.start_node(first);
+        simulation.seconds(30);
+        simulation.start_node(second);
+        simulation.until("they find each other", Duration::from_secs(2), |simulation| simulation.agree(&[1, 2]));
+        simulation.seconds(30);
+        assert_eq!(simulation.twice, 0, "a session of {first} and {second} was cut by another one");
+        assert!(simulation.found_again > 0, "{first} has looked who is at the address");
+        assert!(simulation.agree(&[1, 2]));
+    }
+}
+
+#[test]
 fn nodes_behind_one_name_find_each_other_though_each_found_itself_first() {
     let mut simulation = Simulation::new(5);
     simulation.change = |setup| setup.seeds = vec![shared_uri()];

@@ -63,8 +63,10 @@ impl Report {
     /// A run that measures these rows, or only one of them.
     pub(crate) fn new(rows: &'static [(&'static str, Budget)], only: Option<String>) -> Self {
         println!("{:<16} {:>12} {:<6} {:>12} {:>7}  budget", "row", "value", "unit", "baseline", "ratio");
-        let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-        let json = std::env::var_os("NKCLUSTER_BENCH_JSON").map_or_else(|| root.join("target/bench.ndjson"), |path| root.join(path));
+        // Whichever package the bench is of: the target folder is that of all.
+        let target = Path::new(env!("CARGO_TARGET_TMPDIR")).parent().unwrap_or(Path::new("."));
+        let json =
+            std::env::var_os("NKCLUSTER_BENCH_JSON").map_or_else(|| target.join("bench.ndjson"), |path| target.join("..").join(path));
         Self { json, rows, only, measured: Vec::new(), missed: Vec::new() }
     }
 

@@ -7,6 +7,8 @@
 #[path = "../link/report.rs"]
 mod report;
 
+mod nodes;
+
 use std::fs;
 use std::io::{BufRead as _, BufReader};
 use std::path::{Path, PathBuf};
@@ -38,6 +40,9 @@ const ROWS: &[(&str, Budget)] = &[
     ("copy_workers_2", Budget::None),
     ("copy_workers_4", Budget::None),
     ("copy_peak_mib", Budget::AtMost(200.0)),
+    ("copy_one_cluster", Budget::AtMost(50.0)),
+    ("idle_calls_cluster", Budget::AtMost(0.0)),
+    ("idle_calls_queue", Budget::AtMost(4.0)),
 ];
 
 fn main() {
@@ -82,6 +87,7 @@ fn main() {
         let (ours, cp) = (memory.peak(ours, &source), memory.peak(cp, &source));
         report.row(Row { name: "copy_peak_mib", value: ours, unit: "MiB", baseline: cp });
     }
+    nodes::rows(&mut report, memory.0.path());
     if report.wants_any(&["copy_noop", "copy_noop_rclone"]) {
         let source = disk.tree("many", NOOP_FILES, 0);
         let copy = disk.copy_of(&source);
@@ -223,7 +229,7 @@ impl Room {
     /// The median of copies by workers that share a queue in memory, which wait already.
     fn by_workers(&self, source: &Path, count: usize) -> f64 {
         let work = self.0.path().join("work");
-        let workers: Vec<Worker> = (0..count).map(|number| Worker::start(&work, &format!("w{number}"))).collect();
+        let workers: Vec<Worker> = (0..count).map(|number| Worker::start(work.to_str().expect("text"), &format!("w{number}"))).collect();
         let times = (0..ROUNDS).map(|_| {
             let mut command = ours(source, &self.destination());
             command.arg("--cluster").arg(&work);
@@ -255,7 +261,8 @@ impl Room {
 struct Worker(Child);
 
 impl Worker {
-    fn start(work: &Path, id: &str) -> Self {
+    /// One that waits for batches of a queue.
+    fn start(work: &str, id: &str) -> Self {
         let mut command = Command::new(env!("CARGO_BIN_EXE_nkcluster"));
         command.args(["rcd", "--cluster-id", id, "--cluster"]).arg(work);
         let mut child = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null()).spawn().expect("it starts");

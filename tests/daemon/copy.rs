@@ -11,22 +11,22 @@ use tempfile::TempDir;
 
 use crate::support::{Cli, Daemon, Ran, command, pid, wait_for};
 
-const FILES: usize = 300;
+pub(crate) const FILES: usize = 300;
 
 /// A source, a destination and a place for the queue.
-struct Room {
+pub(crate) struct Room {
     dir: TempDir,
 }
 
 /// A process that ends with the test.
-struct Process(Child);
+pub(crate) struct Process(pub(crate) Child);
 
 impl Process {
-    fn signal(&self, signal: Signal) {
+    pub(crate) fn signal(&self, signal: Signal) {
         kill_process(pid(&self.0), signal).expect("it runs");
     }
 
-    fn has_ended(&mut self) -> Option<i32> {
+    pub(crate) fn has_ended(&mut self) -> Option<i32> {
         self.0.try_wait().expect("it is ours").map(|status| status.code().unwrap_or(-1))
     }
 }
@@ -46,7 +46,7 @@ fn nkcluster(arguments: &[&str]) -> Command {
 }
 
 impl Room {
-    fn new() -> Self {
+    pub(crate) fn new() -> Self {
         let room = Self { dir: tempfile::tempdir().expect("a directory") };
         for number in 0..FILES {
             let path = room.path("source").join(format!("{}/{number}", number % 7));
@@ -56,7 +56,7 @@ impl Room {
         room
     }
 
-    fn path(&self, name: &str) -> PathBuf {
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
         self.dir.path().join(name)
     }
 
@@ -65,7 +65,7 @@ impl Room {
     }
 
     /// A worker of the queue, once it waits for batches.
-    fn worker(&self, id: &str, more: &[&str]) -> Process {
+    pub(crate) fn worker(&self, id: &str, more: &[&str]) -> Process {
         let work = self.text("work");
         let arguments = [&["rcd", "--cluster", &work, "--cluster-id", id], more].concat();
         let mut child = nkcluster(&arguments).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null()).spawn().expect("it starts");
@@ -75,7 +75,7 @@ impl Room {
         Process(child)
     }
 
-    fn controller(&self, more: &[&str]) -> Command {
+    pub(crate) fn controller(&self, more: &[&str]) -> Command {
         let (source, destination, work) = (self.text("source"), self.text("destination"), self.text("work"));
         let arguments =
             ["--json", "copy", &source, &destination, "--cluster", &work, "--cluster-batch-files", "50", "--cluster-lease", "4s"];
@@ -91,7 +91,7 @@ impl Room {
     }
 
     #[track_caller]
-    fn is_copied(&self) {
+    pub(crate) fn is_copied(&self) {
         let (source, destination) = (tree(&self.path("source")), tree(&self.path("destination")));
         assert_eq!(source.len(), FILES);
         assert!(source == destination, "the trees differ; only at the destination: {:?}", only(&destination, &source));
@@ -105,13 +105,13 @@ fn only(one: &BTreeMap<PathBuf, Vec<u8>>, other: &BTreeMap<PathBuf, Vec<u8>>) ->
     one.keys().filter(|path| !other.contains_key(*path)).cloned().collect()
 }
 
-fn names(directory: &Path) -> Vec<String> {
+pub(crate) fn names(directory: &Path) -> Vec<String> {
     let entries = fs::read_dir(directory).into_iter().flatten();
     entries.filter_map(|entry| entry.ok()?.file_name().into_string().ok()).collect()
 }
 
 /// Every file below a directory with its content; what is staged counts too.
-fn tree(root: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
+pub(crate) fn tree(root: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
     let (mut found, mut directories) = (BTreeMap::new(), vec![root.to_owned()]);
     while let Some(directory) = directories.pop() {
         for entry in fs::read_dir(&directory).into_iter().flatten() {

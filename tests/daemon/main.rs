@@ -2,6 +2,7 @@
 
 mod clones;
 mod copy;
+mod copy_chaos;
 mod development;
 mod failures;
 mod garbage;

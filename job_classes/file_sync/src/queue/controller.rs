@@ -233,6 +233,12 @@ impl Controller {
         self.batches.values().filter_map(|batch| batch.worker.clone()).collect()
     }
 
+    /// Whether a worker holds a job of this run. What it tells of any other is of another run, was counted, or was given up.
+    pub(crate) fn is_held(&self, job: &JobName, worker: &WorkerId) -> bool {
+        let batch = job.attempt().and_then(|attempt| self.batches.get(&attempt.batch));
+        batch.is_some_and(|batch| batch.job == *job && batch.worker.as_ref() == Some(worker) && matches!(batch.state, State::Held { .. }))
+    }
+
     pub(crate) fn notices(&mut self) -> Vec<Notice> {
         std::mem::take(&mut self.notices)
     }

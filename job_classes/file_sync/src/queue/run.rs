@@ -182,6 +182,7 @@ pub async fn start_run(
         eyes: Eyes::default(),
         failing: None,
         pacing,
+        was_quiet: true,
     };
     let end = tokio::spawn(desk.run(planned, cancelled, Arc::clone(&wake)));
     Ok(RunHandle { operations, cancel, wake, end, queued: Mutex::new(queued) })
@@ -256,6 +257,8 @@ struct Desk {
     /// Since when the storage has failed, and why.
     failing: Option<(Instant, String)>,
     pacing: Pacing,
+    /// At the last look nobody was at work.
+    was_quiet: bool,
 }
 
 /// What an action has come to.
@@ -394,10 +397,17 @@ impl Desk {
         }
         let actions = self.controller.handle_survey(&survey, Instant::now().into_std());
         self.tell_notices();
-        let running: Vec<_> = self.eyes.running().map(|(worker, job, stats)| (worker.clone(), job.to_owned(), stats.clone())).collect();
-        if !running.is_empty() {
+        let held = |(worker, job, _): &(&WorkerId, &str, &serde_json::Value)| {
+            JobName::parse(&format!("{job}.json")).is_some_and(|job| self.controller.is_held(&job, worker))
+        };
+        let running: Vec<_> =
+            self.eyes.running().filter(held).map(|(worker, job, stats)| (worker.clone(), job.to_owned(), stats.clone())).collect();
+        // Nobody at work is told once.
+        let is_quiet = running.is_empty();
+        if !is_quiet || !self.was_quiet {
             (self.listener)(RunEvent::Running(running));
         }
+        self.was_quiet = is_quiet;
         self.perform(actions).await?;
         match self.controller.is_deserted() {
             true => Err(RunError::NoWorkers { silence: self.options.patience.no_worker_timeout, files: self.controller.open_files() }),

@@ -223,6 +223,19 @@ impl World {
                 return Err(format!("the result of {job} is damaged, and was counted as a success"));
             }
         }
+        let mut over = BTreeSet::new();
+        for event in events.iter() {
+            match event {
+                RunEvent::Counted { job, .. } | RunEvent::Revoked { job, .. } => drop(over.insert(job.to_string())),
+                // Two controllers do not know what the other has heard.
+                RunEvent::Running(running) if !was_resumed => {
+                    if let Some((worker, job, _)) = running.iter().find(|(_, job, _)| over.contains(job)) {
+                        return Err(format!("what {worker} tells of {job} is counted, and the batch was counted or given up before"));
+                    }
+                }
+                _ => {}
+            }
+        }
         let missing = self.files as u64 - broken - done;
         if end.is_success() && missing + broken > 0 {
             return Err(format!("success, with {missing} files missing and {broken} that cannot be done"));

@@ -1,5 +1,6 @@
 //! The tries of a run, and the steps of each.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::SystemTime;
 
@@ -140,6 +141,8 @@ pub async fn run(order: &Order, way: &dyn Way, remotes: &Arc<Remotes>, control: 
             Ended { end: refused.end, errors: vec![refused.what] }
         }
     };
+    // What workers were doing when they were given up counts for nobody.
+    control.doing(BTreeMap::new());
     Summary { end: ended.end, stats: control.snapshot().stats, errors: ended.errors }
 }
 

@@ -388,7 +388,14 @@ impl Dispatcher {
         // What a worker says is held against what it was given: nothing may vanish, and nothing come that was not asked for.
         let told = end.done + end.failures.len() as u64 + end.rest.len() as u64;
         if told != parcel.inputs.len() as u64 || !end.rest.iter().all(|operation| parcel.inputs.contains(operation)) {
-            return self.offer_again(parcel, "its result does not fit the batch", teller).await;
+            const WHY: &str = "its result does not fit its batch";
+            if let Some(worker) = self.workers.get_mut(id)
+                && worker.useless.replace(WHY.to_owned()).is_none()
+            {
+                let _ = self.told.send(Told::Notice(format!("worker {id} is not used: {WHY}"))).await;
+            }
+            self.control.done(id.as_str(), Some(parcel.attempt.batch), &StatsReport::default());
+            return self.offer_again(parcel, WHY, teller).await;
         }
         self.refused = None;
         let BatchEnd { done, failures, rest, stats } = end;

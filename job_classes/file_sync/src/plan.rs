@@ -79,6 +79,8 @@ pub struct PlanRequest {
     pub backup_fs: Option<String>,
     /// Whether the destination takes names for the same that differ by case or Unicode form.
     pub folds_names: bool,
+    /// Files that earlier tries have deleted; `--max-delete` holds for all together.
+    pub deleted: u64,
     /// What the operator said.
     pub options: Options,
     /// Built from them.

@@ -82,6 +82,7 @@ pub(crate) async fn run(args: CheckArgs, form: Form) -> Outcome {
         destination: root(&destination)?,
         backup_fs: None,
         folds_names: false,
+        deleted: 0,
         options,
         filter: Arc::new(filter),
     };

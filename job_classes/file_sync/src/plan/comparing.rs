@@ -89,8 +89,8 @@ pub(super) struct DeleteLimit {
 }
 
 impl DeleteLimit {
-    pub(super) fn new(most: Option<u64>) -> Self {
-        Self { most, deleted: AtomicU64::new(0), is_told: AtomicBool::new(false) }
+    pub(super) fn of(request: &PlanRequest) -> Self {
+        Self { most: request.options.max_delete, deleted: AtomicU64::new(request.deleted), is_told: AtomicBool::new(false) }
     }
 
     /// The step for one more delete: itself, once a problem, and then nothing.
@@ -138,7 +138,7 @@ impl Comparing {
             takes_links: options.links && there.has_links,
             has_directories: there.has_directories,
             sets_directory_times: pass.transfers() && there.has_directories && there.sets_times && !options.no_update_dir_modtime,
-            deletes: DeleteLimit::new(options.max_delete),
+            deletes: DeleteLimit::of(&request),
             asking: Semaphore::new(options.checkers.max(1) as usize),
             request,
             pass,

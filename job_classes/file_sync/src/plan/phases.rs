@@ -78,7 +78,7 @@ impl Phases {
         if !self.may_delete() {
             return self.tell_suppressed(deferred.deletes.len()).await;
         }
-        let limit = DeleteLimit::new(self.request.options.max_delete);
+        let limit = DeleteLimit::of(&self.request);
         for operation in deferred.deletes.drain(..) {
             if let Some(step) = limit.step(operation) {
                 self.send(step).await?;

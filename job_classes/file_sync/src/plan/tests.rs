@@ -22,6 +22,7 @@ fn request(task: Task, source: Tree, destination: Tree, change: impl FnOnce(&mut
         destination: place("/dst", destination),
         backup_fs: options.backup_dir.clone(),
         folds_names: false,
+        deleted: 0,
         options,
         filter,
     }

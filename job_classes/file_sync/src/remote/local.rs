@@ -5,6 +5,7 @@
 
 pub(crate) mod content;
 pub(crate) mod errno;
+pub(crate) mod folding;
 mod list;
 mod names;
 pub(crate) mod open;

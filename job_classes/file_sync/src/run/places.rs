@@ -13,6 +13,7 @@ use crate::filter::Filter;
 use crate::options::Options;
 use crate::path::EntryPath;
 use crate::plan::{Location, Relation, Root, Task, relation};
+use crate::remote::local::folding::folds_names;
 use crate::remote::{Remote, RemoteSpec, Remotes};
 use crate::storage::{ErrorKind, Storage};
 
@@ -22,6 +23,8 @@ pub(super) struct Places {
     pub(super) source: Option<Root>,
     pub(super) destination: Root,
     pub(super) backup_fs: Option<String>,
+    /// Whether the destination takes names for the same that differ by case.
+    pub(super) folds_names: bool,
 }
 
 /// Why a run cannot begin.
@@ -74,6 +77,9 @@ impl Places {
                         if relation(&from, &to) == Relation::Same {
                             return Err(Refused::failed("source and destination are the same file"));
                         }
+                        if kept.is_some_and(|kept| relation(&kept, &to) == Relation::Same) && options.suffix.is_none() {
+                            return Err(Refused::failed("--backup-dir is where the file already is; give another one, or a --suffix"));
+                        }
                     }
                     None => {
                         order.kind.check_overlap(&from, &to, kept.as_ref(), filter).map_err(|error| Refused::failed(error.to_string()))?
@@ -84,7 +90,12 @@ impl Places {
                 Some(from_place)
             }
         };
-        Ok(Self { task: order.kind, source, destination: place, backup_fs: backup.map(|backup| backup.portable()) })
+        let folds_names = match destination.local_path().filter(|_| !options.dry_run && order.kind != Task::Delete) {
+            // A process that ends needs no answer.
+            Some(path) => tokio::task::spawn_blocking(move || folds_names(&path)).await.unwrap_or(false),
+            None => false,
+        };
+        Ok(Self { task: order.kind, source, destination: place, backup_fs: backup.map(|backup| backup.portable()), folds_names })
     }
 
     /// The source, and the name of the one file if it is no directory; then the remote is that of the directory above.

@@ -9,10 +9,16 @@ use std::sync::Arc;
 use tempfile::TempDir;
 use tokio::sync::mpsc;
 
-use super::{Control, End, Here, Order, Summary, Told, run};
-use crate::options::Options;
+use futures_util::future::BoxFuture;
+
+use super::carrier::{Failed, Outcome, Sent, Sink, carrier};
+use super::tries::{Carrying, Journey};
+use super::{Control, End, Here, Order, Summary, Told, Way, run};
+use crate::operation::Operation;
+use crate::options::{DeleteMode, Options};
 use crate::plan::Task;
 use crate::remote::{RemoteConfig, Remotes};
+use crate::stats::Counter;
 
 /// A source with some files, and a destination beside it.
 struct Room {
@@ -175,6 +181,68 @@ async fn no_more_is_deleted_than_allowed() {
     }
     let (summary, _) = room.run(Task::Sync, Options { max_delete: Some(2), ..Options::default() }).await;
     assert_eq!((summary.end, summary.stats.deletes), (End::Fatal, 2));
+}
+
+/// Deletes, and fails to copy; after the first failure somebody else puts more files there.
+struct Unlucky(std::path::PathBuf);
+
+impl Way for Unlucky {
+    fn start<'a>(&'a self, journey: Journey<'a>) -> BoxFuture<'a, Result<Carrying, String>> {
+        let (destination, control) = (self.0.clone(), journey.control.clone());
+        let carry = move |mut sink: Sink| async move {
+            let teller = sink.teller();
+            while let Some(sent) = sink.next().await {
+                match sent {
+                    Sent::Operation(Operation::DeleteFile { remote, .. }) => {
+                        fs::remove_file(destination.join(remote)).expect("removed");
+                        control.stats().add(Counter::Deletes, 1);
+                    }
+                    Sent::Operation(operation) => {
+                        for name in ["p", "q"] {
+                            fs::write(destination.join(name), "new").expect("written");
+                        }
+                        let failure = Some(Failed { error: "unlucky".to_owned(), is_retryable: true });
+                        let _ = teller.send(Outcome { path: operation.file().to_owned(), failure }).await;
+                    }
+                    Sent::Flush => {}
+                    Sent::Settle(waiting) => drop(waiting.send(())),
+                }
+            }
+            Ok(())
+        };
+        Box::pin(async move { Ok(Carrying(carrier(carry))) })
+    }
+}
+
+#[tokio::test]
+async fn all_tries_together_delete_no_more_than_allowed() {
+    let room = Room::new();
+    for name in ["x", "y"] {
+        room.write("destination", name, "x");
+    }
+    let options = Options { max_delete: Some(3), delete_mode: DeleteMode::Before, retries: 2, ..Options::default() };
+    let text = |name: &str| room.at(name).to_str().expect("text").to_owned();
+    let order = Order::new(Task::Sync, text("source"), text("destination"), &options);
+    let (told, _) = mpsc::channel(1);
+    let remotes = Arc::new(Remotes::new(RemoteConfig::default()));
+    let summary = run(&order, &Unlucky(room.at("destination")), &remotes, &Control::default(), told).await;
+    assert!(summary.end == End::Fatal && (2..=3).contains(&summary.stats.deletes), "{summary:?}");
+    assert!(summary.errors.iter().any(|error| error.contains("no more than 3")), "{summary:?}");
+}
+
+#[tokio::test]
+async fn a_file_is_not_its_own_backup() {
+    let room = Room::new();
+    room.write("destination", "a", "the old one");
+    let backup = || Some(room.at("destination").to_str().expect("text").to_owned());
+    let (summary, told) = room.run_from(Task::Copy, "source/a", Options { backup_dir: backup(), ..Options::default() }).await;
+    assert_eq!(summary.end, End::Failed, "{told:?}");
+    assert_eq!(fs::read_to_string(room.at("destination/a")).expect("there"), "the old one");
+    let options = Options { backup_dir: backup(), suffix: Some(".old".to_owned()), ..Options::default() };
+    let (summary, told) = room.run_from(Task::Copy, "source/a", options).await;
+    assert_eq!(summary.end, End::Success, "{told:?}");
+    let kept = ["destination/a", "destination/a.old"].map(|path| fs::read_to_string(room.at(path)).expect("there"));
+    assert_eq!(kept, ["1", "the old one"]);
 }
 
 #[tokio::test]

@@ -133,7 +133,11 @@ impl Way for Here {
 
 /// Follows an order to its end. What people may want to know goes to `told`, which must be read meanwhile, or dropped.
 pub async fn run(order: &Order, way: &dyn Way, remotes: &Arc<Remotes>, control: &Control, told: mpsc::Sender<Told>) -> Summary {
-    let ended = match Run::open(order, way, remotes, control, told.clone()).await {
+    let opened = tokio::select! {
+        opened = Run::open(order, way, remotes, control, told.clone()) => opened,
+        () = control.cancelling().cancelled() => Err(Refused { end: End::Cancelled, what: "cancelled".to_owned() }),
+    };
+    let ended = match opened {
         Ok(run) => run.tries().await,
         Err(refused) => {
             let _ = told.send(Told::Failed { path: String::new(), error: refused.what.clone() }).await;
@@ -303,7 +307,8 @@ impl<'a> Try<'a> {
             source: run.places.source.clone(),
             destination: run.places.destination.clone(),
             backup_fs: run.places.backup_fs.clone(),
-            folds_names: false,
+            folds_names: run.places.folds_names,
+            deleted: run.control.stats().report().deletes,
             options: run.options.clone(),
             filter: run.filter.clone(),
         });

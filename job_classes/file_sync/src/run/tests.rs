@@ -257,6 +257,27 @@ async fn what_is_replaced_goes_to_the_directory_of_backups() {
 }
 
 #[tokio::test]
+async fn a_file_that_cannot_be_kept_is_not_replaced_and_the_others_are() {
+    let room = Room::new();
+    for number in 0..100 {
+        room.write("source", &format!("many/{number}"), "new");
+        room.write("destination", &format!("many/{number}"), "older");
+    }
+    room.write("destination", "a", "the old one");
+    // A directory that is not empty stands where the backup belongs.
+    room.write("kept", "a/in-the-way", "x");
+    let backup = room.at("kept").to_str().expect("text").to_owned();
+    let (summary, told) = room.run(Task::Sync, Options { backup_dir: Some(backup), retries: 1, ..Options::default() }).await;
+    assert_ne!(summary.end, End::Success, "{told:?}");
+    assert!(summary.errors.iter().any(|error| error.starts_with("a: ") && error.contains("not kept")), "{summary:?}");
+    assert_eq!(fs::read_to_string(room.at("destination/a")).expect("left"), "the old one");
+    for number in 0..100 {
+        let read = |root: &str| fs::read_to_string(room.at(root).join(format!("many/{number}"))).expect("there");
+        assert_eq!((read("destination"), read("kept")), ("new".to_owned(), "older".to_owned()));
+    }
+}
+
+#[tokio::test]
 async fn a_cancelled_run_says_so() {
     let room = Room::new();
     let control = Control::default();

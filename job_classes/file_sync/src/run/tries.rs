@@ -8,14 +8,14 @@ use futures_util::FutureExt as _;
 use futures_util::future::BoxFuture;
 use serde::{Deserialize, Serialize};
 use tokio::sync::mpsc;
-use tokio::task::JoinSet;
+use tokio::task::{JoinError, JoinSet};
 
 use super::carrier::{Carrier, Outcome, carrier};
 use super::control::Control;
 use super::here::{self, engine_options};
 use super::order::Order;
 use super::places::{Places, Refused};
-use crate::engine::{Engine, EngineOptions};
+use crate::engine::{Engine, EngineOptions, OperationError};
 use crate::fence::{Fence, FenceStrength};
 use crate::filter::Filter;
 use crate::listing::Side;
@@ -26,7 +26,7 @@ use crate::remote::Remotes;
 use crate::stats::{Counter, StatsReport};
 use crate::storage::{ErrorKind, StorageError};
 
-/// Directories and times that are worked on at the same time.
+/// Directories, times and backups that are worked on at the same time, of each kind.
 const CHORES_MAX: usize = 16;
 /// Errors that a summary repeats.
 const ERRORS_KEPT_MAX: usize = 20;
@@ -291,12 +291,17 @@ struct Try<'a> {
     chores: JoinSet<Result<(), (String, StorageError)>>,
     /// For backups, which come before what they make room for.
     engine: Engine,
+    /// Those under way, each with what follows.
+    backups: JoinSet<BackedUp>,
 }
+
+/// What follows a backup, and how that went.
+type BackedUp = (Operation, Result<(), OperationError>);
 
 impl<'a> Try<'a> {
     fn new(run: &'a Run<'a>) -> Self {
         let engine = Engine::new(engine_options(&run.options), run.remotes.clone());
-        Self { run, failures: Failures::default(), untold: Vec::new(), chores: JoinSet::new(), engine }
+        Self { run, failures: Failures::default(), untold: Vec::new(), chores: JoinSet::new(), engine, backups: JoinSet::new() }
     }
 
     /// Plans and carries out. Failures of files are counted; an error ends the run.
@@ -330,6 +335,12 @@ impl<'a> Try<'a> {
                             self.hear(outcome?);
                             continue;
                         }
+                        Some(joined) = self.backups.join_next() => {
+                            if let Some(carrier) = carrier.as_deref_mut() {
+                                self.backed_up(joined, carrier).await?;
+                            }
+                            continue;
+                        }
                         () = run.control.cancelling().cancelled() => break,
                     }
                 }
@@ -352,19 +363,17 @@ impl<'a> Try<'a> {
         let destination = run.places.destination.storage.clone();
         match step {
             Step::Transfer { operation, backup } => {
-                if let Some(backup) = backup {
-                    let done =
-                        self.engine.execute(&backup, &Arc::new(Fence::unfenced()), run.control.stats(), run.control.cancelling()).await;
-                    if let Err(error) = done {
-                        self.fail(
-                            backup.file().to_owned(),
-                            format!("the file to be replaced was not kept: {error}"),
-                            error.kind.is_retryable(),
-                        );
-                        return Ok(());
-                    }
+                let Some(backup) = backup else { return self.submit(operation, carrier).await };
+                if self.backups.len() >= CHORES_MAX
+                    && let Some(joined) = self.backups.join_next().await
+                {
+                    self.backed_up(joined, carrier).await?;
                 }
-                self.submit(operation, carrier).await?;
+                let (engine, stats, cancel) = (self.engine.clone(), run.control.stats().clone(), run.control.cancelling().clone());
+                self.backups.spawn(async move {
+                    let done = engine.execute(&backup, &Arc::new(Fence::unfenced()), &stats, &cancel).await;
+                    (operation, done.map(drop))
+                });
             }
             Step::Delete { operation, .. } => self.submit(operation, carrier).await?,
             // Files may be written into it at once, so it is there before the next step.
@@ -410,8 +419,25 @@ impl<'a> Try<'a> {
         carrier.submit(operation, &mut |outcome| self.hear(outcome)).await
     }
 
+    /// A backup is over: what follows it may go.
+    async fn backed_up(&mut self, joined: Result<BackedUp, JoinError>, carrier: &mut Carrier) -> Result<(), String> {
+        match joined {
+            Ok((operation, Ok(()))) => self.submit(operation, carrier).await,
+            Ok((operation, Err(error))) => {
+                let what = format!("the file to be replaced was not kept: {error}");
+                self.fail(operation.file().to_owned(), what, error.kind.is_retryable());
+                Ok(())
+            }
+            Err(error) if error.is_panic() => std::panic::resume_unwind(error.into_panic()),
+            Err(_) => Ok(()),
+        }
+    }
+
     /// Everything before is done when this returns.
     async fn settle(&mut self, carrier: &mut Carrier, planner: &Planner) -> Result<(), String> {
+        while let Some(joined) = self.backups.join_next().await {
+            self.backed_up(joined, carrier).await?;
+        }
         let (cancelling, is_remote) = (self.run.control.cancelling().clone(), self.run.way.is_remote());
         let mut is_settled = carrier.begin_settling(&mut |outcome| self.hear(outcome)).await?;
         loop {

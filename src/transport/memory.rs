@@ -27,6 +27,8 @@ use pipe::{Pipe, lock};
 const BACKLOG: usize = 1024;
 /// Bytes on their way in one direction of a link, unless asked otherwise; a writer waits when they are full.
 const BUFFER_BYTES: usize = 64 * 1024;
+/// As many links are kept at least before those that have ended are looked for.
+const CROWD_MIN: usize = 64;
 
 /// The address of a URL in this network: its host, and its port if it has one.
 pub(super) fn memory_name(uri: &NodeUri) -> String {
@@ -46,6 +48,8 @@ pub struct MemoryNet {
 struct State {
     listeners: BTreeMap<String, mpsc::Sender<Wire>>,
     links: Vec<Link>,
+    /// With so many links, those that have ended are looked for: not with each new one, of which there may be thousands.
+    crowd: usize,
     rules: BTreeMap<(String, String), Rule>,
 }
 
@@ -128,7 +132,10 @@ impl MemoryNet {
         let listener = state.listeners.get(to).ok_or_else(|| refused("nobody listens there"))?;
         listener.try_send(theirs).map_err(|_| refused("nobody accepts there"))?;
         let link = Link { from: from.to_owned(), to: to_node.to_owned(), forth: Arc::downgrade(&forth), back: Arc::downgrade(&back) };
-        state.links.retain(Link::is_open);
+        if state.links.len() >= state.crowd {
+            state.links.retain(Link::is_open);
+            state.crowd = 2 * state.links.len().max(CROWD_MIN);
+        }
         state.links.push(link);
         Ok(ours)
     }

@@ -24,4 +24,5 @@ mod ring_moves;
 mod scripts;
 mod security;
 mod streams;
+mod thousands;
 mod transports;

@@ -12,7 +12,7 @@ use tokio::time::Instant;
 
 use super::backoff::{Backoff, Trust, after_loss};
 use super::handler;
-use super::shared::{Held, Shared};
+use super::shared::{Held, Redirected, Shared};
 use crate::cluster::BoxFuture;
 use crate::connection::{Link, LinkOptions, LinkParts};
 use crate::error::Error;
@@ -83,7 +83,22 @@ async fn look(shared: &Arc<Shared>, connector: &dyn Connector) {
         }
         // After the pause: whoever holds us may have told other addresses meanwhile.
         let preferred = shared.lock().preferred.clone();
-        match connector.connect(preferred).await {
+        let dialled = tokio::select! {
+            dialled = connector.connect(preferred) => dialled,
+            // As above; that the node at the other end may have let us in changes nothing.
+            () = held(shared) => {
+                backoff.reset();
+                (told, was_held) = (false, true);
+                continue;
+            }
+        };
+        match dialled {
+            // Nothing wakes us when a holder that was silent speaks again.
+            Ok(_) if is_held(shared) => {
+                backoff.reset();
+                (told, was_held) = (false, true);
+                continue;
+            }
             Ok(dialled) => {
                 let way = dialled.parts.established.uri.clone();
                 let link = Link::start(dialled.parts, dialled.options, |link| handler::new(Arc::clone(shared), link, way));
@@ -127,8 +142,10 @@ async fn look(shared: &Arc<Shared>, connector: &dyn Connector) {
 async fn follow_redirects(shared: &Arc<Shared>, connector: &dyn Connector) {
     let mut redirects = shared.redirects.subscribe();
     while redirects.changed().await.is_ok() {
-        let addresses = redirects.borrow_and_update().clone();
+        let Redirected { addresses, over } = redirects.borrow_and_update().clone();
         let dialled = match connector.redirected(addresses).await {
+            // Whoever has asked for it has found a better way itself, or has lost us: this link would only take the place of another one, with the calls on it.
+            Ok(_) if !shared.lock().is_held_over(over) => continue,
             Ok(dialled) => dialled,
             Err(DialFailure { error, .. }) => {
                 tracing::debug!(node = %shared.id, %error, "the holder cannot be reached directly");
@@ -186,15 +203,16 @@ async fn sleep_until(deadline: Option<Instant>) {
 /// Waits until somebody holds the worker who is not silent, and does not go.
 async fn held(shared: &Shared) {
     let mut changes = shared.held.subscribe();
-    let is_held = || {
-        let state = shared.lock();
-        !state.adoption.silent(Instant::now().into_std()) && !state.is_sent_away()
-    };
-    while !is_held() {
+    while !is_held(shared) {
         if changes.changed().await.is_err() {
             return;
         }
     }
+}
+
+fn is_held(shared: &Shared) -> bool {
+    let state = shared.lock();
+    !state.adoption.silent(Instant::now().into_std()) && !state.is_sent_away()
 }
 
 /// Whether the worker is adopted over `link` before it has been silent for too long.

@@ -8,7 +8,7 @@ use rand::RngExt as _;
 use tokio::time::Instant;
 
 use super::adoption::{AdoptAnswer, AdoptRequest, Standing, Ticket};
-use super::shared::{Held, Shared, channel_key, is_of_link};
+use super::shared::{Held, Redirected, Shared, channel_key, is_of_link};
 use super::{exclusive, executor};
 use crate::connection::{Channel, IncomingCall, Link, LinkHandler};
 use crate::error::{Error, ErrorCode};
@@ -119,7 +119,7 @@ impl LinkHandler for Handler {
                 self.shared.lock().preferred = preferred.addresses;
             }
             Message::Redirect(redirect) if self.standing(channel.id()) == Standing::Current => {
-                self.shared.redirects.send_replace(redirect.addresses);
+                self.shared.redirects.send_replace(Redirected { addresses: redirect.addresses, over: self.number });
             }
             Message::ExclusiveDial(asked) if self.standing(channel.id()) == Standing::Current => {
                 exclusive::dial(&self.shared, channel, self.way.clone(), asked);

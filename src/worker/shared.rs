@@ -50,8 +50,8 @@ pub(super) struct Shared {
     pub(super) held: watch::Sender<Held>,
     /// Whether the agent looks for control nodes.
     pub(super) dials: watch::Sender<bool>,
-    /// Where the holder would like to be reached, in the order asked.
-    pub(super) redirects: watch::Sender<Vec<NodeUri>>,
+    /// Where the holder would like to be reached.
+    pub(super) redirects: watch::Sender<Redirected>,
     /// Something moved: a task ended, an event was acknowledged.
     moved: Notify,
     next_link: AtomicU64,
@@ -60,6 +60,15 @@ pub(super) struct Shared {
     pub(super) connector: Option<Arc<dyn Connector>>,
     /// Connections beside the holder's that this worker may have dialled.
     pub(super) exclusive: Arc<Semaphore>,
+}
+
+/// The holder would like to be reached in another way.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Redirected {
+    /// In the order asked.
+    pub(super) addresses: Vec<NodeUri>,
+    /// Number of the link over which it has said so.
+    pub(super) over: u64,
 }
 
 /// What the agent must know of the holder.
@@ -96,6 +105,12 @@ impl State {
     pub(super) fn is_sent_away(&self) -> bool {
         let held_over = self.current.as_ref().map(Channel::link);
         held_over.is_some() && held_over == self.sent_away.as_ref()
+    }
+
+    /// Whether this is the link over which the worker is held.
+    pub(super) fn is_held_over(&self, link: u64) -> bool {
+        let held_over = self.current.as_ref().map(Channel::link);
+        held_over.is_some() && held_over == self.links.get(&link)
     }
 }
 
@@ -136,7 +151,7 @@ impl Shared {
             state: Mutex::new(state),
             held: watch::Sender::new(Held::No),
             dials: watch::Sender::new(true),
-            redirects: watch::Sender::new(Vec::new()),
+            redirects: watch::Sender::new(Redirected::default()),
             moved: Notify::new(),
             next_link: AtomicU64::new(1),
             refuses_calls: AtomicBool::new(false),

@@ -4,7 +4,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use bytes::Bytes;
 use tokio::io::duplex;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 
 use super::*;
 use crate::cluster::{BoxFuture, random_incarnation};
@@ -13,7 +13,7 @@ use crate::connection::{Channel, IncomingCall, LinkOptions, LinkParts};
 use crate::proto::auth::{Peer, Role};
 use crate::proto::head::{EventHead, Rank};
 use crate::proto::identity::Ticket;
-use crate::proto::message::{Adopt, Adopted};
+use crate::proto::message::{Adopt, Adopted, Preferred, Redirect};
 use crate::proto::session::Side;
 use crate::transport::{CertificateCheck, Wire, WireFacts};
 use crate::types::Transport;
@@ -30,6 +30,8 @@ struct Control {
     name: &'static str,
     link: Link,
     said: mpsc::UnboundedReceiver<Message>,
+    /// On which the worker obeys, or did.
+    channel: Option<Channel>,
 }
 
 struct Ears(mpsc::UnboundedSender<Message>);
@@ -72,7 +74,7 @@ fn wired(control: &'static str, worker_incarnation: Incarnation) -> (Control, Di
     let ours = parts(ours, Role::Worker, "w1", worker_incarnation, Side::Listener);
     let link = Link::start(ours, options(), |_| Arc::new(Ears(sender)));
     let parts = parts(theirs, Role::Control, control, random_incarnation(), Side::Dialler);
-    (Control { name: control, link, said }, Dialled { parts, options: options() })
+    (Control { name: control, link, said, channel: None }, Dialled { parts, options: options() })
 }
 
 impl Control {
@@ -90,11 +92,25 @@ impl Control {
         }));
         loop {
             match self.said.recv().await.expect("the link is open") {
-                Message::Adopted(Adopted::Granted { ticket, .. }) => return ticket,
+                Message::Adopted(Adopted::Granted { ticket, .. }) => {
+                    self.channel = Some(channel);
+                    return ticket;
+                }
                 Message::Adopted(refused) => panic!("{refused:?}"),
                 _ => {}
             }
         }
+    }
+
+    /// Says something as the holder.
+    fn say(&self, message: &Message) {
+        self.channel.as_ref().expect("the worker has obeyed").message(message);
+    }
+
+    /// Whether the worker introduces itself here, as it does at once on a link that it wants.
+    async fn is_introduced(&mut self) -> bool {
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        std::iter::from_fn(|| self.said.try_recv().ok()).any(|message| matches!(message, Message::Describe(_)))
     }
 
     fn send_away(&self, pause: Duration) {
@@ -113,19 +129,31 @@ impl Control {
 struct Way {
     incarnation: Incarnation,
     dials: Arc<AtomicUsize>,
+    /// What was preferred, by dial.
+    preferred: mpsc::UnboundedSender<Vec<NodeUri>>,
     reached: mpsc::UnboundedSender<Control>,
+    /// A dial takes as long as this is closed.
+    open: watch::Sender<bool>,
+}
+
+impl Way {
+    async fn dial(&self) -> Result<Dialled, DialFailure> {
+        self.dials.fetch_add(1, Ordering::SeqCst);
+        let _ = self.open.subscribe().wait_for(|open| *open).await;
+        let (control, dialled) = wired("c1", self.incarnation);
+        let _ = self.reached.send(control);
+        Ok(dialled)
+    }
 }
 
 impl Connector for Way {
-    fn connect(&self, _: Vec<NodeUri>) -> BoxFuture<'_, Result<Dialled, DialFailure>> {
-        self.dials.fetch_add(1, Ordering::SeqCst);
-        let (control, dialled) = wired("c1", self.incarnation);
-        let _ = self.reached.send(control);
-        Box::pin(async move { Ok(dialled) })
+    fn connect(&self, preferred: Vec<NodeUri>) -> BoxFuture<'_, Result<Dialled, DialFailure>> {
+        let _ = self.preferred.send(preferred);
+        Box::pin(self.dial())
     }
 
     fn redirected(&self, _: Vec<NodeUri>) -> BoxFuture<'_, Result<Dialled, DialFailure>> {
-        unreachable!("nobody asks for it")
+        Box::pin(self.dial())
     }
 
     fn connect_again(&self, _: NodeUri, _: NodeId) -> BoxFuture<'_, Result<Dialled, Error>> {
@@ -133,31 +161,147 @@ impl Connector for Way {
     }
 }
 
+/// The worker `w1`, and what its agent does.
+struct Bench {
+    worker: Worker,
+    incarnation: Incarnation,
+    dials: Arc<AtomicUsize>,
+    preferred: mpsc::UnboundedReceiver<Vec<NodeUri>>,
+    controls: mpsc::UnboundedReceiver<Control>,
+    open: watch::Sender<bool>,
+}
+
+impl Bench {
+    fn start() -> Self {
+        let (incarnation, dials, open) = (random_incarnation(), Arc::new(AtomicUsize::new(0)), watch::Sender::new(true));
+        let (reached, controls) = mpsc::unbounded_channel();
+        let (told, preferred) = mpsc::unbounded_channel();
+        let way = Way { incarnation, dials: Arc::clone(&dials), preferred: told, reached, open: open.clone() };
+        let config = Config { ping_time: Duration::from_secs(60), ..Config::worker() };
+        let worker = Worker::start(Arc::new(config), id("w1"), incarnation, Classes::new(), Vec::new(), Some(Arc::new(way)));
+        Self { worker, incarnation, dials, preferred, controls, open }
+    }
+
+    fn dials(&self) -> usize {
+        self.dials.load(Ordering::SeqCst)
+    }
+
+    async fn reached(&mut self) -> Control {
+        tokio::time::timeout(FOREVER, self.controls.recv()).await.expect("in time").expect("it dials")
+    }
+
+    /// Another control node dials the worker.
+    fn dialled_by(&self, control: &'static str) -> Control {
+        let (control, dialled) = wired(control, self.incarnation);
+        let link = Link::start(dialled.parts, dialled.options, |link| self.worker.door().handler(link));
+        self.worker.door().introduce(&link);
+        control
+    }
+
+    async fn until_dials(&self, count: usize) {
+        let dialled = async {
+            while self.dials() < count {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+        };
+        tokio::time::timeout(FOREVER, dialled).await.expect("it dials");
+    }
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_worker_that_was_sent_away_and_is_reached_directly_meanwhile_stays_there() {
-    let (incarnation, dials) = (random_incarnation(), Arc::new(AtomicUsize::new(0)));
-    let (reached, mut controls) = mpsc::unbounded_channel();
-    let way = Way { incarnation, dials: Arc::clone(&dials), reached };
-    let config = Config { ping_time: Duration::from_secs(60), ..Config::worker() };
-    let worker = Worker::start(Arc::new(config), id("w1"), incarnation, Classes::new(), Vec::new(), Some(Arc::new(way)));
-    let mut first = controls.recv().await.expect("it dials");
+    let mut bench = Bench::start();
+    let mut first = bench.reached().await;
     let ticket = first.adopt(0, None).await;
     first.send_away(Duration::from_secs(20));
     // It waits by now; this word comes in addition, and nobody has heeded it yet.
     tokio::time::sleep(Duration::from_secs(5)).await;
     first.send_away(Duration::from_secs(3000));
     tokio::time::sleep(Duration::from_secs(1)).await;
-    let (mut owner, dialled) = wired("c2", incarnation);
-    let direct = Link::start(dialled.parts, dialled.options, |link| worker.door().handler(link));
-    worker.door().introduce(&direct);
+    let mut owner = bench.dialled_by("c2");
     owner.adopt(1, Some(ticket)).await;
     first.end().await;
     tokio::time::sleep(Duration::from_secs(60)).await;
-    assert_eq!((dials.load(Ordering::SeqCst), owner.link.has_ended()), (1, false), "a second link would have cut this one");
+    assert_eq!((bench.dials(), owner.link.has_ended()), (1, false), "a second link would have cut this one");
     // What the first has asked for does not hold when the other is lost.
     owner.end().await;
     let lost = Instant::now();
-    tokio::time::timeout(FOREVER, controls.recv()).await.expect("in time").expect("it dials");
+    bench.reached().await;
     assert!(lost.elapsed() <= 2 * backoff::AFTER_LOSS_MAX, "{:?} of the virtual clock", lost.elapsed());
-    worker.cut();
+    bench.worker.cut();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_worker_that_is_reached_directly_while_it_dials_makes_no_second_link() {
+    let mut bench = Bench::start();
+    let mut first = bench.reached().await;
+    first.adopt(0, None).await;
+    bench.open.send_replace(false);
+    first.end().await;
+    bench.until_dials(2).await;
+    let mut owner = bench.dialled_by("c2");
+    owner.adopt(1, None).await;
+    bench.open.send_replace(true);
+    tokio::time::sleep(Duration::from_secs(60)).await;
+    if let Ok(mut second) = bench.controls.try_recv() {
+        assert!(!second.is_introduced().await, "a second link would have cut the good one");
+    }
+    // It is not held back when that one is lost.
+    owner.end().await;
+    bench.reached().await.adopt(2, None).await;
+    bench.worker.cut();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_holder_that_was_only_slow_keeps_its_worker_though_another_one_was_dialled() {
+    let mut bench = Bench::start();
+    let mut slow = bench.reached().await;
+    slow.adopt(0, None).await;
+    bench.open.send_replace(false);
+    // Silent for two minutes.
+    bench.until_dials(2).await;
+    slow.channel.as_ref().expect("adopted").ping(Rank::default(), FOREVER).await.expect("answered");
+    bench.open.send_replace(true);
+    assert!(!bench.reached().await.is_introduced().await, "it stays where it is");
+    tokio::time::sleep(Duration::from_secs(30)).await;
+    assert_eq!((bench.dials(), slow.link.has_ended()), (2, false));
+    bench.worker.cut();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_redirect_of_a_holder_that_has_found_its_own_way_meanwhile_makes_no_link() {
+    let mut bench = Bench::start();
+    let mut lent = bench.reached().await;
+    let ticket = lent.adopt(0, None).await;
+    bench.open.send_replace(false);
+    lent.say(&Message::Redirect(Redirect { addresses: Vec::new() }));
+    bench.until_dials(2).await;
+    let mut direct = bench.dialled_by("c1");
+    direct.adopt(1, Some(ticket)).await;
+    bench.open.send_replace(true);
+    assert!(!bench.reached().await.is_introduced().await, "a link to the same node would take the place of the one that is used");
+    // Without a better way the next one is followed.
+    direct.say(&Message::Redirect(Redirect { addresses: Vec::new() }));
+    let mut wanted = bench.reached().await;
+    wanted.adopt(2, None).await;
+    bench.worker.cut();
+}
+
+#[tokio::test(start_paused = true)]
+async fn addresses_of_a_holder_are_forgotten_when_nobody_adopts_there() {
+    let mut bench = Bench::start();
+    let mut first = bench.reached().await;
+    first.adopt(0, None).await;
+    let addresses: Vec<NodeUri> = vec!["nkcluster://c9".parse().expect("valid")];
+    first.say(&Message::Preferred(Preferred { addresses: addresses.clone() }));
+    // On the same channel: what was said before has arrived.
+    first.channel.as_ref().expect("adopted").ping(Rank::default(), FOREVER).await.expect("answered");
+    first.end().await;
+    let silent = bench.reached().await;
+    // Nobody adopts: after a while it looks elsewhere.
+    bench.reached().await;
+    let dials: Vec<Vec<NodeUri>> = std::iter::from_fn(|| bench.preferred.try_recv().ok()).collect();
+    assert_eq!(dials, [Vec::new(), addresses, Vec::new()]);
+    drop(silent);
+    bench.worker.cut();
 }

@@ -141,6 +141,27 @@ impl Control {
         shared.view.send_replace(Arc::new(view));
     }
 
+    /// What is for `peer` goes to `next` from now on, if there is no link.
+    #[cfg(test)]
+    pub(crate) fn reach(&self, peer: &crate::types::NodeId, next: &crate::types::NodeId) {
+        self.shared.view.send_modify(|view| {
+            let member = Arc::make_mut(view).live.get_mut(peer).expect("it is seen");
+            member.next_hop = Some(next.clone());
+        });
+    }
+
+    /// Whether there is a link to another control node.
+    #[cfg(test)]
+    pub(crate) fn is_linked(&self, peer: &crate::types::NodeId) -> bool {
+        self.shared.peers.find(peer).is_some()
+    }
+
+    /// Time passes until the view is not new any more; false if it has not been looked at yet.
+    #[cfg(test)]
+    pub(crate) fn let_settle(&self) -> bool {
+        self.shared.let_settle()
+    }
+
     /// Who owns a worker, as this node sees it.
     #[cfg(test)]
     pub(crate) fn owner(&self, worker: &crate::types::NodeId) -> Option<crate::types::NodeId> {

@@ -38,15 +38,25 @@ impl Local {
     fn shared(&self) -> Result<Arc<Shared>> {
         self.shared.upgrade().ok_or_else(|| Error::new(ErrorCode::ShuttingDown, "the control node has stopped"))
     }
+
+    /// A call that another control node has passed on, or that begins here.
+    pub(super) async fn call_from(&self, from: Option<NodeId>, call: NodeCall) -> Result<Bytes> {
+        route::call(&self.shared()?, call, from).await
+    }
+
+    /// The same with a stream.
+    pub(super) async fn call_with_stream_from(&self, from: Option<NodeId>, call: NodeCall) -> Result<StreamedCall> {
+        route::call_with_stream(&self.shared()?, call, from).await
+    }
 }
 
 impl Backend for Local {
     fn call(&self, call: NodeCall) -> BoxFuture<'_, Result<Bytes>> {
-        Box::pin(async move { route::call(&self.shared()?, call).await })
+        Box::pin(self.call_from(None, call))
     }
 
     fn call_with_stream(&self, call: NodeCall) -> BoxFuture<'_, Result<StreamedCall>> {
-        Box::pin(async move { route::call_with_stream(&self.shared()?, call).await })
+        Box::pin(self.call_with_stream_from(None, call))
     }
 
     fn acknowledge(&self, ack: OutcomeAck) {

@@ -5,11 +5,15 @@
 //!              │ no
 //!              ├─ it moves just now ──► wait until it has, look again
 //!              ├─ another one owns it ─► the link towards that one, hops + 1
-//!              └─ ours, not here ──────► while the view is new: whoever had it before, or `moved`; else not_connected or not_found
+//!              ├─ ours, unknown here ──► whoever had it before, hops + 1, unless that one has just sent it to us; then not_found
+//!              └─ ours, not connected ─► while the view is new: the same, or `moved`; else not_connected
 //! ```
 //!
 //! Views differ for a moment after each change, so a call may meet a node that has the worker no more, or not yet: that one passes it on, at most
 //! [`HOPS_MAX`] times, and then says `moved`: nothing was done. Only the node where the call came in tries again, a few times, after a pause.
+//!
+//! `not_found` is said only by an owner that knows nothing of the worker and has heard as much from whoever would have had it before, or cannot ask that one
+//! although nothing has changed for a while: of thousands of workers that move, the last ones take longer than that.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -46,7 +50,8 @@ enum Step {
     Wait(Arc<Proxy>),
 }
 
-fn look(shared: &Shared, node: &NodeId, hops: u8) -> Result<Step> {
+fn look(shared: &Shared, search: &Search) -> Result<Step> {
+    let (node, hops) = (&search.node, search.hops);
     let proxy = shared.directory.find(node);
     if let Some(proxy) = &proxy {
         if let Some(current) = proxy.current() {
@@ -59,17 +64,12 @@ fn look(shared: &Shared, node: &NodeId, hops: u8) -> Result<Step> {
     let view = shared.view();
     let target = match view.owner(node) {
         Some(owner) if *owner != view.me => Some(owner.clone()),
+        // It has lost touch with the others, and so believes to own everything.
+        _ if view.frozen => return Err(moved(node)),
         // Whoever sent it here sees us, and we do not see anybody yet.
-        Some(_) if hops > 0 && view.live.len() == 1 => return Err(moved(node)),
-        Some(_) if shared.is_settling(&view) => match had_before(shared, &view, node) {
-            // Only that one itself knows: whoever is asked to pass the call on to it sends it back to us.
-            Some(before) if shared.peers.find(&before).is_none() => return Err(moved(node)),
-            Some(before) if hops + 1 < HOPS_MAX => Some(before),
-            // It was asked, and knows as much as we do: the worker is on its way.
-            Some(_) if proxy.is_some() => return Err(moved(node)),
-            _ => None,
-        },
-        _ => None,
+        Some(_) if hops > 0 && view.live.len() == 1 && shared.is_settling(&view) => return Err(moved(node)),
+        Some(_) => earlier(shared, &view, search, proxy.is_some())?,
+        None => None,
     };
     match target {
         Some(_) if hops >= HOPS_MAX => Err(moved(node)),
@@ -85,6 +85,29 @@ fn look(shared: &Shared, node: &NodeId, hops: u8) -> Result<Step> {
             Err(Error::new(ErrorCode::NotConnected, what))
         }
         None => Err(unknown(node)),
+    }
+}
+
+/// Who may still have a worker that is ours and not here, to be asked for it; none if nobody has it.
+fn earlier(shared: &Shared, view: &View, search: &Search, is_known: bool) -> Result<Option<NodeId>> {
+    let Search { node, hops, from, .. } = search;
+    let is_settling = shared.is_settling(view);
+    let unsure = || if is_settling { Err(moved(node)) } else { Ok(None) };
+    match had_before(shared, view, node) {
+        None => Ok(None),
+        // It was asked, and knows as much as we do: the worker is on its way, or nobody knows it.
+        Some(before) if from.as_ref() == Some(&before) => {
+            if is_known {
+                unsure()
+            } else {
+                Ok(None)
+            }
+        }
+        // Only that one itself knows: whoever is asked to pass the call on to it sends it back to us.
+        Some(before) if shared.peers.find(&before).is_none() => unsure(),
+        Some(_) if *hops >= HOPS_MAX => unsure(),
+        Some(_) if is_known && !is_settling => Ok(None),
+        Some(before) => Ok(Some(before)),
     }
 }
 
@@ -160,16 +183,17 @@ fn last_word(error: Error, hops: u8) -> Error {
 /// How long a call goes on looking.
 struct Search {
     node: NodeId,
-    /// Control nodes that it has crossed.
+    /// Control nodes that it has crossed, and the last of them.
     hops: u8,
+    from: Option<NodeId>,
     deadline: Instant,
     tries: u32,
 }
 
 impl Search {
-    fn new(call: &mut NodeCall) -> Result<Self> {
+    fn new(call: &mut NodeCall, from: Option<NodeId>) -> Result<Self> {
         let node = call.head.node.take().ok_or_else(|| Error::new(ErrorCode::NotFound, "the call names no node"))?;
-        Ok(Self { node, hops: call.head.hops, deadline: Instant::now() + call.timeout, tries: 0 })
+        Ok(Self { node, hops: call.head.hops, from, deadline: Instant::now() + call.timeout, tries: 0 })
     }
 
     fn left(&self) -> Duration {
@@ -193,7 +217,7 @@ impl Search {
     /// Where to go, when no move is under way.
     async fn look(&self, shared: &Shared) -> Result<Step> {
         loop {
-            match look(shared, &self.node, self.hops)? {
+            match look(shared, self)? {
                 Step::Wait(proxy) => proxy.moved(self.left().min(MOVE_MAX)).await?,
                 found => return Ok(found),
             }
@@ -201,9 +225,9 @@ impl Search {
     }
 }
 
-/// Brings a call to its worker, wherever that is.
-pub(super) async fn call(shared: &Arc<Shared>, mut call: NodeCall) -> Result<Bytes> {
-    let mut search = Search::new(&mut call)?;
+/// Brings a call to its worker, wherever that is. `from` is the control node that has passed it on.
+pub(super) async fn call(shared: &Arc<Shared>, mut call: NodeCall, from: Option<NodeId>) -> Result<Bytes> {
+    let mut search = Search::new(&mut call, from)?;
     let (mut head, first) = (call.head, call.payload.into_bytes());
     let (addressed, wants_own) = (head.incarnation, head.exclusive);
     loop {
@@ -246,8 +270,8 @@ pub(super) async fn call(shared: &Arc<Shared>, mut call: NodeCall) -> Result<Byt
 }
 
 /// The same with a stream. Once it is open, the call is not tried again.
-pub(super) async fn call_with_stream(shared: &Arc<Shared>, mut call: NodeCall) -> Result<StreamedCall> {
-    let mut search = Search::new(&mut call)?;
+pub(super) async fn call_with_stream(shared: &Arc<Shared>, mut call: NodeCall, from: Option<NodeId>) -> Result<StreamedCall> {
+    let mut search = Search::new(&mut call, from)?;
     let (mut head, payload) = (call.head, call.payload.into_bytes());
     loop {
         let error = match search.look(shared).await {

@@ -113,14 +113,15 @@ async fn answer(backend: &Local, call: &IncomingCall, stream: Option<ByteStream>
         }
         return operate(backend, operation, stream, timeout).await;
     }
-    let is_client = call.channel().link().peer().role == Role::Admin;
+    let peer = call.channel().link().peer();
+    let from = (peer.role != Role::Admin).then(|| peer.id.clone());
     // A client is where a call begins, whatever it says.
-    let head = CallHead { hops: if is_client { 0 } else { call.head.hops }, ..call.head.clone() };
+    let head = CallHead { hops: if from.is_some() { call.head.hops } else { 0 }, ..call.head.clone() };
     let node_call = NodeCall { head, payload: Payload::from_bytes(call.payload.clone()), timeout };
     match stream {
-        None => backend.call(node_call).await,
+        None => backend.call_from(from, node_call).await,
         Some(client) => {
-            let streamed = backend.call_with_stream(node_call).await?;
+            let streamed = backend.call_with_stream_from(from, node_call).await?;
             join(client, streamed.stream);
             streamed.answer.await
         }

@@ -214,6 +214,18 @@ impl Shared {
         }
     }
 
+    /// Lets the last change be long ago, if it was noted.
+    #[cfg(test)]
+    pub(super) fn let_settle(&self) -> bool {
+        let epoch = self.view().epoch();
+        let mut changed = self.changed.lock().unwrap_or_else(PoisonError::into_inner);
+        let is_noted = changed.is_some_and(|(of, _)| of == epoch);
+        if is_noted {
+            *changed = Instant::now().checked_sub(super::route::SETTLING).map(|at| (epoch, at));
+        }
+        is_noted
+    }
+
     /// The ring with a node that leaves, or without this one: as it may have been before the last change, or as it will be when we are gone.
     pub(super) fn earlier_ring(&self, view: &View, with: Option<&NodeId>) -> Arc<Ring> {
         let mut earlier = self.earlier.lock().unwrap_or_else(PoisonError::into_inner);

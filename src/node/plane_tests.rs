@@ -1,5 +1,6 @@
 //! Several control nodes: calls, streams and events that cross them, workers at the wrong one, workers that move. The views are set by hand.
 
+mod lookup;
 mod review;
 
 use std::collections::BTreeMap;
@@ -171,6 +172,13 @@ impl Plane {
             control(&node).dial_peer(at(other.node_id().as_str())).await.expect("links");
         }
         self.nodes.push(node);
+    }
+
+    /// Who owns a worker in the ring of these.
+    fn owner_among(&self, names: &[&str], worker: &str) -> NodeId {
+        let size = crate::ring::RingSize::new(self.nodes[0].config.ring_size).expect("valid");
+        let ring = crate::ring::Ring::new(size, names.iter().map(|name| id(name)));
+        ring.owner(worker).expect("somebody owns it").clone()
     }
 
     /// All see all.

@@ -8,7 +8,7 @@ mod mailbox;
 mod moving;
 pub(super) mod state;
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicBool, Ordering};

@@ -123,16 +123,17 @@ pub(super) async fn load(shared: &Arc<Shared>) {
 
 /// Writes the records, if they have changed since.
 pub(super) async fn save(shared: &Arc<Shared>) {
+    save_with(shared, |path, records| write(path, records.parts())).await;
+}
+
+async fn save_with(shared: &Arc<Shared>, write: impl FnOnce(&Path, &Records) -> io::Result<()> + Send + 'static) {
     if !shared.records.is_stale.swap(false, Ordering::AcqRel) {
         return;
     }
-    let (path, writer) = (shared.config.state_dir.join(NAME), Arc::clone(shared));
-    let written = tokio::task::spawn_blocking(move || {
-        let written = write(&path, writer.records.parts());
-        (path, written)
-    });
-    let (path, written) = match written.await {
-        Ok(ended) => ended,
+    let path = shared.config.state_dir.join(NAME);
+    let (to, writer) = (path.clone(), Arc::clone(shared));
+    let written = match tokio::task::spawn_blocking(move || write(&to, &writer.records)).await {
+        Ok(written) => written,
         Err(error) => {
             shared.records.is_stale.store(true, Ordering::Release);
             return tracing::error!(%error, "the records of workers were not written");
@@ -294,6 +295,21 @@ mod tests {
         fs::write(&path, b"nonsense").expect("written");
         let (found, end) = read_all(&path);
         assert!(found.is_empty() && end.is_err());
+    }
+
+    #[tokio::test]
+    async fn a_write_that_panics_is_tried_again_with_the_next() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let config = crate::config::Config { state_dir: dir.path().to_owned(), ..crate::config::Config::control() };
+        let shared = crate::control::proxy::tests::control_with(config);
+        assert!(shared.records.keep(record(1)));
+        save_with(&shared, |_, _| panic!("no disk is like this")).await;
+        assert!(!dir.path().join(NAME).exists());
+        // Nothing has changed since.
+        save(&shared).await;
+        assert_eq!(read_all(&dir.path().join(NAME)).0, [record(1)]);
+        save_with(&shared, |_, _| panic!("what is written is not written again")).await;
+        assert!(!shared.records.is_stale.load(Ordering::Acquire));
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! Links that come too late: for a proxy that ends, or because they have ended themselves.
 
 use tokio::io::duplex;
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, mpsc};
 
 use super::*;
 use crate::config::Config;
@@ -11,6 +11,7 @@ use crate::control::workers;
 use crate::job::Classes;
 use crate::proto::auth::{Identity, Keyring, KeyringInput, Peer, VERSIONS};
 use crate::proto::head::Rank;
+use crate::proto::message::{ExclusiveDial, ExclusiveHere};
 use crate::transport::{CertificateCheck, DialOptions, Wire, WireFacts};
 use crate::types::{Secret, Transport};
 
@@ -27,6 +28,11 @@ fn run(number: u8) -> Incarnation {
 
 /// A control node without anything else.
 fn control() -> Arc<Shared> {
+    control_with(Config::control())
+}
+
+/// The same with a configuration.
+pub(in crate::control) fn control_with(config: Config) -> Arc<Shared> {
     let identity = Identity {
         cluster: "test".into(),
         role: Role::Control,
@@ -38,7 +44,7 @@ fn control() -> Arc<Shared> {
     let input = KeyringInput { cluster: "test".into(), iterations: 1, password: Some(Secret::new("a secret")), ..KeyringInput::default() };
     let keyring = Keyring::derive(Role::Control, &input).expect("a good keyring");
     let party = Party::new(identity, Arc::new(keyring));
-    Shared::new(Arc::new(Config::control()), id("c1"), run(200), Classes::new(), party, DialOptions::default())
+    Shared::new(Arc::new(config), id("c1"), run(200), Classes::new(), party, DialOptions::default())
 }
 
 fn describe() -> Describe {
@@ -53,8 +59,8 @@ fn describe() -> Describe {
     }
 }
 
-/// A worker that obeys whoever asks, or the side of a control node that does nothing.
-struct Obeys;
+/// A worker that obeys whoever asks, or the side of a control node that does nothing. What else it hears is for the test.
+struct Obeys(mpsc::UnboundedSender<Message>);
 
 impl LinkHandler for Obeys {
     fn call(&self, _: IncomingCall) {}
@@ -62,8 +68,11 @@ impl LinkHandler for Obeys {
     fn event(&self, _: &Channel, _: EventHead, _: bytes::Bytes) {}
 
     fn message(&self, channel: &Channel, message: Message) {
-        if let Message::Adopt(adopt) = message {
-            channel.message(&Message::Adopted(Adopted::Granted { term: adopt.seen_term + 1, ticket: Ticket::from_bytes([7; 16]) }));
+        match message {
+            Message::Adopt(adopt) => {
+                channel.message(&Message::Adopted(Adopted::Granted { term: adopt.seen_term + 1, ticket: Ticket::from_bytes([7; 16]) }));
+            }
+            other => _ = self.0.send(other),
         }
     }
 
@@ -78,6 +87,13 @@ impl LinkHandler for Obeys {
 
 /// Both ends of a link: that of a control node, not started, and that of the worker `w1`.
 fn wired() -> (LinkParts, Link) {
+    let (parts, worker, _) = overheard();
+    (parts, worker)
+}
+
+/// The same, with what the worker hears.
+fn overheard() -> (LinkParts, Link, mpsc::UnboundedReceiver<Message>) {
+    let (ear, heard) = mpsc::unbounded_channel();
     let (ours, theirs) = duplex(64 * 1024);
     let parts = |stream, role, name, side| {
         let facts = WireFacts {
@@ -91,8 +107,8 @@ fn wired() -> (LinkParts, Link) {
         let peer = Peer { role, id: id(name), incarnation: run(1), version: 1, features: Vec::new() };
         LinkParts { established: Established { wire: Wire::new(stream, facts), peer, uri: None }, side }
     };
-    let worker = Link::start(parts(theirs, Role::Control, "c1", Side::Dialler), LinkOptions { keepalive: None }, |_| Arc::new(Obeys));
-    (parts(ours, Role::Worker, "w1", Side::Listener), worker)
+    let worker = Link::start(parts(theirs, Role::Control, "c1", Side::Dialler), LinkOptions { keepalive: None }, |_| Arc::new(Obeys(ear)));
+    (parts(ours, Role::Worker, "w1", Side::Listener), worker, heard)
 }
 
 async fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
@@ -107,7 +123,7 @@ async fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
 /// A link that no handler tells of, and its announcement; the turn is back when the proxy is done with it.
 fn announced(turns: &Arc<Semaphore>) -> (Msg, Link, Link) {
     let (parts, worker) = wired();
-    let link = Link::start(parts, LinkOptions { keepalive: None }, |_| Arc::new(Obeys));
+    let link = Link::start(parts, LinkOptions { keepalive: None }, |_| Arc::new(Obeys(mpsc::unbounded_channel().0)));
     let turn = Arc::clone(turns).try_acquire_owned().expect("a turn");
     let (describe, key) = (Box::new(describe()), 1_000_000);
     (Msg::LinkUp { key, link: link.clone(), dialled: None, describe, package: None, is_lent: false, turn }, link, worker)
@@ -153,4 +169,78 @@ async fn a_control_node_that_has_ended_makes_no_proxy() {
     tokio::time::timeout(DEADLINE, link.ended()).await.expect("it ends");
     assert!(shared.directory.find_or_insert(&id("w1"), || Proxy::start(&shared, id("w1"))).is_none());
     assert!(shared.directory.all().is_empty());
+}
+
+/// What handles the link on which the worker `w1` has said nothing yet, and the worker's end.
+fn silent(shared: &Arc<Shared>) -> (Arc<workers::Handler>, Link) {
+    let (parts, worker) = wired();
+    let before = shared.links_made();
+    workers::start(shared, parts, None);
+    (shared.worker_link(before).expect("it has just been made"), worker)
+}
+
+#[tokio::test]
+async fn a_link_for_a_proxy_that_ends_at_this_moment_ends_so_that_the_worker_comes_again() {
+    let shared = control();
+    let (handler, _worker) = silent(&shared);
+    let proxy = shared.directory.find_or_insert(&id("w1"), || Proxy::start(&shared, id("w1"))).expect("there is room");
+    // Its actor has not seen it yet: it is still in the directory, and does not count as ended.
+    proxy.stop();
+    assert!(!proxy.has_ended());
+    handler.adopt_here(describe(), None);
+    let reason = tokio::time::timeout(DEADLINE, handler.link.ended()).await.expect("nobody would ever look at it");
+    assert_eq!(reason.code(), &ErrorCode::ShuttingDown, "{reason}");
+}
+
+#[tokio::test]
+async fn a_worker_that_comes_while_the_node_stops_is_told_so_and_not_that_there_are_too_many() {
+    let shared = control();
+    let (handler, _worker) = silent(&shared);
+    shared.begin_stop();
+    shared.directory.close();
+    handler.adopt_here(describe(), None);
+    let reason = tokio::time::timeout(DEADLINE, handler.link.ended()).await.expect("it ends");
+    assert_eq!(reason.code(), &ErrorCode::ShuttingDown, "{reason}");
+}
+
+#[tokio::test]
+async fn connections_for_calls_alone_take_no_turn_when_workers_are_sent_away() {
+    let shared = control();
+    let (parts, worker, mut heard) = overheard();
+    workers::start(&shared, parts, None);
+    worker.channel_zero().message(&Message::Describe(describe()));
+    let current = || shared.directory.find(&id("w1")).and_then(|proxy| proxy.current());
+    eventually("the worker is adopted", || current().is_some()).await;
+    let (proxy, held) = (shared.directory.find(&id("w1")).expect("known"), current().expect("held"));
+    // Two of them, as the worker would make them.
+    let mut leases = Vec::new();
+    for _ in 0..2 {
+        let acquiring = tokio::spawn({
+            let (exclusives, shared, held) = (Arc::clone(&proxy.exclusives), Arc::clone(&shared), Arc::clone(&held));
+            async move { exclusives.acquire(&shared, &held, DEADLINE).await }
+        });
+        let request = loop {
+            if let Message::ExclusiveDial(ExclusiveDial { request }) = heard.recv().await.expect("the link is open") {
+                break request;
+            }
+        };
+        let (parts, extra, ear) = overheard();
+        workers::start(&shared, parts, None);
+        extra.channel_zero().message(&Message::ExclusiveHere(ExclusiveHere { request, refused: None }));
+        leases.push((acquiring.await.expect("no panic").expect("it was brought"), extra, ear));
+    }
+    assert_eq!(shared.links().len(), 3);
+    let control = crate::control::Control::new(Arc::clone(&shared));
+    assert_eq!(control.send_away(&shared.worker_links()), Duration::ZERO, "one worker goes, and at once");
+    let away = async {
+        loop {
+            if let Message::GoAway(away) = heard.recv().await.expect("the link is open") {
+                return away;
+            }
+        }
+    };
+    assert_eq!(tokio::time::timeout(DEADLINE, away).await.expect("it is told").reconnect_after_ms, Some(0));
+    for (_, _, ear) in &mut leases {
+        assert!(!std::iter::from_fn(|| ear.try_recv().ok()).any(|message| matches!(message, Message::GoAway(_))));
+    }
 }

@@ -134,12 +134,20 @@ pub(super) struct Current {
     pub(super) is_lent: bool,
 }
 
+/// The channel on which a worker is asked to obey.
+struct Asked {
+    key: LinkKey,
+    channel: u16,
+    /// Whether it has said that it does. What was on its way before that may lack what came before it: the worker sends all of it again.
+    is_granted: AtomicBool,
+}
+
 /// The handle of a proxy.
 pub(super) struct Proxy {
     pub(super) id: NodeId,
     current: ArcSwapOption<Current>,
-    /// The channel on which the worker was asked last to obey: what comes on any other is not its word.
-    asked: ArcSwapOption<(LinkKey, u16)>,
+    /// Where the worker was asked last to obey: what comes on any other channel is not its word.
+    asked: ArcSwapOption<Asked>,
     info: Mutex<NodeInfo>,
     mailbox: Mailbox<Msg>,
     ended: AtomicBool,
@@ -211,9 +219,19 @@ impl Proxy {
         self.current.load().as_ref().is_some_and(|current| current.key == key && current.channel.id() == channel)
     }
 
-    /// Whether events on this channel are those of the worker. Known before it can answer the adoption, which its first events follow at once.
+    /// Whether events on this channel are those of the worker.
     pub(super) fn hears(&self, key: LinkKey, channel: u16) -> bool {
-        self.asked.load().as_ref().is_some_and(|asked| **asked == (key, channel))
+        self.asked
+            .load()
+            .as_ref()
+            .is_some_and(|asked| (asked.key, asked.channel) == (key, channel) && asked.is_granted.load(Ordering::Acquire))
+    }
+
+    /// The worker obeys on this channel. To be said before the next frame is looked at: its events follow at once.
+    pub(super) fn granted(&self, key: LinkKey, channel: u16) {
+        if let Some(asked) = self.asked.load().as_ref().filter(|asked| (asked.key, asked.channel) == (key, channel)) {
+            asked.is_granted.store(true, Ordering::Release);
+        }
     }
 
     /// What is known of the worker.
@@ -536,7 +554,8 @@ impl ProxyActor {
                     None => link.open_channel(),
                 };
                 if let Ok(opened) = opened {
-                    self.proxy.asked.store(Some(Arc::new((key, opened.id()))));
+                    let asked = Asked { key, channel: opened.id(), is_granted: AtomicBool::new(false) };
+                    self.proxy.asked.store(Some(Arc::new(asked)));
                     opened.message(&Message::Adopt(*adopt));
                     *channel = Some(opened);
                 }

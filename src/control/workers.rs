@@ -19,7 +19,7 @@ use crate::connection::{Channel, IncomingCall, Link, LinkHandler, LinkParts};
 use crate::error::{Error, ErrorCode};
 use crate::proto::frame::Frame;
 use crate::proto::head::{EventHead, Rank};
-use crate::proto::message::{Describe, ExclusiveHere, Message, Update};
+use crate::proto::message::{Adopted, Describe, ExclusiveHere, Message, Update};
 use crate::types::NodeUri;
 
 /// Messages of one link that may wait for the proxy. An honest worker answers what it is asked: one or two.
@@ -351,6 +351,9 @@ impl LinkHandler for Handler {
                 let key = self.key;
                 match other {
                     Message::Adopted(answer) => {
+                        if matches!(answer, Adopted::Granted { .. }) {
+                            proxy.granted(key, channel.id());
+                        }
                         if let Some(turn) = self.turn() {
                             proxy.cast(Msg::Adopted { key, channel: channel.id(), answer, turn });
                         }

@@ -7,10 +7,10 @@ use super::*;
 use crate::config::Config;
 use crate::connection::establish::{Established, Party};
 use crate::connection::{IncomingCall, LinkHandler, LinkOptions};
-use crate::control::workers;
+use crate::control::{view, workers};
 use crate::job::Classes;
 use crate::proto::auth::{Identity, Keyring, KeyringInput, Peer, VERSIONS};
-use crate::proto::head::Rank;
+use crate::proto::head::{Audience, EventKind, Rank};
 use crate::proto::message::{ExclusiveDial, ExclusiveHere};
 use crate::transport::{CertificateCheck, DialOptions, Wire, WireFacts};
 use crate::types::{Secret, Transport};
@@ -85,6 +85,27 @@ impl LinkHandler for Obeys {
     fn closed(&self, _: &Error) {}
 }
 
+/// A worker that is played by the test.
+struct Played(mpsc::UnboundedSender<(Channel, Message)>);
+
+impl LinkHandler for Played {
+    fn call(&self, _: IncomingCall) {}
+
+    fn event(&self, _: &Channel, _: EventHead, _: bytes::Bytes) {}
+
+    fn message(&self, channel: &Channel, message: Message) {
+        let _ = self.0.send((channel.clone(), message));
+    }
+
+    fn channel_opened(&self, _: &Channel) {}
+
+    fn channel_closed(&self, _: u16, _: &Error) {}
+
+    fn pinged(&self, _: u16, _: Rank) {}
+
+    fn closed(&self, _: &Error) {}
+}
+
 /// Both ends of a link: that of a control node, not started, and that of the worker `w1`.
 fn wired() -> (LinkParts, Link) {
     let (parts, worker, _) = overheard();
@@ -94,6 +115,12 @@ fn wired() -> (LinkParts, Link) {
 /// The same, with what the worker hears.
 fn overheard() -> (LinkParts, Link, mpsc::UnboundedReceiver<Message>) {
     let (ear, heard) = mpsc::unbounded_channel();
+    let (parts, worker) = wired_to(Obeys(ear));
+    (parts, worker, heard)
+}
+
+/// The same with a worker that does this.
+fn wired_to(worker: impl LinkHandler + 'static) -> (LinkParts, Link) {
     let (ours, theirs) = duplex(64 * 1024);
     let parts = |stream, role, name, side| {
         let facts = WireFacts {
@@ -107,8 +134,8 @@ fn overheard() -> (LinkParts, Link, mpsc::UnboundedReceiver<Message>) {
         let peer = Peer { role, id: id(name), incarnation: run(1), version: 1, features: Vec::new() };
         LinkParts { established: Established { wire: Wire::new(stream, facts), peer, uri: None }, side }
     };
-    let worker = Link::start(parts(theirs, Role::Control, "c1", Side::Dialler), LinkOptions { keepalive: None }, |_| Arc::new(Obeys(ear)));
-    (parts(ours, Role::Worker, "w1", Side::Listener), worker, heard)
+    let worker = Link::start(parts(theirs, Role::Control, "c1", Side::Dialler), LinkOptions { keepalive: None }, |_| Arc::new(worker));
+    (parts(ours, Role::Worker, "w1", Side::Listener), worker)
 }
 
 async fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
@@ -243,4 +270,61 @@ async fn connections_for_calls_alone_take_no_turn_when_workers_are_sent_away() {
     for (_, _, ear) in &mut leases {
         assert!(!std::iter::from_fn(|| ear.try_recv().ok()).any(|message| matches!(message, Message::GoAway(_))));
     }
+}
+
+/// What the worker hears next that it waits for.
+async fn next<T>(heard: &mut mpsc::UnboundedReceiver<(Channel, Message)>, wanted: impl Fn(Channel, Message) -> Option<T>) -> T {
+    let waiting = async {
+        loop {
+            let (channel, message) = heard.recv().await.expect("the link is open");
+            if let Some(wanted) = wanted(channel, message) {
+                return wanted;
+            }
+        }
+    };
+    tokio::time::timeout(DEADLINE, waiting).await.expect("it is said")
+}
+
+#[tokio::test]
+async fn what_was_on_its_way_when_a_move_has_failed_makes_no_gap_of_what_was_not_heard() {
+    let shared = control();
+    let (ear, mut heard) = mpsc::unbounded_channel();
+    let (parts, worker) = wired_to(Played(ear));
+    workers::start(&shared, parts, None);
+    worker.channel_zero().message(&Message::Describe(describe()));
+    let class = crate::types::ClassName::new("numbers").expect("valid");
+    let adopted = |channel: Channel, message: Message| matches!(message, Message::Adopt(_)).then_some(channel);
+    let acknowledged = |_: Channel, message: Message| match message {
+        Message::EventAck(ack) => Some(ack.seq),
+        _ => None,
+    };
+    let grant = |channel: &Channel, term: u64, next_seq: u64| {
+        channel.message(&Message::Adopted(Adopted::Granted { term, ticket: Ticket::from_bytes([7; 16]) }));
+        channel.message(&Message::Resync(Resync { class: class.clone(), next_seq, tasks: Vec::new(), more: false }));
+    };
+    let send = |channel: &Channel, seq: u64| {
+        let head = EventHead { seq, time_ms: 0, kind: EventKind::Class, class: class.clone(), task: None, audience: Audience::Everybody };
+        channel.event(&head, b"x");
+    };
+    let channel = next(&mut heard, adopted).await;
+    grant(&channel, 1, 1);
+    send(&channel, 1);
+    assert_eq!(next(&mut heard, acknowledged).await, 1);
+    // It belongs to a control node that cannot be reached: nothing is heard while that is tried, and then the worker is asked back on the same channel.
+    let other = view::Member { incarnation: run(201), listen: Vec::new(), next_hop: Some(id("c2")) };
+    shared.view.send_modify(|view| {
+        let view = Arc::make_mut(view);
+        view.live.insert(id("c2"), other);
+        view.ring = crate::ring::Ring::new(view.ring.size(), [id("c2")]);
+    });
+    shared.directory.find(&id("w1")).expect("known").cast(Msg::View);
+    let again = next(&mut heard, adopted).await;
+    assert_eq!(again.id(), channel.id());
+    // The second event was sent while nobody heard; the third one before the worker knows that it is asked.
+    send(&channel, 3);
+    grant(&channel, 2, 2);
+    send(&channel, 2);
+    send(&channel, 3);
+    let acks = [next(&mut heard, acknowledged).await, next(&mut heard, acknowledged).await];
+    assert_eq!(acks, [2, 3], "a gap would be acknowledged as a whole, and the event would be lost");
 }

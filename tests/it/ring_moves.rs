@@ -1,23 +1,25 @@
 //! Workers of a cluster with several control nodes, which find each other by themselves: nodes that leave, die, or are the wrong ones.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use nkcluster::cluster::{CallOptions, Cluster, random_incarnation};
 use nkcluster::config::Config;
-use nkcluster::job::TypedCalls as _;
+use nkcluster::job::{Classes, TypedCalls as _};
 use nkcluster::node::{Node, NodeHandle};
 use nkcluster::proto::auth::Role;
 use nkcluster::proto::head::{CallHead, Verb};
 use nkcluster::proto::identity::CallIdentity;
+use nkcluster::ring::{Ring, RingSize};
 use nkcluster::transport::MemoryNet;
 use nkcluster::types::{ClassName, Incarnation, NodeId, NodeStatus, Payload};
 use nkcluster::{Error, ErrorCode, Result};
 
 use crate::classes::{Ask, Probe, Spec, Tell};
 use crate::harness::{
-    C1, DEADLINE, TIMEOUT, connect_options, control_config, eventually, logged, node_id, once, task_id, uri, worker_config,
+    C1, DEADLINE, TIMEOUT, connect_options, control_config, eventually, logged, node_id, once, task_id, uri, wait_status, worker_config,
 };
 use crate::raw::{dial, party};
 
@@ -395,4 +397,34 @@ async fn a_client_cannot_use_up_the_hops_of_its_calls() {
     let question = Payload::encode(&Ask::Echo("around".to_owned())).expect("encodes").into_bytes();
     let answer = admin.link.channel_zero().call(&head, &question, TIMEOUT).await.expect("answered");
     assert_eq!(Payload::from_bytes(answer).decode::<String>().expect("text"), "around");
+}
+
+#[tokio::test]
+async fn a_worker_that_knows_one_address_goes_to_the_next_owner_which_it_was_told_of() {
+    logged();
+    let dir = tempfile::tempdir().expect("a directory");
+    let mut first = control_config(&dir, "c1", "nkcluster://127.0.0.1:0;transport=tcp");
+    first.cluster_addr.clear();
+    let first = Node::start(first, Classes::new()).await.expect("starts");
+    let mut second = control_config(&dir, "c2", "nkcluster://127.0.0.1:0;transport=tcp");
+    second.cluster_addr = first.listen().to_vec();
+    let second = Node::start(second, Classes::new()).await.expect("starts");
+    for node in [&first, &second] {
+        eventually("both are in the ring", async || {
+            let ring = node.cluster().expect("a control node").ring(TIMEOUT).await.expect("answered");
+            ring.owners.iter().collect::<BTreeSet<_>>().len() == 2
+        })
+        .await;
+    }
+    let ring = first.cluster().expect("a control node").ring(TIMEOUT).await.expect("answered");
+    let ring = Ring::new(RingSize::new(ring.owners.len()).expect("a power of two"), ring.owners);
+    let name = (1..).map(|number| format!("w{number}")).find(|name| ring.owner(name) == Some(first.node_id())).expect("a name");
+    let config = worker_config(&dir, &name, &first.listen()[0].to_string());
+    let _worker = Node::start(config, Classes::new()).await.expect("starts");
+    let cluster = first.cluster().expect("a control node");
+    wait_status(&cluster, &name, NodeStatus::Ready).await;
+    // What it is told comes on the same channel, before a call.
+    cluster.ping(&node_id(&name), TIMEOUT).await.expect("answered");
+    drop((cluster, first));
+    wait_status(&second.cluster().expect("a control node"), &name, NodeStatus::Ready).await;
 }

@@ -18,6 +18,8 @@ use crate::harness::{TIMEOUT, control_config, node_id, uri, worker_config};
 
 const CONTROLS: [&str; 4] = ["c1", "c2", "c3", "c4"];
 const WORKERS: usize = 2000;
+/// Fewer, each of which moves under its own power.
+const MOVING: usize = 400;
 /// Workers with the same label.
 const RACK: usize = 20;
 /// Workers that start at once.
@@ -33,6 +35,8 @@ struct Fleet {
     net: MemoryNet,
     dir: tempfile::TempDir,
     controls: BTreeMap<&'static str, NodeHandle>,
+    /// Control nodes that have ever run: each is a node of the cluster too, also when it has died.
+    known: BTreeSet<&'static str>,
     workers: Vec<NodeHandle>,
 }
 
@@ -46,25 +50,31 @@ fn worker(number: usize) -> NodeId {
 
 impl Fleet {
     /// All control nodes agree before the first worker comes.
-    async fn start() -> Self {
+    async fn start(controls: &[&'static str]) -> Self {
         let (net, dir) = (MemoryNet::new(), tempfile::tempdir().expect("a directory"));
-        let mut fleet = Self { net, dir, controls: BTreeMap::new(), workers: Vec::new() };
-        for control in CONTROLS {
-            let mut config = control_config(&fleet.dir, control, &at(control));
-            config.cluster_addr = fleet.controls.keys().map(|other| uri(&at(other))).collect();
-            config.ping_time = Duration::from_secs(20);
-            let node = Node::start_in(&fleet.net, config, Classes::new()).await.expect("starts");
-            fleet.controls.insert(control, node);
+        let mut fleet = Self { net, dir, controls: BTreeMap::new(), known: BTreeSet::new(), workers: Vec::new() };
+        for control in controls {
+            fleet.control(control).await;
         }
-        fleet.agree().await;
         fleet
     }
 
+    /// Another control node. Returns when all agree.
+    async fn control(&mut self, name: &'static str) {
+        let mut config = control_config(&self.dir, name, &at(name));
+        config.cluster_addr = self.controls.keys().map(|other| uri(&at(other))).collect();
+        config.ping_time = Duration::from_secs(20);
+        let node = Node::start_in(&self.net, config, Classes::new()).await.expect("starts");
+        self.controls.insert(name, node);
+        self.known.insert(name);
+        self.agree().await;
+    }
+
     /// Workers that know every control node and dial one of them, whoever owns them.
-    async fn workers(&mut self) {
+    async fn workers(&mut self, count: usize) {
         let all = CONTROLS.map(at).join(", ");
         let mut starting = JoinSet::new();
-        for number in 0..WORKERS {
+        for number in 0..count {
             let mut config = worker_config(&self.dir, worker(number).as_str(), &all);
             config.ping_time = Duration::from_secs(20);
             config.stats_time = Duration::from_secs(3600);
@@ -105,14 +115,15 @@ impl Fleet {
     async fn settled(&self) {
         let ring = Ring::new(RingSize::new(Config::control().ring_size).expect("a power of two"), self.names());
         let mut owned: BTreeMap<&NodeId, BTreeSet<NodeId>> = BTreeMap::new();
-        for worker in (0..WORKERS).map(worker) {
+        let count = self.workers.len();
+        for worker in (0..count).map(worker) {
             owned.entry(ring.owner(worker.as_str()).expect("somebody owns it")).or_default().insert(worker);
         }
         for (control, workers) in &owned {
-            let share = WORKERS as f64 / self.controls.len() as f64;
-            assert!((workers.len() as f64 - share).abs() <= share * SPREAD, "{control} has {} workers of {WORKERS}", workers.len());
+            let share = count as f64 / self.controls.len() as f64;
+            assert!((workers.len() as f64 - share).abs() <= share * SPREAD, "{control} has {} workers of {count}", workers.len());
         }
-        let total = WORKERS + CONTROLS.len();
+        let total = count + self.known.len();
         looked_for("every worker is ready and has one proxy", async || {
             for (entry, cluster) in self.clusters() {
                 let away = selected(&cluster, "status!=ready").await?;
@@ -152,7 +163,7 @@ impl Fleet {
     /// Every control node finds workers by their labels, and reaches them.
     async fn used(&self) {
         for (entry, cluster) in self.clusters() {
-            for rack in [0, 7, WORKERS / RACK - 1] {
+            for rack in [0, 7, self.workers.len() / RACK - 1] {
                 let found = selected(&cluster, &format!("rack={rack}")).await.expect("answered");
                 let expected: BTreeSet<NodeId> = (rack * RACK..(rack + 1) * RACK).map(worker).collect();
                 assert_eq!(found, expected, "rack {rack} from {entry}");
@@ -184,12 +195,22 @@ async fn looked_for(what: &str, mut look: impl AsyncFnMut() -> Result<(), String
 
 #[tokio::test(start_paused = true)]
 async fn thousands_of_workers_are_spread_found_and_used_from_everywhere_and_again_after_a_control_node_has_died() {
-    let mut fleet = Fleet::start().await;
-    fleet.workers().await;
+    let mut fleet = Fleet::start(&CONTROLS).await;
+    fleet.workers(WORKERS).await;
     fleet.settled().await;
     fleet.used().await;
     drop(fleet.controls.remove("c4"));
     fleet.agree().await;
+    fleet.settled().await;
+    fleet.used().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn workers_are_spread_evenly_again_after_a_control_node_has_joined() {
+    let mut fleet = Fleet::start(&CONTROLS[..3]).await;
+    fleet.workers(MOVING).await;
+    fleet.settled().await;
+    fleet.control(CONTROLS[3]).await;
     fleet.settled().await;
     fleet.used().await;
 }

@@ -399,6 +399,22 @@ async fn a_client_cannot_use_up_the_hops_of_its_calls() {
     assert_eq!(Payload::from_bytes(answer).decode::<String>().expect("text"), "around");
 }
 
+#[tokio::test(start_paused = true)]
+async fn the_last_word_of_a_node_that_stops_arrives_before_its_sessions_end() {
+    let mut three = Three::start().await;
+    let last = three.nodes.pop().expect("three");
+    let stopping = tokio::spawn(last.stop());
+    let cluster = three.cluster("c1");
+    eventually("c3 has said that it stops", async || {
+        let members = cluster.members(TIMEOUT).await.expect("answered");
+        members.iter().any(|member| member.id == node_id("c3") && member.state == "stopped")
+    })
+    .await;
+    // A session that ends takes along what has not left: the others would wait for a node that is not coming back.
+    assert_eq!(three.net.links("c1", "c3"), 1, "what was said came over a link that is still there");
+    stopping.await.expect("no panic");
+}
+
 #[tokio::test]
 async fn a_worker_that_knows_one_address_goes_to_the_next_owner_which_it_was_told_of() {
     logged();

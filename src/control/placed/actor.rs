@@ -163,10 +163,11 @@ pub(super) async fn run(mut birth: Birth, mut asks: mpsc::Receiver<Ask>) {
         }
     }
     let Some(answer) = handed_to else {
-        if is_over && is_durable {
+        // One that had no record, and has none, is known nowhere.
+        if is_over && is_durable && (records.stamp.life > 1 || records.version().is_some()) {
             keeper.abort();
-            // Answers that wait for a record to be kept wait no longer.
             let stamp = records.stamp;
+            // Answers that wait for a record to be kept wait no longer.
             drop(records);
             drop(gone);
             discard_everywhere(&birth.shared, &birth.key, birth.hash, stamp).await;

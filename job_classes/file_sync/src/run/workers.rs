@@ -25,6 +25,7 @@ use tokio::time::Instant;
 
 use super::carrier::{Failed, Outcome, Sent, Sink, carrier};
 use super::control::Control;
+use super::ledger::Ledger;
 use super::tries::{Carrying, Journey, Told, Way};
 use crate::attempt::{Attempt, RunId};
 use crate::class::{BatchEnd, Command, FileSync, Reply, Request, Spec};
@@ -46,19 +47,19 @@ const WAITING_MAX: usize = 64;
 /// Attempts at one batch, of which each lost its worker, before the batch has failed: it may be what kills them.
 const ATTEMPTS_MAX: u32 = 5;
 /// How long a worker may take to answer anything but a batch.
-const CALL_TIMEOUT: Duration = Duration::from_secs(10);
+pub(super) const CALL_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long it waits for the end of a batch before it tells its numbers.
-const WAIT: Duration = Duration::from_millis(500);
+pub(super) const WAIT: Duration = Duration::from_millis(500);
 /// Silence of a worker that has a batch, after which the batch is taken from it.
 const SILENCE: Duration = Duration::from_secs(15);
 /// How long a worker may take to hear that nothing of a batch is wanted any more.
-const ABANDON_TIMEOUT: Duration = Duration::from_secs(2);
+pub(super) const ABANDON_TIMEOUT: Duration = Duration::from_secs(2);
 /// The longest that one operation of a worker whose effects cannot be fenced may take.
-const LONGEST_OPERATION: Duration = Duration::from_secs(300);
+pub(super) const LONGEST_OPERATION: Duration = Duration::from_secs(300);
 /// Times that the effects of a lost attempt are tried to be fenced before its batch has failed.
-const FENCE_TRIES_MAX: u32 = 20;
+pub(super) const FENCE_TRIES_MAX: u32 = 20;
 /// Pause before a worker that refused is asked again.
-const REFUSED_PAUSE: Duration = Duration::from_secs(1);
+pub(super) const REFUSED_PAUSE: Duration = Duration::from_secs(1);
 /// How often the cluster is asked who is there.
 const LOOK_PAUSE: Duration = Duration::from_secs(2);
 
@@ -69,12 +70,34 @@ pub struct Workers {
     selector: Selector,
     /// How long a run waits for one.
     patience: Option<Duration>,
+    persistent: Option<Persistent>,
+}
+
+/// Keeps the name of a life where the next one finds it, before anything of it can have effects.
+pub(crate) type Keep = Arc<dyn Fn(RunId) -> BoxFuture<'static, Result<(), String>> + Send + Sync>;
+
+/// What a run needs that may be taken over.
+#[derive(Clone)]
+pub(crate) struct Persistent {
+    pub(crate) ledger: Ledger,
+    pub(crate) keep: Keep,
+}
+
+impl std::fmt::Debug for Persistent {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Persistent").finish_non_exhaustive()
+    }
 }
 
 impl Workers {
     /// Those that are ready and run the class.
     pub fn new(cluster: Cluster, selector: Selector) -> Self {
-        Self { cluster, selector, patience: None }
+        Self { cluster, selector, patience: None, persistent: None }
+    }
+
+    /// The same for a run that may be taken over.
+    pub(crate) fn persistent(self, persistent: Persistent) -> Self {
+        Self { persistent: Some(persistent), ..self }
     }
 }
 
@@ -82,6 +105,11 @@ impl Way for Workers {
     fn start<'a>(&'a self, journey: Journey<'a>) -> BoxFuture<'a, Result<Carrying, String>> {
         async move {
             let run = RunId::from_random(rand::random());
+            let ledger = self.persistent.as_ref().map(|persistent| persistent.ledger.clone()).unwrap_or_default();
+            ledger.open(run, journey.changed.clone(), journey.firm);
+            if let Some(Persistent { keep, .. }) = &self.persistent {
+                keep(run).await?;
+            }
             for text in &journey.changed {
                 let remote = journey.remotes.open(text).map_err(|error| error.to_string())?;
                 let strength = fence::prepare(&remote, run).await.map_err(|error| error.to_string())?;
@@ -96,6 +124,7 @@ impl Way for Workers {
                 selector: self.selector.clone(),
                 patience,
                 run,
+                ledger,
                 options: journey.options.to_json(Audience::Worker),
                 batch_files: (journey.options.cluster_batch_files as usize).min(BATCH_FILES_MAX),
                 batch_bytes: journey.options.cluster_batch_size.bytes().unwrap_or(u64::MAX).min(BATCH_BYTES_MAX),
@@ -157,6 +186,7 @@ struct Dispatcher {
     selector: Selector,
     patience: Duration,
     run: RunId,
+    ledger: Ledger,
     options: OptionsJson,
     batch_files: usize,
     batch_bytes: u64,
@@ -186,7 +216,7 @@ struct Dispatcher {
 impl Dispatcher {
     async fn run(mut self, mut sink: Sink) -> Result<(), String> {
         let teller = sink.teller();
-        let cancelling = self.control.cancelling().clone();
+        let (cancelling, leaving) = (self.control.cancelling().clone(), self.control.leaving().clone());
         let mut look = tokio::time::interval(LOOK_PAUSE);
         look.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let mut is_complete = false;
@@ -208,6 +238,11 @@ impl Dispatcher {
                 () = cancelling.cancelled() => {
                     self.give_up().await;
                     return Err("cancelled".to_owned());
+                }
+                // Whoever goes on with the run ends what is under way.
+                () = leaving.cancelled() => {
+                    self.running.shutdown().await;
+                    return Err("the run goes on elsewhere".to_owned());
                 }
                 Some(ended) = self.running.join_next() => match ended {
                     Ok((worker, parcel, verdict)) => self.hear(&worker, parcel, verdict, &teller).await,
@@ -328,6 +363,9 @@ impl Dispatcher {
 
     /// Sends what waits to whoever is free, those with the fewest batches first.
     fn dispatch(&mut self) {
+        if self.control.gate().is_closed() {
+            return;
+        }
         let now = Instant::now();
         while !self.waiting.is_empty() {
             let free = self.workers.iter_mut().filter(|(_, worker)| worker.is_free(now)).min_by_key(|(_, worker)| worker.busy);
@@ -364,7 +402,7 @@ impl Dispatcher {
                 self.refused.get_or_insert_with(|| (Instant::now(), String::new())).1 = format!("{id}: {}", error.message());
                 match error.code() {
                     // Its configuration says so, and will not change meanwhile.
-                    ErrorCode::NotAllowed | ErrorCode::UnknownClass | ErrorCode::InvalidPayload => {
+                    ErrorCode::NotAllowed | ErrorCode::UnknownClass | ErrorCode::InvalidPayload | ErrorCode::Fenced => {
                         if worker.useless.is_none() {
                             let _ = self.told.send(Told::Notice(format!("worker {id} is not used: {}", error.message()))).await;
                         }
@@ -400,7 +438,7 @@ impl Dispatcher {
         self.refused = None;
         let BatchEnd { done, failures, rest, stats } = end;
         let counted = self.control.stats();
-        for (counter, amount) in [
+        let amounts = [
             (Counter::Bytes, stats.bytes),
             (Counter::Transfers, stats.transfers),
             (Counter::Deletes, stats.deletes),
@@ -409,9 +447,8 @@ impl Dispatcher {
             (Counter::ServerSideCopyBytes, stats.server_side_copy_bytes),
             (Counter::ServerSideMoves, stats.server_side_moves),
             (Counter::ServerSideMoveBytes, stats.server_side_move_bytes),
-        ] {
-            counted.add(counter, amount);
-        }
+        ];
+        self.ledger.count(self.run, parcel.attempt.batch, || amounts.iter().for_each(|(counter, amount)| counted.add(*counter, *amount)));
         self.control.done(id.as_str(), Some(parcel.attempt.batch), &StatsReport { transferring: Vec::new(), ..stats });
         for failure in failures {
             counted.error(&failure.error, failure.is_retryable());
@@ -483,6 +520,7 @@ impl Dispatcher {
 
     /// Nothing of the run takes effect any more, and nothing is left of it.
     async fn retire(&self) {
+        let mut is_retired = true;
         for text in &self.changed {
             let Ok(remote) = self.remotes.open(text) else { continue };
             match fence::retire(&remote, self.run).await {
@@ -494,8 +532,12 @@ impl Dispatcher {
                 }
                 Err(error) => {
                     let _ = self.told.send(Told::Notice(format!("{remote}: what attempts have left was not removed: {error}"))).await;
+                    is_retired = false;
                 }
             }
+        }
+        if is_retired {
+            self.ledger.close(self.run);
         }
     }
 }
@@ -518,8 +560,7 @@ struct Sending {
 
 impl Sending {
     async fn carry(&self) -> Verdict {
-        let id = format!("{}.{}.{}", self.attempt.run, self.attempt.batch, self.attempt.attempt);
-        let Ok(task) = TaskId::new(&id) else { return Verdict::Lost(format!("{id} is no id of a task")) };
+        let Some(task) = task_id(self.attempt) else { return Verdict::Lost(format!("{} cannot name a task", self.attempt)) };
         let Ok(batch) = serde_json::from_slice(&self.batch.to_json()) else { return Verdict::Lost("the batch is no JSON".to_owned()) };
         let spec = Spec::Batch { attempt: self.attempt, batch };
         // Its identity keeps it from being started twice, whichever control node carries it.
@@ -532,8 +573,12 @@ impl Sending {
             Err(error) => return Verdict::Refused(error),
         }
         lock(&self.held).insert(self.attempt, (self.node.clone(), task.clone()));
-        let mut heard = Instant::now();
+        let (mut heard, mut rests) = (Instant::now(), false);
         loop {
+            if rests != self.control.gate().is_closed() {
+                let command = if rests { Command::Resume } else { Command::Pause };
+                rests ^= self.cluster.tell::<FileSync>(&self.node, &task, &command, CallOptions::timeout(CALL_TIMEOUT)).await.is_ok();
+            }
             let request = Request::Wait { attempt: self.attempt, millis: WAIT.as_millis() as u64 };
             match self.cluster.ask::<FileSync>(&self.node, &request, CallOptions::timeout(CALL_TIMEOUT)).await {
                 Ok(Reply::Ended(end)) => return Verdict::Ended(*end),
@@ -541,7 +586,7 @@ impl Sending {
                     heard = Instant::now();
                     self.control.does(self.node.as_str(), self.attempt.batch, *stats);
                 }
-                Ok(Reply::Unknown) => return Verdict::Lost("the worker does not know it; it was restarted".to_owned()),
+                Ok(Reply::Unknown | Reply::Closed { .. }) => return Verdict::Lost("the worker does not know it; it was restarted".to_owned()),
                 Err(error) if heard.elapsed() >= SILENCE => {
                     // Should it still be there, it must not go on.
                     let options = CallOptions::timeout(ABANDON_TIMEOUT);
@@ -552,6 +597,11 @@ impl Sending {
             }
         }
     }
+}
+
+/// The id of the task that carries an attempt out.
+pub(super) fn task_id(attempt: Attempt) -> Option<TaskId> {
+    TaskId::new(format!("{}.{}.{}", attempt.run, attempt.batch, attempt.attempt)).ok()
 }
 
 /// Resolves at a time, if there is one.

@@ -1,0 +1,219 @@
+//! The distributed copy by the workers of a cluster, with real processes: what becomes of a run whose command, workers and control nodes are killed.
+
+use std::path::Path;
+use std::process::{Command, Stdio};
+
+use nkcluster::cluster::Cluster;
+use nkcluster::job::PlacedCalls as _;
+use nkcluster_file_sync::{End, RunMessage, RunReply, RunStatus, SyncRun};
+use rustix::process::Signal;
+use tokio::runtime::Runtime;
+
+use crate::copy::{FILES, Process, Room, names, stats, tree};
+use crate::several::{NAMES, Plane, without};
+use crate::support::{Cli, DEADLINE, Daemon, Ran, wait_for};
+
+/// Names every run here; each has a cluster of its own.
+const RUN: &str = "abcdefghijklmnopqrst";
+/// The workers, and no control node.
+const WORKERS: &str = "id=w1 || id=w2";
+
+/// Three control nodes and two workers that may copy, and what they are to copy.
+struct Stage {
+    plane: Plane,
+    room: Room,
+    runtime: Runtime,
+    cluster: Cluster,
+}
+
+impl Stage {
+    fn new() -> Self {
+        let plane = Plane::start_with(|_, command| drop(command.env("NKCLUSTER_GRANTS", "file_sync")));
+        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().expect("a runtime");
+        let cluster = runtime.block_on(plane.connect());
+        Self { plane, room: Room::new(), runtime, cluster }
+    }
+
+    /// The command, which knows all control nodes; so slow that much can happen meanwhile.
+    fn copy(&self, rate: &str, more: &[&str]) -> Command {
+        let (source, destination) = (self.room.text("source"), self.room.text("destination"));
+        let copy = ["--json", "copy", &source, &destination, "--on", WORKERS, "--run-id", RUN, "--cluster-batch-files", "10", "--bwlimit", rate];
+        Cli::at(self.plane.everywhere()).command(&[&copy, more].concat())
+    }
+
+    fn start(&self, rate: &str) -> Process {
+        Process(self.copy(rate, &[]).stdout(Stdio::piped()).stderr(Stdio::null()).spawn().expect("it starts"))
+    }
+
+    /// Another command that follows the run to its end.
+    fn follow(&self) -> Ran {
+        Ran::of(self.copy("off", &["--resume"]), "")
+    }
+
+    /// What the run says of itself, if anybody knows it now.
+    fn status(&self) -> Option<RunStatus> {
+        let status = RunMessage::Status { seen: None };
+        match self.runtime.block_on(self.cluster.placed::<SyncRun>(RUN, &status, DEADLINE)) {
+            Ok(RunReply::Known(status)) => Some(*status),
+            _ => None,
+        }
+    }
+
+    /// Waits until batches have been done, and others are under way; tells who directs the run.
+    fn until_under_way(&self) -> String {
+        wait_for("the run to be under way", || {
+            let status = self.status()?;
+            assert_eq!(status.end, None, "it has ended before anything could happen");
+            let stats = status.snapshot.stats;
+            (stats.transfers >= 20 && stats.transfers < FILES as u64 / 2).then(|| status.node.to_string())
+        })
+    }
+
+    /// That everything is there, once, and nothing else.
+    #[track_caller]
+    fn is_done_once(&self) {
+        self.room.is_copied();
+        let ran = self.follow();
+        assert_eq!(stats(&ran)["transfers"], FILES, "each file is counted once: {ran:?}");
+    }
+}
+
+/// Files that are there under their names, and nothing that is unfinished.
+fn files_below(root: &Path) -> usize {
+    let files = tree(root);
+    files.keys().filter(|path| !path.to_string_lossy().contains(".nkcluster-")).count()
+}
+
+#[test]
+fn a_run_goes_on_when_its_command_is_killed_and_another_one_tells_its_end() {
+    let stage = Stage::new();
+    let mut command = stage.start("200k");
+    stage.until_under_way();
+    command.signal(Signal::KILL);
+    wait_for("the command to end", || command.has_ended());
+    let followed = stage.follow();
+    assert_eq!(stats(&followed)["transfers"], FILES, "{followed:?}");
+    stage.is_done_once();
+    // The same order under the same id is the same run, and another one is refused.
+    let again = Ran::of(stage.copy("200k", &[]), "");
+    assert_eq!(stats(&again)["transfers"], FILES, "{again:?}");
+    Ran::of(stage.copy("1M", &[]), "").fails(7, "already_started");
+}
+
+#[test]
+fn when_the_control_node_that_directs_a_run_is_killed_another_one_goes_on_and_each_file_is_counted_once() {
+    let mut stage = Stage::new();
+    let mut command = stage.start("200k");
+    let host = stage.until_under_way();
+    stage.plane.kill(&host);
+    assert_eq!(wait_for("the command to end", || command.has_ended()), 0);
+    stage.is_done_once();
+    // It comes back with the record that it had then, and begins nothing anew.
+    stage.plane.restart(&host);
+    stage.plane.agree(&NAMES);
+    stage.is_done_once();
+}
+
+#[test]
+fn a_run_outlives_a_rolling_restart_of_all_control_nodes() {
+    let mut stage = Stage::new();
+    let mut command = stage.start("60k");
+    stage.until_under_way();
+    for name in NAMES {
+        stage.plane.stop(name);
+        stage.plane.agree(&without(name));
+        stage.plane.restart(name);
+        stage.plane.agree(&NAMES);
+    }
+    assert_eq!(wait_for("the command to end", || command.has_ended()), 0);
+    stage.is_done_once();
+}
+
+#[test]
+fn when_all_control_nodes_die_at_once_the_command_ends_and_the_run_goes_on_with_the_first_that_come_back() {
+    let mut stage = Stage::new();
+    let command = &mut stage.copy("200k", &["--no-worker-timeout", "10s"]);
+    let mut command = Process(command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("it starts"));
+    stage.until_under_way();
+    for name in NAMES {
+        stage.plane.kill(name);
+    }
+    assert_eq!(wait_for("the command to end", || command.has_ended()), 7);
+    for name in NAMES {
+        stage.plane.restart(name);
+    }
+    // Nobody asks for it.
+    wait_for("everything to be there", || (files_below(&stage.room.path("destination")) == FILES).then_some(()));
+    let followed = stage.follow();
+    assert_eq!(followed.json()["end"], "success", "{followed:?}");
+    stage.is_done_once();
+}
+
+#[test]
+fn a_run_that_is_cancelled_ends_and_leaves_nothing_unfinished() {
+    let stage = Stage::new();
+    let mut command = stage.start("100k");
+    stage.until_under_way();
+    command.signal(Signal::INT);
+    assert_eq!(wait_for("the command to end", || command.has_ended()), 1);
+    assert_eq!(stage.status().and_then(|status| status.end).map(|summary| summary.end), Some(End::Cancelled));
+    let left: Vec<_> = names(&stage.room.path("destination")).into_iter().filter(|name| name.starts_with(".nkcluster-")).collect();
+    assert_eq!(left, Vec::<String>::new());
+}
+
+#[test]
+fn a_run_can_be_started_and_left_alone() {
+    let stage = Stage::new();
+    let started = Ran::of(stage.copy("off", &["--detach"]), "").json();
+    assert_eq!(started["run"], RUN);
+    assert_eq!(stage.follow().json()["end"], "success");
+    stage.is_done_once();
+    // A run that nobody has started cannot be followed.
+    let (source, destination) = (stage.room.text("source"), stage.room.text("destination"));
+    let unknown = ["copy", &source, &destination, "--on", WORKERS, "--resume", "--run-id", "zzzzzzzzzzzzzzzzzzzz", "--no-worker-timeout", "1s"];
+    stage.plane.at("c1").run(&unknown).fails(7, "not_found");
+}
+
+#[test]
+fn workers_of_a_cluster_do_the_work_and_one_that_is_killed_loses_nothing() {
+    let room = Room::new();
+    let nodes = room.path("nodes");
+    let granted = |command: &mut Command| drop(command.env("NKCLUSTER_GRANTS", "file_sync"));
+    let arguments = ["--control", "--node-id", "c1", "--listen", "nkcluster://127.0.0.1:0;transport=tcp"];
+    let control = Daemon::start_with(&nodes.join("c1"), &arguments, granted);
+    let worker = |id: &str| {
+        let addr = control.uri();
+        let arguments = ["--worker", "--node-id", id, "--cluster-addr", &addr, "--meta", "storage"];
+        Daemon::start_with(&nodes.join(id), &arguments, granted)
+    };
+    let (first, _second) = (worker("w1"), worker("w2"));
+    // It matches too, and is passed over, as it may not touch the machine.
+    let _ungranted =
+        Daemon::start(&nodes.join("w3"), &["--worker", "--node-id", "w3", "--cluster-addr", &control.uri(), "--meta", "storage"]);
+    let cli = Cli::to(&control);
+    for id in ["w1", "w2", "w3"] {
+        cli.wait_status(id, "ready");
+    }
+    let (source, destination) = (room.text("source"), room.text("destination"));
+    let copy = ["--json", "copy", &source, &destination, "--on", "storage", "--cluster-batch-files", "10", "--bwlimit", "200k"];
+    let mut running = Process(cli.command(&copy).stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("it starts"));
+    wait_for("w1 to have a task", || {
+        let tasks = cli.json(&["task", "list", "w1", "file_sync"]);
+        tasks.as_array().filter(|tasks| !tasks.is_empty()).map(|_| ())
+    });
+    first.signal(Signal::KILL);
+    assert_eq!(wait_for("the run to end", || running.has_ended()), 0);
+    room.is_copied();
+    let again = cli.script(&["copy", &source, &destination, "--on", "storage"]);
+    assert_eq!(stats(&again)["transfers"], 0, "{again:?}");
+}
+
+#[test]
+fn a_control_node_without_the_grant_directs_no_run() {
+    let (room, nodes) = (Room::new(), tempfile::tempdir().expect("a directory"));
+    let control = Daemon::control(nodes.path(), "c1");
+    let (source, destination) = (room.text("source"), room.text("destination"));
+    let ran = Cli::to(&control).run(&["copy", &source, &destination, "--on", "storage"]);
+    ran.fails(7, "not_allowed").naming(&["c1", "grants"]);
+    assert!(!room.path("destination").exists());
+}

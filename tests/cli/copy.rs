@@ -191,7 +191,8 @@ fn workers_of_a_cluster_have_no_queue_to_speak_of() {
     let room = Room::new();
     let on = ["copy", "source", "destination", "--on", "storage"];
     let run = "aaaaaaaaaaaaaaaaaaaa";
-    let others: [&[&str]; 4] = [&["--cluster", "work"], &["--cluster-lease", "5s"], &["--cluster-quit-workers"], &["--cluster-cleanup", "none"]];
+    let others: [&[&str]; 4] =
+        [&["--cluster", "work"], &["--cluster-lease", "5s"], &["--cluster-quit-workers"], &["--cluster-cleanup", "none"]];
     for other in others {
         room.run(&[&on[..], other].concat()).fails(2, "invalid_usage").naming(&["--on", other[0]]);
     }

@@ -1,5 +1,6 @@
 //! The distributed copy by the workers of a cluster, with real processes: what becomes of a run whose command, workers and control nodes are killed.
 
+use std::io::Read as _;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
@@ -18,6 +19,10 @@ const RUN: &str = "abcdefghijklmnopqrst";
 /// The workers, and no control node.
 const WORKERS: &str = "id=w1 || id=w2";
 
+fn may_copy(command: &mut Command) {
+    command.env("NKCLUSTER_GRANTS", "file_sync");
+}
+
 /// Three control nodes and two workers that may copy, and what they are to copy.
 struct Stage {
     plane: Plane,
@@ -28,7 +33,7 @@ struct Stage {
 
 impl Stage {
     fn new() -> Self {
-        let plane = Plane::start_with(|_, command| drop(command.env("NKCLUSTER_GRANTS", "file_sync")));
+        let plane = Plane::start_with(|_, command| may_copy(command));
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().expect("a runtime");
         let cluster = runtime.block_on(plane.connect());
         Self { plane, room: Room::new(), runtime, cluster }
@@ -37,12 +42,13 @@ impl Stage {
     /// The command, which knows all control nodes; so slow that much can happen meanwhile.
     fn copy(&self, rate: &str, more: &[&str]) -> Command {
         let (source, destination) = (self.room.text("source"), self.room.text("destination"));
-        let copy = ["--json", "copy", &source, &destination, "--on", WORKERS, "--run-id", RUN, "--cluster-batch-files", "10", "--bwlimit", rate];
+        let copy =
+            ["--json", "copy", &source, &destination, "--on", WORKERS, "--run-id", RUN, "--cluster-batch-files", "10", "--bwlimit", rate];
         Cli::at(self.plane.everywhere()).command(&[&copy, more].concat())
     }
 
     fn start(&self, rate: &str) -> Process {
-        Process(self.copy(rate, &[]).stdout(Stdio::piped()).stderr(Stdio::null()).spawn().expect("it starts"))
+        Process(self.copy(rate, &[]).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().expect("it starts"))
     }
 
     /// Another command that follows the run to its end.
@@ -78,6 +84,17 @@ impl Stage {
     }
 }
 
+/// Waits until a command has ended with this code.
+#[track_caller]
+fn ends_with(mut command: Process, code: i32) {
+    let ended = wait_for("the command to end", || command.has_ended());
+    let mut said = String::new();
+    if let Some(stderr) = &mut command.0.stderr {
+        stderr.read_to_string(&mut said).expect("text");
+    }
+    assert_eq!(ended, code, "{said}");
+}
+
 /// Files that are there under their names, and nothing that is unfinished.
 fn files_below(root: &Path) -> usize {
     let files = tree(root);
@@ -103,10 +120,10 @@ fn a_run_goes_on_when_its_command_is_killed_and_another_one_tells_its_end() {
 #[test]
 fn when_the_control_node_that_directs_a_run_is_killed_another_one_goes_on_and_each_file_is_counted_once() {
     let mut stage = Stage::new();
-    let mut command = stage.start("200k");
+    let command = stage.start("200k");
     let host = stage.until_under_way();
     stage.plane.kill(&host);
-    assert_eq!(wait_for("the command to end", || command.has_ended()), 0);
+    ends_with(command, 0);
     stage.is_done_once();
     // It comes back with the record that it had then, and begins nothing anew.
     stage.plane.restart(&host);
@@ -117,7 +134,7 @@ fn when_the_control_node_that_directs_a_run_is_killed_another_one_goes_on_and_ea
 #[test]
 fn a_run_outlives_a_rolling_restart_of_all_control_nodes() {
     let mut stage = Stage::new();
-    let mut command = stage.start("60k");
+    let command = stage.start("60k");
     stage.until_under_way();
     for name in NAMES {
         stage.plane.stop(name);
@@ -125,7 +142,7 @@ fn a_run_outlives_a_rolling_restart_of_all_control_nodes() {
         stage.plane.restart(name);
         stage.plane.agree(&NAMES);
     }
-    assert_eq!(wait_for("the command to end", || command.has_ended()), 0);
+    ends_with(command, 0);
     stage.is_done_once();
 }
 
@@ -133,12 +150,12 @@ fn a_run_outlives_a_rolling_restart_of_all_control_nodes() {
 fn when_all_control_nodes_die_at_once_the_command_ends_and_the_run_goes_on_with_the_first_that_come_back() {
     let mut stage = Stage::new();
     let command = &mut stage.copy("200k", &["--no-worker-timeout", "10s"]);
-    let mut command = Process(command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("it starts"));
+    let command = Process(command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().expect("it starts"));
     stage.until_under_way();
     for name in NAMES {
         stage.plane.kill(name);
     }
-    assert_eq!(wait_for("the command to end", || command.has_ended()), 7);
+    ends_with(command, 7);
     for name in NAMES {
         stage.plane.restart(name);
     }
@@ -152,10 +169,10 @@ fn when_all_control_nodes_die_at_once_the_command_ends_and_the_run_goes_on_with_
 #[test]
 fn a_run_that_is_cancelled_ends_and_leaves_nothing_unfinished() {
     let stage = Stage::new();
-    let mut command = stage.start("100k");
+    let command = stage.start("100k");
     stage.until_under_way();
     command.signal(Signal::INT);
-    assert_eq!(wait_for("the command to end", || command.has_ended()), 1);
+    ends_with(command, 1);
     assert_eq!(stage.status().and_then(|status| status.end).map(|summary| summary.end), Some(End::Cancelled));
     let left: Vec<_> = names(&stage.room.path("destination")).into_iter().filter(|name| name.starts_with(".nkcluster-")).collect();
     assert_eq!(left, Vec::<String>::new());
@@ -170,7 +187,8 @@ fn a_run_can_be_started_and_left_alone() {
     stage.is_done_once();
     // A run that nobody has started cannot be followed.
     let (source, destination) = (stage.room.text("source"), stage.room.text("destination"));
-    let unknown = ["copy", &source, &destination, "--on", WORKERS, "--resume", "--run-id", "zzzzzzzzzzzzzzzzzzzz", "--no-worker-timeout", "1s"];
+    let unknown =
+        ["copy", &source, &destination, "--on", WORKERS, "--resume", "--run-id", "zzzzzzzzzzzzzzzzzzzz", "--no-worker-timeout", "1s"];
     stage.plane.at("c1").run(&unknown).fails(7, "not_found");
 }
 
@@ -178,13 +196,12 @@ fn a_run_can_be_started_and_left_alone() {
 fn workers_of_a_cluster_do_the_work_and_one_that_is_killed_loses_nothing() {
     let room = Room::new();
     let nodes = room.path("nodes");
-    let granted = |command: &mut Command| drop(command.env("NKCLUSTER_GRANTS", "file_sync"));
     let arguments = ["--control", "--node-id", "c1", "--listen", "nkcluster://127.0.0.1:0;transport=tcp"];
-    let control = Daemon::start_with(&nodes.join("c1"), &arguments, granted);
+    let control = Daemon::start_with(&nodes.join("c1"), &arguments, may_copy);
     let worker = |id: &str| {
         let addr = control.uri();
         let arguments = ["--worker", "--node-id", id, "--cluster-addr", &addr, "--meta", "storage"];
-        Daemon::start_with(&nodes.join(id), &arguments, granted)
+        Daemon::start_with(&nodes.join(id), &arguments, may_copy)
     };
     let (first, _second) = (worker("w1"), worker("w2"));
     // It matches too, and is passed over, as it may not touch the machine.

@@ -27,8 +27,8 @@ use tokio::sync::{Notify, Semaphore, mpsc};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
-use self::lines::{Answer, Lines};
 pub use self::lines::Heard;
+use self::lines::{Answer, Lines};
 pub use self::record::{RunRecord, RunStart};
 use crate::attempt::RunId;
 use crate::class::FileSync;
@@ -182,6 +182,8 @@ impl SyncRun {
         }
         self.life.shutdown().await;
         self.inner.note();
+        // From now on workers say what else was done.
+        self.inner.state().attempts = None;
     }
 }
 

@@ -9,7 +9,7 @@ use nkcluster::job::PlacedCalls as _;
 use nkcluster::types::Selector;
 use nkcluster::{Error, ErrorCode};
 use nkcluster_file_sync::{
-    Order, RemoteSpec, RunId, RunMessage, RunReply, RunStart, RunStatus, Heard, Snapshot, SyncRun, Task, Told, read_list,
+    Heard, Order, RemoteSpec, RunId, RunMessage, RunReply, RunStart, RunStatus, Snapshot, SyncRun, Task, Told, read_list,
 };
 use serde_json::json;
 
@@ -55,8 +55,7 @@ impl PlacedRun {
         let filter = options.filter;
         // It may read files, and standard input.
         let inlined = tokio::task::spawn_blocking(move || filter.inlined(&mut read_list)).await;
-        options.filter =
-            inlined.map_err(|error| Failure::new("internal", error.to_string()))?.map_err(|error| wrong(error.to_string()))?;
+        options.filter = inlined.map_err(|error| Failure::new("internal", error.to_string()))?.map_err(|error| wrong(error.to_string()))?;
         options.backup_dir = options.backup_dir.map(|remote| absolute(&remote)).transpose()?;
         let options = options.checked().map_err(|error| wrong(error.to_string()))?;
         let source = if source.is_empty() { source } else { absolute(&source)? };
@@ -82,7 +81,10 @@ impl PlacedRun {
             return form.print(&json!({ "run": self.run }), || self.run.to_string());
         }
         if !form.is_json() {
-            output::to_stderr(&format!("run {0}; it goes on without this command, which can come back with --resume --run-id {0}", self.run));
+            output::to_stderr(&format!(
+                "run {0}; it goes on without this command, which can come back with --resume --run-id {0}",
+                self.run
+            ));
         }
         let screen = Display::new(self.display.progress, form.is_json());
         let pause = screen.pause(self.display.stats.duration());
@@ -164,15 +166,27 @@ impl Caller {
     }
 }
 
-/// Whether the error is of the way to the run, and not of the run.
+/// Whether the error is of the way to the run, and not an answer that will be the same again.
 fn is_on_the_way(error: &Error) -> bool {
     use ErrorCode as Code;
-    let way = [Code::Timeout, Code::NotConnected, Code::ConnectionFailed, Code::NoConnections, Code::Moved, Code::ShuttingDown, Code::ProcessFailed, Code::Busy];
-    way.contains(error.code())
+    let answers = [
+        Code::AlreadyStarted,
+        Code::InvalidName,
+        Code::InvalidPassword,
+        Code::InvalidPayload,
+        Code::InvalidSelector,
+        Code::NotAllowed,
+        Code::PayloadTooLarge,
+        Code::UnknownClass,
+        Code::UnknownRequest,
+        Code::UnsupportedVersion,
+    ];
+    !answers.contains(error.code())
 }
 
 fn unknown(run: RunId) -> Failure {
-    Failure::new("not_found", format!("no control node knows the run {run}; it was never started here, or has ended long ago")).with_exit(exit::FATAL)
+    Failure::new("not_found", format!("no control node knows the run {run}; it was never started here, or has ended long ago"))
+        .with_exit(exit::FATAL)
 }
 
 fn lost(error: &Error, run: RunId) -> Failure {

@@ -99,7 +99,8 @@ impl Shelf {
         let bytes = Payload::encode(belongings).map_err(io::Error::other)?.into_bytes();
         // What it does may be told by connection strings with passwords.
         fs::DirBuilder::new().recursive(true).mode(0o700).create(&self.directory)?;
-        let written = write_to(&new, &bytes).and_then(|()| fs::rename(&new, &path)).and_then(|()| fs::File::open(&self.directory)?.sync_all());
+        let written =
+            write_to(&new, &bytes).and_then(|()| fs::rename(&new, &path)).and_then(|()| fs::File::open(&self.directory)?.sync_all());
         if let Err(error) = written {
             // On a full disk every byte counts; it may not be there.
             let _ = fs::remove_file(&new);

@@ -143,7 +143,8 @@ fn what_cannot_be_meant_is_refused() {
 
 #[test]
 fn filters_with_the_content_of_their_files_mean_the_same_where_these_are_not() {
-    let files: &[(&str, &str)] = &[("rules", "# comment\n- *.tmp\n+ keep/**"), ("globs", "*.h\n\n*.c"), ("names", "dir/a.c \n/b.h"), ("nothing", "# none\n")];
+    let files: &[(&str, &str)] =
+        &[("rules", "# comment\n- *.tmp\n+ keep/**"), ("globs", "*.h\n\n*.c"), ("names", "dir/a.c \n/b.h"), ("nothing", "# none\n")];
     let rules = |filter: &[&str], include: &[&str], exclude: &[&str]| RuleOptions {
         filter_from: texts(filter),
         include_from: texts(include),

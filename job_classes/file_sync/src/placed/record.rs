@@ -100,7 +100,9 @@ impl RunRecord {
             () if u128::from(self.silence_ms(now_ms)) > RESUMED_WITHIN.as_millis() => {
                 Some(format!("nobody has directed the run for more than {hours} hours; it is not resumed after so long"))
             }
-            () if self.lives.len() >= LIVES_MAX => Some(format!("the control nodes that directed the run were lost or left {LIVES_MAX} times")),
+            () if self.lives.len() >= LIVES_MAX => {
+                Some(format!("the control nodes that directed the run were lost or left {LIVES_MAX} times"))
+            }
             () => None,
         }
     }

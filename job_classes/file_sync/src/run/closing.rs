@@ -6,20 +6,20 @@
 //!               in time, or abandoned                     ┘
 //! ```
 //!
-//! A worker that does not answer is waited for, but not for ever: what it still does is impossible once the fence is retired. Only what it has done by then is not counted.
+//! A worker that had batches and does not answer is waited for, but not for ever: what it still does is impossible once the fence is retired. Only what it has done by then is not counted.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use futures_util::stream::{self, StreamExt as _};
 use nkcluster::ErrorCode;
-use nkcluster::cluster::{CallOptions, Cluster};
+use nkcluster::cluster::{CallOptions, Cluster, NodeInfo};
 use nkcluster::job::{JobClass as _, TypedCalls as _};
 use nkcluster::types::{NodeId, NodeStatus};
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 
-use super::ledger::{Ledger, Life};
+use super::ledger::{Ledger, Life, WORKERS_MAX};
 use super::tries::Told;
 use super::workers::{ABANDON_TIMEOUT, CALL_TIMEOUT, FENCE_TRIES_MAX, LONGEST_OPERATION, REFUSED_PAUSE, WAIT, task_id};
 use crate::attempt::{Attempt, RunId};
@@ -79,7 +79,7 @@ impl Closing<'_> {
     }
 
     async fn close(&self, life: &Life) -> Result<(), String> {
-        let mut asked = self.ask_workers(life.run).await;
+        let mut asked = self.ask_workers(life).await;
         asked.batches.retain(|(_, attempt)| !life.counted.contains(attempt.batch));
         let (ends, are_all_over) = self.hear(asked.batches).await;
         for (batch, (_, end)) in ends {
@@ -94,28 +94,30 @@ impl Closing<'_> {
             weakest = weakest.min(self.retire(text, life.run).await?);
         }
         if weakest < life.firm && !is_over {
-            self.tell(format!("what workers that do not answer may still do cannot be refused by the storage; waiting {LONGEST_OPERATION:?}")).await;
+            self.tell(format!(
+                "what workers that do not answer may still do cannot be refused by the storage; waiting {LONGEST_OPERATION:?}"
+            ))
+            .await;
             tokio::time::sleep(LONGEST_OPERATION).await;
         }
         self.ledger.close(life.run);
         Ok(())
     }
 
-    /// Tells every worker to begin nothing more of a run, and asks which of its batches it has had.
-    async fn ask_workers(&self, run: RunId) -> Asked {
+    /// Tells every worker of a life to begin nothing more of it, and asks which of its batches it has had.
+    async fn ask_workers(&self, life: &Life) -> Asked {
         let deadline = Instant::now() + self.patience.answers;
-        let (mut answered, mut batches) = (BTreeSet::new(), Vec::new());
-        loop {
-            let mut is_complete = false;
+        let (run, mut missing, mut batches) = (life.run, life.workers.clone(), Vec::new());
+        let mut are_all_named = life.workers.len() < WORKERS_MAX;
+        while !(missing.is_empty() && are_all_named) {
             if let Ok(reply) = self.cluster.nodes(None, CALL_TIMEOUT).await {
-                let run_it = reply.nodes.into_iter().filter(|node| node.classes.iter().any(|class| class.as_str() == FileSync::NAME));
-                let (mut to_ask, mut known) = (Vec::new(), 0);
-                for node in run_it {
-                    known += 1;
-                    if !answered.contains(&node.id) && node.status != NodeStatus::NotConnected {
-                        to_ask.push(node.id);
-                    }
+                if !are_all_named {
+                    let run_it = reply.nodes.iter().filter(|node| node.classes.iter().any(|class| class.as_str() == FileSync::NAME));
+                    missing.extend(run_it.map(|node| node.id.clone()));
+                    are_all_named = reply.silent.is_empty();
                 }
+                let is_there = |node: &NodeInfo| node.status != NodeStatus::NotConnected && missing.contains(&node.id);
+                let to_ask: Vec<NodeId> = reply.nodes.into_iter().filter(is_there).map(|node| node.id).collect();
                 let left = deadline.saturating_duration_since(Instant::now()).clamp(ASK_PAUSE, CALL_TIMEOUT);
                 let mut answers = stream::iter(to_ask)
                     .map(|node| async move {
@@ -131,16 +133,17 @@ impl Closing<'_> {
                         Err(error) if matches!(error.code(), ErrorCode::UnknownClass | ErrorCode::NotFound) => {}
                         Err(_) => continue,
                     }
-                    answered.insert(node);
+                    missing.remove(&node);
                 }
-                // If nobody is known at all, that is since nobody has come back yet.
-                is_complete = reply.silent.is_empty() && known > 0 && answered.len() >= known;
             }
-            if is_complete || Instant::now() >= deadline {
-                return Asked { batches, is_complete };
+            if Instant::now() >= deadline {
+                break;
             }
-            tokio::time::sleep(ASK_PAUSE).await;
+            if !missing.is_empty() {
+                tokio::time::sleep(ASK_PAUSE).await;
+            }
         }
+        Asked { batches, is_complete: missing.is_empty() && are_all_named }
     }
 
     /// How these batches have ended, of each the latest attempt; and whether all have.

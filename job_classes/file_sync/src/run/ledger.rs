@@ -4,13 +4,18 @@
 //! its attempts, so that those of a life that is over can be made impossible at once. What a life has done is counted by batches, each once: a batch of which its
 //! life did not hear any more is counted by the next one, which asks the worker.
 
+use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use nkcluster::types::NodeId;
 use serde::{Deserialize, Serialize};
 
 use crate::attempt::RunId;
 use crate::fence::FenceStrength;
 use crate::stats::StatsReport;
+
+/// Workers of a life that are named. If there are more, each that runs the class may have had a batch.
+pub(crate) const WORKERS_MAX: usize = 4096;
 
 /// Numbers of batches, in ranges: they end nearly in order, so these are few.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -126,11 +131,19 @@ pub(crate) struct Life {
     pub(crate) changed: Vec<String>,
     /// How well they must be fenced for a late effect to be impossible.
     pub(crate) firm: FenceStrength,
+    /// Those that were given batches; none once it is closed.
+    pub(crate) workers: BTreeSet<NodeId>,
     /// Batches whose results are in `done`.
     pub(crate) counted: Batches,
     pub(crate) done: Done,
     /// Nothing of it takes effect any more.
     pub(crate) is_closed: bool,
+}
+
+impl Life {
+    fn seal(&mut self) {
+        (self.is_closed, self.changed, self.workers) = (true, Vec::new(), BTreeSet::new());
+    }
 }
 
 /// The lives of a run, the latest last. Clones belong together.
@@ -158,8 +171,15 @@ impl Ledger {
 
     /// A life begins.
     pub(crate) fn open(&self, run: RunId, changed: Vec<String>, firm: FenceStrength) {
-        let (counted, done) = (Batches::default(), Done::default());
-        self.lock().push(Life { run, changed, firm, counted, done, is_closed: false });
+        let (workers, counted, done) = (BTreeSet::new(), Batches::default(), Done::default());
+        self.lock().push(Life { run, changed, firm, workers, counted, done, is_closed: false });
+    }
+
+    /// A worker is about to be given a batch of the present life; whether that is news.
+    pub(crate) fn employ(&self, run: RunId, worker: &NodeId) -> bool {
+        let mut lives = self.lock();
+        let life = lives.iter_mut().find(|life| life.run == run);
+        life.is_some_and(|life| life.workers.len() < WORKERS_MAX && life.workers.insert(worker.clone()))
     }
 
     /// Counts a batch of the present life by `count`, unless it was counted; nobody sees the one without the other.
@@ -194,7 +214,7 @@ impl Ledger {
     /// Nothing of a life takes effect any more.
     pub(crate) fn close(&self, run: RunId) {
         if let Some(life) = self.lock().iter_mut().find(|life| life.run == run) {
-            (life.is_closed, life.changed) = (true, Vec::new());
+            life.seal();
         }
     }
 
@@ -216,13 +236,15 @@ pub(crate) fn joined(one: &[Life], other: &[Life]) -> Vec<Life> {
         match lives.iter_mut().find(|known| known.run == life.run) {
             Some(known) => {
                 let is_closed = known.is_closed || life.is_closed;
+                let workers: BTreeSet<NodeId> = known.workers.union(&life.workers).take(WORKERS_MAX).cloned().collect();
                 if (life.counted.count(), life.done.transfers, life.done.elapsed_ms)
                     > (known.counted.count(), known.done.transfers, known.done.elapsed_ms)
                 {
                     *known = life.clone();
                 }
+                known.workers = workers;
                 if is_closed {
-                    (known.is_closed, known.changed) = (true, Vec::new());
+                    known.seal();
                 }
             }
             None => lives.push(life.clone()),
@@ -233,8 +255,6 @@ pub(crate) fn joined(one: &[Life], other: &[Life]) -> Vec<Life> {
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeSet;
-
     use proptest::prelude::*;
 
     use super::*;

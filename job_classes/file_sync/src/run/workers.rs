@@ -73,7 +73,7 @@ pub struct Workers {
     persistent: Option<Persistent>,
 }
 
-/// Keeps the name of a life where the next one finds it, before anything of it can have effects.
+/// Keeps what is known of a life where the next one finds it, before anything of that can have effects.
 pub(crate) type Keep = Arc<dyn Fn(RunId) -> BoxFuture<'static, Result<(), String>> + Send + Sync>;
 
 /// What a run needs that may be taken over.
@@ -125,6 +125,7 @@ impl Way for Workers {
                 patience,
                 run,
                 ledger,
+                keep: self.persistent.as_ref().map(|persistent| persistent.keep.clone()),
                 options: journey.options.to_json(Audience::Worker),
                 batch_files: (journey.options.cluster_batch_files as usize).min(BATCH_FILES_MAX),
                 batch_bytes: journey.options.cluster_batch_size.bytes().unwrap_or(u64::MAX).min(BATCH_BYTES_MAX),
@@ -187,6 +188,7 @@ struct Dispatcher {
     patience: Duration,
     run: RunId,
     ledger: Ledger,
+    keep: Option<Keep>,
     options: OptionsJson,
     batch_files: usize,
     batch_bytes: u64,
@@ -384,6 +386,8 @@ impl Dispatcher {
                 },
                 attempt: parcel.attempt,
                 held: self.held.clone(),
+                ledger: self.ledger.clone(),
+                keep: self.keep.clone(),
             };
             self.running.spawn(async move {
                 let verdict = sending.carry().await;
@@ -556,10 +560,19 @@ struct Sending {
     batch: Batch,
     attempt: Attempt,
     held: Arc<Mutex<BTreeMap<Attempt, (NodeId, TaskId)>>>,
+    ledger: Ledger,
+    keep: Option<Keep>,
 }
 
 impl Sending {
     async fn carry(&self) -> Verdict {
+        // Whoever goes on with the run must know whom to ask.
+        if self.ledger.employ(self.attempt.run, &self.node)
+            && let Some(keep) = &self.keep
+            && let Err(why) = keep(self.attempt.run).await
+        {
+            return Verdict::Refused(Error::new(ErrorCode::Moved, why));
+        }
         let Some(task) = task_id(self.attempt) else { return Verdict::Lost(format!("{} cannot name a task", self.attempt)) };
         let Ok(batch) = serde_json::from_slice(&self.batch.to_json()) else { return Verdict::Lost("the batch is no JSON".to_owned()) };
         let spec = Spec::Batch { attempt: self.attempt, batch };
@@ -586,7 +599,9 @@ impl Sending {
                     heard = Instant::now();
                     self.control.does(self.node.as_str(), self.attempt.batch, *stats);
                 }
-                Ok(Reply::Unknown | Reply::Closed { .. }) => return Verdict::Lost("the worker does not know it; it was restarted".to_owned()),
+                Ok(Reply::Unknown | Reply::Closed { .. }) => {
+                    return Verdict::Lost("the worker does not know it; it was restarted".to_owned());
+                }
                 Err(error) if heard.elapsed() >= SILENCE => {
                     // Should it still be there, it must not go on.
                     let options = CallOptions::timeout(ABANDON_TIMEOUT);

@@ -1,5 +1,6 @@
 //! The distributed copy by the workers of a cluster, with real processes: what becomes of a run whose command, workers and control nodes are killed.
 
+use std::fs;
 use std::io::Read as _;
 use std::path::Path;
 use std::process::{Command, Stdio};
@@ -11,7 +12,7 @@ use rustix::process::Signal;
 use tokio::runtime::Runtime;
 
 use crate::copy::{FILES, Process, Room, names, stats, tree};
-use crate::several::{NAMES, Plane, without};
+use crate::several::{NAMES, Plane, index, without};
 use crate::support::{Cli, DEADLINE, Daemon, Ran, wait_for};
 
 /// Names every run here; each has a cluster of its own.
@@ -41,10 +42,15 @@ impl Stage {
 
     /// The command, which knows all control nodes; so slow that much can happen meanwhile.
     fn copy(&self, rate: &str, more: &[&str]) -> Command {
+        self.copy_by(&Cli::at(self.plane.everywhere()), rate, more)
+    }
+
+    /// The same at one control node.
+    fn copy_by(&self, by: &Cli, rate: &str, more: &[&str]) -> Command {
         let (source, destination) = (self.room.text("source"), self.room.text("destination"));
         let copy =
             ["--json", "copy", &source, &destination, "--on", WORKERS, "--run-id", RUN, "--cluster-batch-files", "10", "--bwlimit", rate];
-        Cli::at(self.plane.everywhere()).command(&[&copy, more].concat())
+        by.command(&[&copy, more].concat())
     }
 
     fn start(&self, rate: &str) -> Process {
@@ -58,8 +64,11 @@ impl Stage {
 
     /// What the run says of itself, if anybody knows it now.
     fn status(&self) -> Option<RunStatus> {
-        let status = RunMessage::Status { seen: None };
-        match self.runtime.block_on(self.cluster.placed::<SyncRun>(RUN, &status, DEADLINE)) {
+        self.say(&RunMessage::Status { seen: None })
+    }
+
+    fn say(&self, message: &RunMessage) -> Option<RunStatus> {
+        match self.runtime.block_on(self.cluster.placed::<SyncRun>(RUN, message, DEADLINE)) {
             Ok(RunReply::Known(status)) => Some(*status),
             _ => None,
         }
@@ -128,6 +137,43 @@ fn when_the_control_node_that_directs_a_run_is_killed_another_one_goes_on_and_ea
     // It comes back with the record that it had then, and begins nothing anew.
     stage.plane.restart(&host);
     stage.plane.agree(&NAMES);
+    stage.is_done_once();
+}
+
+#[test]
+fn a_control_node_that_wakes_up_when_another_one_has_gone_on_with_its_run_changes_nothing() {
+    let stage = Stage::new();
+    let command = stage.start("200k");
+    let host = stage.until_under_way();
+    let frozen = &stage.plane.controls[index(&host)];
+    frozen.signal(Signal::STOP);
+    ends_with(command, 0);
+    stage.room.is_copied();
+    // Whoever wrote it again would show.
+    let (newer, old) = (stage.room.path("destination/0/0"), vec![0; 4096]);
+    fs::write(&newer, "written since").expect("written");
+    frozen.signal(Signal::CONT);
+    stage.plane.agree(&NAMES);
+    wait_for("the run to have one end, for everybody", || {
+        let ends = NAMES.map(|name| Ran::of(stage.copy_by(&stage.plane.at(name), "off", &["--resume"]), ""));
+        ends.iter().all(|ran| ran.code == Some(0) && stats(ran)["transfers"] == FILES).then_some(())
+    });
+    assert_eq!(fs::read(&newer).expect("readable"), b"written since");
+    fs::write(&newer, old).expect("written");
+    stage.is_done_once();
+}
+
+#[test]
+fn a_run_that_rests_still_rests_when_another_control_node_goes_on_with_it() {
+    let mut stage = Stage::new();
+    let command = stage.start("200k");
+    let host = stage.until_under_way();
+    stage.say(&RunMessage::Pause).expect("it is there");
+    stage.plane.kill(&host);
+    let status = wait_for("another control node to have the run", || stage.status().filter(|status| status.node.as_str() != host));
+    assert!(status.is_paused && status.end.is_none(), "{status:?}");
+    stage.say(&RunMessage::Resume).expect("it is there");
+    ends_with(command, 0);
     stage.is_done_once();
 }
 

@@ -9,13 +9,15 @@
 //! Nobody looks at a storage to find work, so no batch waits for somebody to look, and idle workers make no calls of it. Whether a batch was begun is decided by its task: the
 //! id of the task is that of the attempt, and a worker starts it once.
 
+mod sending;
+
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use futures_util::FutureExt as _;
 use futures_util::future::BoxFuture;
-use nkcluster::cluster::{CallOptions, Cluster, NodesReply, Retry};
+use nkcluster::cluster::{CallOptions, Cluster, NodesReply};
 use nkcluster::job::{JobClass as _, TypedCalls as _};
 use nkcluster::types::{NodeId, NodeStatus, Selector, TaskId};
 use nkcluster::{Error, ErrorCode};
@@ -23,12 +25,14 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
+use self::sending::Sending;
+pub(super) use self::sending::task_id;
 use super::carrier::{Failed, Outcome, Sent, Sink, carrier};
 use super::control::Control;
 use super::ledger::Ledger;
 use super::tries::{Carrying, Journey, Told, Way};
 use crate::attempt::{Attempt, RunId};
-use crate::class::{BatchEnd, Command, FileSync, Reply, Request, Spec};
+use crate::class::{BatchEnd, Command, FileSync};
 use crate::fence::{self, FenceStrength};
 use crate::operation::Operation;
 use crate::options::{Audience, OptionsJson};
@@ -550,73 +554,6 @@ impl WorkerState {
     fn is_free(&self, now: Instant) -> bool {
         self.is_there && self.useless.is_none() && self.busy < SLOTS && self.rests_until.is_none_or(|until| until <= now)
     }
-}
-
-/// One batch at one worker.
-struct Sending {
-    cluster: Cluster,
-    node: NodeId,
-    control: Control,
-    batch: Batch,
-    attempt: Attempt,
-    held: Arc<Mutex<BTreeMap<Attempt, (NodeId, TaskId)>>>,
-    ledger: Ledger,
-    keep: Option<Keep>,
-}
-
-impl Sending {
-    async fn carry(&self) -> Verdict {
-        // Whoever goes on with the run must know whom to ask.
-        if self.ledger.employ(self.attempt.run, &self.node)
-            && let Some(keep) = &self.keep
-            && let Err(why) = keep(self.attempt.run).await
-        {
-            return Verdict::Refused(Error::new(ErrorCode::Moved, why));
-        }
-        let Some(task) = task_id(self.attempt) else { return Verdict::Lost(format!("{} cannot name a task", self.attempt)) };
-        let Ok(batch) = serde_json::from_slice(&self.batch.to_json()) else { return Verdict::Lost("the batch is no JSON".to_owned()) };
-        let spec = Spec::Batch { attempt: self.attempt, batch };
-        // Its identity keeps it from being started twice, whichever control node carries it.
-        let options = CallOptions { task_id: Some(task.clone()), retry: Retry::UntilDeadline, ..CallOptions::timeout(CALL_TIMEOUT) };
-        match self.cluster.start::<FileSync>(&self.node, &spec, options).await {
-            Ok(_) => {}
-            // An earlier call of ours has started it.
-            Err(error) if *error.code() == ErrorCode::AlreadyStarted => {}
-            Err(error) if error.may_have_run() => return Verdict::Lost(error.message().to_owned()),
-            Err(error) => return Verdict::Refused(error),
-        }
-        lock(&self.held).insert(self.attempt, (self.node.clone(), task.clone()));
-        let (mut heard, mut rests) = (Instant::now(), false);
-        loop {
-            if rests != self.control.gate().is_closed() {
-                let command = if rests { Command::Resume } else { Command::Pause };
-                rests ^= self.cluster.tell::<FileSync>(&self.node, &task, &command, CallOptions::timeout(CALL_TIMEOUT)).await.is_ok();
-            }
-            let request = Request::Wait { attempt: self.attempt, millis: WAIT.as_millis() as u64 };
-            match self.cluster.ask::<FileSync>(&self.node, &request, CallOptions::timeout(CALL_TIMEOUT)).await {
-                Ok(Reply::Ended(end)) => return Verdict::Ended(*end),
-                Ok(Reply::Running { stats }) => {
-                    heard = Instant::now();
-                    self.control.does(self.node.as_str(), self.attempt.batch, *stats);
-                }
-                Ok(Reply::Unknown | Reply::Closed { .. }) => {
-                    return Verdict::Lost("the worker does not know it; it was restarted".to_owned());
-                }
-                Err(error) if heard.elapsed() >= SILENCE => {
-                    // Should it still be there, it must not go on.
-                    let options = CallOptions::timeout(ABANDON_TIMEOUT);
-                    let _ = self.cluster.tell::<FileSync>(&self.node, &task, &Command::Abandon, options).await;
-                    return Verdict::Lost(error.message().to_owned());
-                }
-                Err(_) => tokio::time::sleep(WAIT).await,
-            }
-        }
-    }
-}
-
-/// The id of the task that carries an attempt out.
-pub(super) fn task_id(attempt: Attempt) -> Option<TaskId> {
-    TaskId::new(format!("{}.{}.{}", attempt.run, attempt.batch, attempt.attempt)).ok()
 }
 
 /// Resolves at a time, if there is one.

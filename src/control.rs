@@ -64,8 +64,9 @@ pub(crate) struct Control {
 
 impl Control {
     pub(crate) fn new(shared: Arc<Shared>) -> Self {
-        // Both end with the last handle of the control node.
+        // All end with the last handle of the control node.
         tokio::spawn(placed::follow(Arc::downgrade(&shared)));
+        tokio::spawn(placed::resume(Arc::downgrade(&shared)));
         tokio::spawn(placement::run(Arc::downgrade(&shared)));
         Self { shared }
     }

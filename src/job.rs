@@ -37,7 +37,7 @@ pub use self::actor::TaskRun;
 pub use self::class::{JobClass, JobEvent, JobEventKind, NoRequests, Started, TaskClass};
 pub use self::context::{CommandContext, EVENTS_AHEAD_MAX, EventContext, RequestContext, TaskContext};
 pub(crate) use self::context::{LocalNode, RawTaskContext};
-pub(crate) use self::placed::{ActorMaker, ErasedActor};
+pub(crate) use self::placed::{ErasedActor, Kept, PlacedKind, Recording};
 pub use self::placed::{PlacedActor, PlacedCalls, PlacedContext};
 pub use self::registry::Classes;
 pub(crate) use self::registry::{ErasedClass, Function, RawEvent, RawEventKind, RawStarted, TaskHandle};

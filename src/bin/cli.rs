@@ -297,11 +297,14 @@ Examples:
   nkcluster copy /data /backup -P                                       in this process, with progress
   nkcluster copy /data :s3,provider=Other,endpoint=http://10.0.0.9:9000,env_auth=true:bucket/data
   nkcluster copy /data /backup --on 'storage && status=ready'           by workers of a running nkcluster
+  nkcluster copy /data /backup --on storage --detach                    the same; tells the id of the run, and ends
+  nkcluster copy /data /backup --on storage --resume --run-id ID        follow a run that goes on
   nkcluster copy /data /backup --cluster /work                          by workers that share /work, see `nkcluster rcd`
   nkcluster copy /data /backup --cluster /work --resume --run-id ID     go on with a run whose controller has ended
 
 Flags are rclone's. Exit codes: 0 done, 1 failed, 2 wrong usage, 3 no such source, 5 failed and may succeed later, 7 had to end,
-or with --on no control node was reached.
+or with --on no control node was reached or let the run begin.
+With --on a control node directs the run, and goes on without this command; Ctrl-C ends it.
 SRC may be one file; DST is always a directory.")]
     Copy(Box<SyncArgs<CopyFlags>>),
     /// Make the destination the same as the source; what is only there is deleted.

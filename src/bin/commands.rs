@@ -20,7 +20,7 @@ use nkcluster::cluster::{CallOptions, Cluster, ConnectOptions};
 use nkcluster::config::Config;
 use nkcluster::transport::Resolver;
 use nkcluster::types::Secret;
-use nkcluster_file_sync::{Task, Workers};
+use nkcluster_file_sync::Task;
 use tokio::io::AsyncReadExt;
 
 use crate::arguments;
@@ -29,7 +29,7 @@ use crate::dev;
 use crate::exit;
 use crate::failure::{Failure, Outcome};
 use crate::output::Form;
-use crate::sync::{self, SyncArgs};
+use crate::sync::{self, PlacedRun, SyncArgs};
 
 /// Longest JSON that is read from standard input; a payload has the same bound.
 const INPUT_BYTES_MAX: u64 = 16 * 1024 * 1024;
@@ -87,18 +87,18 @@ async fn run(cli: Cli, form: Form) -> Outcome {
     }
 }
 
-/// A run of the distributed copy; with `--on` the workers of a cluster do the work.
+/// A run of the distributed copy; with `--on` a control node directs it, and the workers of its cluster do the work.
 async fn copy<F: sync::RunFlags>(kind: Task, args: SyncArgs<F>, delete_empty_src_dirs: bool, global: &Global, form: Form) -> Outcome {
     let Some(selector) = args.cluster.on.clone() else {
-        return sync::run(kind, args, delete_empty_src_dirs, None, form).await;
+        return sync::run(kind, args, delete_empty_src_dirs, form).await;
     };
+    let run = PlacedRun::new(kind, selector, args, delete_empty_src_dirs).await?;
     let session = match Session::open(global, form).await {
         // The usual code means here that there is no such source.
         Err(failure @ Failure::Told { exit: exit::UNREACHED, .. }) => return Err(failure.with_exit(exit::FATAL)),
         opened => opened?,
     };
-    let way = Box::new(Workers::new(session.cluster.clone(), selector));
-    let outcome = sync::run(kind, args, delete_empty_src_dirs, Some(way), form).await;
+    let outcome = run.follow(session.cluster.clone(), form).await;
     let _ = tokio::time::timeout(GOODBYE, session.cluster.close()).await;
     outcome
 }

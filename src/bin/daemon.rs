@@ -25,7 +25,7 @@ use nkcluster::config::{Config, ConfigError};
 use nkcluster::job::Classes;
 use nkcluster::node::{Node, NodeError, NodeHandle};
 use nkcluster::types::{NodeId, NodeUri};
-use nkcluster_file_sync::{FileSync, RemoteConfig};
+use nkcluster_file_sync::{FileSync, RemoteConfig, SyncRun};
 use sd_notify::NotifyState;
 use serde::Serialize;
 use tokio::sync::oneshot;
@@ -102,7 +102,9 @@ fn classes() -> Result<Classes, Failure> {
         None => RemoteConfig::default(),
     };
     let file_sync = FileSync::new(remotes, FILE_SYNC_TRANSFERS);
-    Ok(Classes::new().with_tasks(nkcluster_files::Files::default()).with_tasks(file_sync).with_function("echo", echo))
+    let runs = file_sync.runs();
+    let classes = Classes::new().with_tasks(nkcluster_files::Files::default()).with_tasks(file_sync);
+    Ok(classes.with_placed_from::<SyncRun, _, _>(runs).with_function("echo", echo))
 }
 
 async fn run(config: Config, exit_with_stdin: bool) -> Result<(), Failure> {

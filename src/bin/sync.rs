@@ -4,6 +4,7 @@
 
 mod check;
 mod flags;
+mod placed;
 mod progress;
 mod queue;
 mod run;
@@ -16,6 +17,7 @@ use nkcluster_file_sync::{RemoteConfig, Remotes};
 
 pub(crate) use self::check::{CheckArgs, run as check};
 pub(crate) use self::flags::{CopyFlags, RunFlags, SyncFlags};
+pub(crate) use self::placed::PlacedRun;
 pub(crate) use self::queue::{QueueArgs, run as queue};
 pub(crate) use self::run::{DeleteArgs, MoveArgs, SyncArgs, run};
 pub(crate) use self::worker::{RcdArgs, run as rcd};

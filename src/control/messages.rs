@@ -9,7 +9,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::events::Marks;
-use super::placed::{self, Belongings};
+use super::placed::{self, Belongings, Stamp};
 use super::proxy::state::LinkKey;
 use crate::cluster::{EventFilter, FullUri, NodeInfo, NodesReply, PlacedAnswer, PlacedCall, PlacedKey};
 use crate::proto::identity::Ticket;
@@ -33,6 +33,8 @@ pub(super) enum PeerRequest {
     Arrive(Box<Belongings>),
     /// A copy to be kept for the case that we die.
     Keep(Box<Belongings>),
+    /// The actor is over: a copy that is not newer goes.
+    Discard { key: PlacedKey, stamp: Stamp },
     /// What is known there of an actor that starts here; a live one ends there.
     Surrender { key: PlacedKey, hash: u64 },
     /// Drop the proxy of a worker.

@@ -248,7 +248,11 @@ async fn answer(shared: &Arc<Shared>, request: PeerRequest, stream: Option<ByteS
             PeerReply::Done
         }
         PeerRequest::Keep(belongings) => {
-            placed::keep(shared, *belongings);
+            placed::keep(shared, *belongings).await;
+            PeerReply::Done
+        }
+        PeerRequest::Discard { key, stamp } => {
+            placed::discard(shared, &key, stamp).await;
             PeerReply::Done
         }
         PeerRequest::Surrender { key, hash } => PeerReply::Surrendered { record: placed::surrender(shared, &key, hash).await? },

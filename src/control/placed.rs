@@ -7,7 +7,8 @@
 //!        mailbox of the actor ◄── none yet: a task is started, whose first act is to find out what is known of the key:
 //!                                 the copy kept here, a live one or a copy on those that owned the key in the last views
 //!   view changes ─► actors that belong elsewhere hand over and arrive there
-//!   after messages ─► the record goes to the next two nodes by weight
+//!   after messages ─► the record goes to the next two nodes by weight; of a durable kind also into a file, here and there
+//!   a record of a durable kind whose key is ours ─► its actor is started
 //! ```
 //!
 //! A record carries a [`Stamp`]: how often the actor was resumed, and how many records it has written since. The higher one is newer, so a copy that was kept by
@@ -15,21 +16,27 @@
 
 mod actor;
 mod copies;
+mod durable;
+mod shelf;
 #[cfg(test)]
 mod tests;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::path::Path;
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
 use bytes::Bytes;
 use rand::RngExt as _;
 use serde::{Deserialize, Serialize};
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::Instant;
 
 use self::actor::{Ask, MAILBOX_MAX};
 use self::copies::{Copies, Known};
+pub(super) use self::durable::{discard, keep, resume};
+use self::shelf::Shelf;
 use super::messages::{PeerReply, PeerRequest};
 use super::shared::Shared;
 use super::view::View;
@@ -98,9 +105,13 @@ struct Host {
 }
 
 /// The placed actors of a control node.
-#[derive(Default)]
 pub(super) struct Placed {
     state: Mutex<State>,
+    shelf: Arc<tokio::sync::Mutex<Shelf>>,
+    /// Whether the last write to it failed: that is told once.
+    shelf_has_failed: AtomicBool,
+    /// Whether the records of an earlier life of this node are known: before, nobody can say that there are none.
+    is_loaded: watch::Sender<bool>,
 }
 
 impl State {
@@ -114,6 +125,12 @@ impl State {
 }
 
 impl Placed {
+    /// None yet; records of an earlier life may be in the state directory.
+    pub(super) fn new(state_dir: &Path) -> Self {
+        let shelf = Arc::new(tokio::sync::Mutex::new(Shelf::new(state_dir)));
+        Self { state: Mutex::default(), shelf, shelf_has_failed: AtomicBool::new(false), is_loaded: watch::Sender::new(false) }
+    }
+
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -217,7 +234,7 @@ fn host(shared: &Arc<Shared>, key: &PlacedKey, hash: u64, arrived: Option<Record
     if view.frozen || place(&view, hash) != Some(&shared.id) {
         return Err(moved(key));
     }
-    let maker = shared.classes.placed(&key.kind).ok_or_else(|| {
+    let kind = shared.classes.placed(&key.kind).ok_or_else(|| {
         let what =
             format!("control node {} knows no placed actors of the kind {}; register it with `Classes::with_placed`", shared.id, key.kind);
         Error::new(ErrorCode::UnknownClass, what)
@@ -241,7 +258,7 @@ fn host(shared: &Arc<Shared>, key: &PlacedKey, hash: u64, arrived: Option<Record
     let (mailbox, asks) = mpsc::channel(MAILBOX_MAX);
     state.actors.insert(key.clone(), Host { hash, mailbox: mailbox.clone(), number });
     drop(state);
-    let birth = actor::Birth { shared: Arc::clone(shared), key: key.clone(), hash, number, maker, arrived };
+    let birth = actor::Birth { shared: Arc::clone(shared), key: key.clone(), hash, number, kind, arrived };
     tokio::spawn(actor::run(birth, asks));
     Ok(mailbox)
 }
@@ -267,13 +284,11 @@ pub(super) async fn arrive(shared: &Arc<Shared>, belongings: Belongings) -> Resu
     }
 }
 
-/// Keeps a copy for another node.
-pub(super) fn keep(shared: &Shared, belongings: Belongings) {
-    shared.placed.lock().copies.keep(belongings);
-}
-
 /// What is known here of an actor that starts elsewhere. A live one is ended, and handed over.
 pub(super) async fn surrender(shared: &Arc<Shared>, key: &PlacedKey, hash: u64) -> Result<Option<Record>> {
+    if !*shared.placed.is_loaded.borrow() {
+        return Err(moved(key));
+    }
     let view = shared.view();
     let live = shared.placed.lock().actors.get(key).map(|host| host.mailbox.clone());
     match live {

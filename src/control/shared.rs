@@ -96,6 +96,7 @@ impl Shared {
         let ring = RingSize::new(config.ring_size).expect("the configuration was checked");
         let prepared = Prepared::new();
         let view = View::alone(id.clone(), incarnation, Vec::new(), ring);
+        let placed = Placed::new(&config.state_dir);
         Arc::new_cyclic(|me| Self {
             id,
             incarnation,
@@ -104,7 +105,7 @@ impl Shared {
             directory: Directory::default(),
             hub: Hub::default(),
             peers: Peers::default(),
-            placed: Placed::default(),
+            placed,
             membership: prepared.handle(),
             prepared: Mutex::new(Some(prepared)),
             view: watch::Sender::new(Arc::new(view)),

@@ -15,6 +15,7 @@
 //! - While the control nodes are split, each side may have one. What must happen only once belongs to a worker, which arbitrates by its term, or behind
 //!   conditional storage; the two are [joined](PlacedActor::join) when the split heals.
 //! - A message is handled at most once, and messages of one key one after the other.
+//! - A [durable](PlacedActor::DURABLE) kind needs no caller: its records are in state directories too, and whoever owns a key goes on with what it has a record of.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -22,12 +23,13 @@ use std::time::Duration;
 use bytes::Bytes;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
+use tokio::sync::watch;
 
 use super::class::decode;
 use crate::cluster::{BoxFuture, Cluster, PlacedCall, PlacedKey};
-use crate::error::{ErrorCode, Result};
+use crate::error::{Error, ErrorCode, Result};
 use crate::ring::KeyHash;
-use crate::types::{NodeId, Payload};
+use crate::types::{ClassName, NodeId, Payload};
 
 /// A kind of actor of which the ring places one for each key.
 pub trait PlacedActor: Send + Sync + Sized + 'static {
@@ -39,6 +41,13 @@ pub trait PlacedActor: Send + Sync + Sized + 'static {
     type Reply: Serialize + DeserializeOwned + Send + 'static;
     /// What it is, in bytes: moves with it, and is kept of it.
     type Record: Serialize + DeserializeOwned + Send + 'static;
+    /// Whether its actors work by themselves, and must go on when their node has gone:
+    ///
+    /// - their records are also in the state directories of the nodes that have them, and outlive a restart of all of them;
+    /// - whoever owns a key that it has a record of starts its actor, without a message;
+    /// - a message that changes the record is answered when the record is kept;
+    /// - once an actor [is over](PlacedActor::is_over), its record is removed everywhere.
+    const DURABLE: bool = false;
 
     /// Where a key lives. Kinds that give the same hash to their keys live together.
     fn placement(key: &str) -> KeyHash {
@@ -63,7 +72,7 @@ pub trait PlacedActor: Send + Sync + Sized + 'static {
     /// Takes in what another one of the same key had, which lived elsewhere at the same time.
     fn join(&mut self, other: Self::Record) -> impl Future<Output = ()> + Send;
 
-    /// What outlives a crash of this node, asked after messages were handled; `None`: nothing.
+    /// What outlives a crash of this node, asked after messages were handled and when [`PlacedContext`] was told that it has changed; `None`: nothing.
     fn record(&self) -> Option<Self::Record> {
         None
     }
@@ -84,6 +93,69 @@ pub struct PlacedContext {
     pub node: NodeId,
     /// The cluster.
     pub cluster: Cluster,
+    pub(crate) kind: ClassName,
+    pub(crate) granted: bool,
+    pub(crate) recording: Recording,
+}
+
+impl PlacedContext {
+    /// Says that the record has changed, or that the actor is over, though no message was handled: it is asked soon.
+    pub fn record_changed(&self) {
+        self.recording.asked.send_modify(|asked| *asked += 1);
+    }
+
+    /// The same, and waits until the record is kept by those that could be reached.
+    ///
+    /// # Errors
+    /// `moved` if the actor has ended here meanwhile.
+    pub async fn recorded(&self) -> Result<()> {
+        let mut number = 0;
+        self.recording.asked.send_modify(|asked| {
+            *asked += 1;
+            number = *asked;
+        });
+        let kept = self.recording.kept.clone().wait_for(|kept| kept.asked >= number).await.is_ok();
+        kept.then_some(()).ok_or_else(|| Error::new(ErrorCode::Moved, format!("{}/{} has ended here", self.kind, self.key)))
+    }
+
+    /// Refuses what touches the machine, unless its configuration lets this kind, and leaves a line for the audit either way.
+    ///
+    /// # Errors
+    /// `not_allowed` unless the control node's configuration names the kind in `grants`.
+    pub fn require_grant(&self, what: &str) -> Result<()> {
+        let Self { key, node, kind, granted, .. } = self;
+        tracing::info!(target: "nkcluster::audit", %node, class = %kind, by = %key, what, granted, "grant");
+        match granted {
+            true => Ok(()),
+            false => {
+                let message = format!("control node {node} does not let {kind} {what}; add \"{kind}\" to `grants` in its configuration");
+                Err(Error::new(ErrorCode::NotAllowed, message))
+            }
+        }
+    }
+}
+
+/// How an actor asks for a record of itself, and hears that it is kept.
+#[derive(Clone, Debug)]
+pub(crate) struct Recording {
+    asked: Arc<watch::Sender<u64>>,
+    kept: watch::Receiver<Kept>,
+}
+
+/// How far records are kept: the version of the newest one, and the number of the last wish that it fulfils.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Kept {
+    pub(crate) version: u64,
+    pub(crate) asked: u64,
+}
+
+impl Recording {
+    /// One for an actor, with the two ends of whoever asks it.
+    pub(crate) fn new() -> (Self, watch::Receiver<u64>, watch::Sender<Kept>) {
+        let (asked, wishes) = watch::channel(0);
+        let (keeping, kept) = watch::channel(Kept::default());
+        (Self { asked: Arc::new(asked), kept }, wishes, keeping)
+    }
 }
 
 /// Calls to placed actors, as an extension of [`Cluster`].
@@ -111,6 +183,13 @@ pub(crate) trait ErasedActor: Send {
     fn record(&self) -> Result<Option<Payload>>;
     fn is_over(&self) -> bool;
     fn hand_over(self: Box<Self>) -> BoxFuture<'static, Result<Payload>>;
+}
+
+/// A kind of actors without its types.
+#[derive(Clone)]
+pub(crate) struct PlacedKind {
+    pub(crate) make: ActorMaker,
+    pub(crate) is_durable: bool,
 }
 
 /// Makes actors of one kind.
@@ -147,12 +226,21 @@ impl<A: PlacedActor> ErasedActor for Typed<A> {
     }
 }
 
-pub(super) fn maker<A: PlacedActor>() -> ActorMaker {
-    Arc::new(|ctx, record| {
+/// A kind whose actors `start` makes.
+pub(super) fn kind<A, S, R>(start: S) -> PlacedKind
+where
+    A: PlacedActor,
+    S: Fn(PlacedContext, Option<A::Record>) -> R + Send + Sync + 'static,
+    R: Future<Output = Result<A>> + Send + 'static,
+{
+    let start = Arc::new(start);
+    let make: ActorMaker = Arc::new(move |ctx, record| {
+        let start = Arc::clone(&start);
         Box::pin(async move {
             let record = record.map(|record| record.decode()).transpose()?;
-            let actor: Box<dyn ErasedActor> = Box::new(Typed(A::start(ctx, record).await?));
+            let actor: Box<dyn ErasedActor> = Box::new(Typed(start(ctx, record).await?));
             Ok(actor)
         })
-    })
+    });
+    PlacedKind { make, is_durable: A::DURABLE }
 }

@@ -12,7 +12,7 @@ use super::class::{JobClass, JobEvent, JobEventKind, TaskClass, class_name, deco
 use super::context::{CommandContext, EventContext, RawTaskContext, RequestContext, TaskContext};
 use super::core::Core;
 use super::election::Register;
-use super::placed::{self, ActorMaker, PlacedActor};
+use super::placed::{self, PlacedActor, PlacedContext, PlacedKind};
 use crate::cluster::BoxFuture;
 use crate::error::{Error, ErrorCode, Result};
 use crate::types::{ClassName, Incarnation, NodeId, NodeStatus, Payload, TaskId};
@@ -173,7 +173,7 @@ impl<C: TaskClass> ErasedClass for WithTasks<C> {
 pub struct Classes {
     classes: BTreeMap<ClassName, Arc<dyn ErasedClass>>,
     functions: BTreeMap<String, Function>,
-    placed: BTreeMap<ClassName, ActorMaker>,
+    placed: BTreeMap<ClassName, PlacedKind>,
 }
 
 impl std::fmt::Debug for Classes {
@@ -225,8 +225,21 @@ impl Classes {
     ///
     /// # Panics
     /// If its name is taken or not allowed: a mistake of the program.
-    pub fn with_placed<A: PlacedActor>(mut self) -> Self {
-        let taken = self.placed.insert(name_of(A::NAME), placed::maker::<A>()).is_some();
+    pub fn with_placed<A: PlacedActor>(self) -> Self {
+        self.with_placed_from::<A, _, _>(A::start)
+    }
+
+    /// The same for a kind whose actors need something of this process: `start` makes them, in the place of [`PlacedActor::start`].
+    ///
+    /// # Panics
+    /// If its name is taken or not allowed: a mistake of the program.
+    pub fn with_placed_from<A, S, R>(mut self, start: S) -> Self
+    where
+        A: PlacedActor,
+        S: Fn(PlacedContext, Option<A::Record>) -> R + Send + Sync + 'static,
+        R: Future<Output = Result<A>> + Send + 'static,
+    {
+        let taken = self.placed.insert(name_of(A::NAME), placed::kind::<A, S, R>(start)).is_some();
         assert!(!taken, "two kinds of placed actors have the name {}", A::NAME);
         self
     }
@@ -246,7 +259,7 @@ impl Classes {
         self.classes.get(name).cloned()
     }
 
-    pub(crate) fn placed(&self, kind: &ClassName) -> Option<ActorMaker> {
+    pub(crate) fn placed(&self, kind: &ClassName) -> Option<PlacedKind> {
         self.placed.get(kind).cloned()
     }
 

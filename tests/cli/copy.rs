@@ -191,17 +191,17 @@ fn workers_of_a_cluster_have_no_queue_to_speak_of() {
     let room = Room::new();
     let on = ["copy", "source", "destination", "--on", "storage"];
     let run = "aaaaaaaaaaaaaaaaaaaa";
-    let others: [&[&str]; 5] = [
-        &["--cluster", "work"],
-        &["--cluster-lease", "5s"],
-        &["--cluster-quit-workers"],
-        &["--cluster-cleanup", "none"],
-        &["--run-id", run],
-    ];
+    let others: [&[&str]; 4] =
+        [&["--cluster", "work"], &["--cluster-lease", "5s"], &["--cluster-quit-workers"], &["--cluster-cleanup", "none"]];
     for other in others {
         room.run(&[&on[..], other].concat()).fails(2, "invalid_usage").naming(&["--on", other[0]]);
     }
-    room.run(&[&on[..], &["--resume", "--run-id", run]].concat()).fails(2, "invalid_usage");
+    // A run is found again where it is, and by its id; and nobody follows one that is left alone.
+    let copy = ["copy", "source", "destination"];
+    room.run(&[&copy[..], &["--resume", "--run-id", run]].concat()).fails(2, "invalid_usage").naming(&["--on"]);
+    room.run(&[&on[..], &["--resume"]].concat()).fails(2, "invalid_usage").naming(&["--run-id"]);
+    room.run(&[&copy[..], &["--detach"]].concat()).fails(2, "invalid_usage").naming(&["--on"]);
+    room.run(&[&on[..], &["--detach", "--progress"]].concat()).fails(2, "invalid_usage").naming(&["--progress"]);
     // What is only a default is no contradiction. 3 would say that there is no source.
     let nobody = ["--connect", "nkcluster://127.0.0.1:1;transport=tcp", "--timeout", "10s"];
     room.run(&[&nobody[..], &on].concat()).fails(7, "no_connections");

@@ -9,7 +9,7 @@ use std::process::{Child, Command, Stdio};
 use rustix::process::{Signal, kill_process};
 use tempfile::TempDir;
 
-use crate::support::{Cli, Daemon, Ran, command, pid, wait_for};
+use crate::support::{Ran, command, pid, wait_for};
 
 pub(crate) const FILES: usize = 300;
 
@@ -60,7 +60,7 @@ impl Room {
         self.dir.path().join(name)
     }
 
-    fn text(&self, name: &str) -> String {
+    pub(crate) fn text(&self, name: &str) -> String {
         self.path(name).to_str().expect("text").to_owned()
     }
 
@@ -127,7 +127,7 @@ pub(crate) fn tree(root: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
 
 /// The statistics of a run that succeeded.
 #[track_caller]
-fn stats(ran: &Ran) -> serde_json::Value {
+pub(crate) fn stats(ran: &Ran) -> serde_json::Value {
     let summary = ran.json();
     assert_eq!(summary["end"], "success", "{ran:?}");
     summary["stats"].clone()
@@ -271,64 +271,4 @@ fn what_is_kept_of_batches_is_as_asked() {
             assert_eq!(names(&room.path("work/queue/finished").join(kind)).len(), kept, "{kind} under {cleanup}");
         }
     }
-}
-
-#[test]
-fn workers_of_a_cluster_do_the_work_and_one_that_is_killed_loses_nothing() {
-    let room = Room::new();
-    let nodes = room.path("nodes");
-    let control = Daemon::control(&nodes, "c1");
-    let worker = |id: &str| {
-        let addr = control.uri();
-        let arguments = ["--worker", "--node-id", id, "--cluster-addr", &addr, "--meta", "storage"];
-        Daemon::start_with(&nodes.join(id), &arguments, |command| {
-            command.env("NKCLUSTER_GRANTS", "file_sync");
-        })
-    };
-    let (first, _second) = (worker("w1"), worker("w2"));
-    // It matches too, and is passed over, as it may not touch the machine.
-    let _ungranted =
-        Daemon::start(&nodes.join("w3"), &["--worker", "--node-id", "w3", "--cluster-addr", &control.uri(), "--meta", "storage"]);
-    let cli = Cli::to(&control);
-    for id in ["w1", "w2", "w3"] {
-        cli.wait_status(id, "ready");
-    }
-    let (source, destination) = (room.text("source"), room.text("destination"));
-    let copy = ["--json", "copy", &source, &destination, "--on", "storage", "--cluster-batch-files", "10", "--bwlimit", "200k"];
-    let mut running = Process(cli.command(&copy).stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("it starts"));
-    wait_for("w1 to have a task", || {
-        let tasks = cli.json(&["task", "list", "w1", "file_sync"]);
-        tasks.as_array().filter(|tasks| !tasks.is_empty()).map(|_| ())
-    });
-    first.signal(Signal::KILL);
-    assert_eq!(wait_for("the run to end", || running.has_ended()), 0);
-    room.is_copied();
-    let again = cli.script(&["copy", &source, &destination, "--on", "storage"]);
-    assert_eq!(stats(&again)["transfers"], 0, "{again:?}");
-}
-
-#[test]
-fn a_run_over_a_cluster_ends_when_nobody_answers_any_more() {
-    let room = Room::new();
-    let nodes = room.path("nodes");
-    let control = Daemon::control(&nodes, "c1");
-    let addr = control.uri();
-    let arguments = ["--worker", "--node-id", "w1", "--cluster-addr", &addr];
-    let _worker = Daemon::start_with(&nodes.join("w1"), &arguments, |command| {
-        command.env("NKCLUSTER_GRANTS", "file_sync");
-    });
-    let cli = Cli::to(&control);
-    cli.wait_status("w1", "ready");
-    let (source, destination) = (room.text("source"), room.text("destination"));
-    let copy = ["copy", &source, &destination, "--on", "id=w1", "--bwlimit", "50k", "--no-worker-timeout", "3s", "--retries", "1"];
-    let mut running = Process(cli.command(&copy).stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("it starts"));
-    wait_for("w1 to have a task", || {
-        let tasks = cli.json(&["task", "list", "w1", "file_sync"]);
-        tasks.as_array().filter(|tasks| !tasks.is_empty()).map(|_| ())
-    });
-    drop(control);
-    assert_eq!(wait_for("the run to end", || running.has_ended()), 7);
-    // What the worker still does has no effect, and nothing of the run is left.
-    let left: Vec<_> = names(&room.path("destination")).into_iter().filter(|name| name.starts_with(".nkcluster-")).collect();
-    assert_eq!(left, Vec::<String>::new());
 }

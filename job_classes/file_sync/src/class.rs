@@ -5,6 +5,7 @@
 //! | task | `{"run":{"kind":"copy","source":"/a","destination":"/b"}}` | events, see [`Event`]; the last one is `ended` |
 //! | task | `{"batch":{"attempt":…,"batch":{…}}}` | none; whoever started it waits for its end by a request |
 //! | request | `{"wait":{"attempt":…,"millis":500}}` | `{"running":…}`, `{"ended":…}` or `"unknown"` |
+//! | request | `{"close":{"run":…}}` | `{"closed":{"batches":[…]}}` |
 //! | command | `"progress"`, `"pause"`, `"resume"`, `"cancel"`, `"abandon"`, `{"set_bandwidth":"10M"}` | numbers, see [`Snapshot`] |
 //!
 //! It reads and writes wherever the operations say, so a worker needs the class in its `grants`.
@@ -20,7 +21,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use tokio::sync::watch;
 
-use crate::attempt::Attempt;
+use crate::attempt::{Attempt, RunId};
 use crate::executor::Executor;
 use crate::operation::Operation;
 use crate::options::Rate;
@@ -31,6 +32,8 @@ use crate::stats::StatsReport;
 
 /// Batches whose end a worker remembers, for whoever still asks.
 const REMEMBERED_MAX: usize = 256;
+/// Runs of which a worker remembers that it is to begin nothing more of them.
+const CLOSED_MAX: usize = 256;
 /// Longest time that a request waits for the end of a batch.
 const WAIT_MAX: Duration = Duration::from_secs(30);
 /// How often a run tells its progress.
@@ -43,7 +46,15 @@ const FAILURES_TOLD_MAX: u64 = 1_000;
 pub struct FileSync {
     remotes: Arc<Remotes>,
     executor: Executor,
-    batches: Arc<Mutex<VecDeque<Arc<HeldBatch>>>>,
+    batches: Arc<Mutex<Batches>>,
+}
+
+/// The batches that a worker has, or remembers.
+#[derive(Debug, Default)]
+struct Batches {
+    held: VecDeque<Arc<HeldBatch>>,
+    /// Runs that somebody else goes on with, under another id.
+    closed: VecDeque<RunId>,
 }
 
 /// What can be asked.
@@ -56,6 +67,11 @@ pub enum Request {
         attempt: Attempt,
         /// How long at most.
         millis: u64,
+    },
+    /// Begin nothing more of a run: files that were begun are finished, the others are given back.
+    Close {
+        /// Which.
+        run: RunId,
     },
 }
 
@@ -70,6 +86,11 @@ pub enum Reply {
     },
     /// It has ended.
     Ended(Box<BatchEnd>),
+    /// Nothing more of a run is begun.
+    Closed {
+        /// Its batches that this worker has, or remembers.
+        batches: Vec<Attempt>,
+    },
     /// This worker knows nothing of it: it never had it, was restarted, or has forgotten.
     Unknown,
 }
@@ -168,19 +189,49 @@ impl FileSync {
         Self { executor: Executor::new(remotes.clone(), transfers), remotes, batches: Arc::default() }
     }
 
-    fn find(&self, attempt: Attempt) -> Option<Arc<HeldBatch>> {
-        lock(&self.batches).iter().find(|held| held.work.attempt() == attempt).cloned()
+    pub(crate) fn remotes(&self) -> &Arc<Remotes> {
+        &self.remotes
     }
 
-    fn hold(&self, held: Arc<HeldBatch>) {
+    fn find(&self, attempt: Attempt) -> Option<Arc<HeldBatch>> {
+        lock(&self.batches).held.iter().find(|held| held.work.attempt() == attempt).cloned()
+    }
+
+    /// Has a batch from now on, unless its run was closed.
+    fn hold(&self, held: Arc<HeldBatch>) -> Result<()> {
         let mut batches = lock(&self.batches);
-        // Those in work are bounded by whoever sends them.
-        while batches.len() >= REMEMBERED_MAX
-            && let Some(ended) = batches.iter().position(|held| held.end.borrow().is_some())
-        {
-            batches.remove(ended);
+        let run = held.work.attempt().run;
+        if batches.closed.contains(&run) {
+            return Err(Error::new(ErrorCode::Fenced, format!("another control node goes on with the run {run}")));
         }
-        batches.push_back(held);
+        // Those in work are bounded by whoever sends them.
+        while batches.held.len() >= REMEMBERED_MAX
+            && let Some(ended) = batches.held.iter().position(|held| held.end.borrow().is_some())
+        {
+            batches.held.remove(ended);
+        }
+        batches.held.push_back(held);
+        Ok(())
+    }
+
+    /// Begins nothing more of a run; tells what it has of it.
+    fn close(&self, run: RunId) -> Vec<Attempt> {
+        let of_run: Vec<Arc<HeldBatch>> = {
+            let mut batches = lock(&self.batches);
+            if !batches.closed.contains(&run) {
+                batches.closed.push_back(run);
+                if batches.closed.len() > CLOSED_MAX {
+                    batches.closed.pop_front();
+                }
+            }
+            batches.held.iter().filter(|held| held.work.attempt().run == run).cloned().collect()
+        };
+        for held in of_run.iter().filter(|held| held.end.borrow().is_none()) {
+            held.give_back();
+            // Files that wait behind a closed gate were not begun; what was begun goes on to its end.
+            held.work.gate().open();
+        }
+        of_run.iter().map(|held| held.work.attempt()).collect()
     }
 
     fn start_batch(&self, attempt: Attempt, batch: &Value) -> Result<Started<Self>> {
@@ -196,7 +247,7 @@ impl FileSync {
         let batch = read.map_err(|why| Error::new(ErrorCode::InvalidPayload, format!("the batch {attempt} cannot be read: {why}")))?;
         let held =
             Arc::new(HeldBatch { work: Arc::new(Work::new(attempt, batch)), given_back: Mutex::default(), end: watch::Sender::new(None) });
-        self.hold(held.clone());
+        self.hold(held.clone())?;
         let (executor, task) = (self.executor.clone(), BatchTask { held: held.clone(), executor: self.executor.clone() });
         // Also if the task is killed, before it has begun even.
         let ends = Ends(held.clone());
@@ -301,7 +352,10 @@ impl JobClass for FileSync {
     type Reply = Reply;
 
     async fn request(&self, _: RequestContext, request: Request) -> Result<Reply> {
-        let Request::Wait { attempt, millis } = request;
+        let (attempt, millis) = match request {
+            Request::Wait { attempt, millis } => (attempt, millis),
+            Request::Close { run } => return Ok(Reply::Closed { batches: self.close(run) }),
+        };
         let Some(held) = self.find(attempt) else { return Ok(Reply::Unknown) };
         let mut end = held.end.subscribe();
         let waited = tokio::time::timeout(Duration::from_millis(millis).min(WAIT_MAX), end.wait_for(Option::is_some)).await;

@@ -31,6 +31,8 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use serde::{Deserialize, Serialize};
+
 use crate::attempt::{Attempt, RunId};
 use crate::operation::Operation;
 use crate::remote::local::blocking;
@@ -40,7 +42,8 @@ use crate::remote::{Access, Remote, RemoteError, Remotes};
 use crate::storage::{ErrorKind, StorageError};
 
 /// How well a [`Fence`] holds.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum FenceStrength {
     /// Only a look just before each effect. Whoever revokes waits as long as an operation may take before the batch is offered again.
     Advisory,

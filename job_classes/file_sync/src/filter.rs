@@ -29,7 +29,9 @@ pub struct FilterOptions {
     pub rules: RuleOptions,
     /// Excludes directories that hold a file of such a name.
     pub exclude_if_present: Vec<String>,
-    /// The very files that a run is about; lines are trimmed, `#` and `;` begin comments.
+    /// The very files that a run is about.
+    pub files: Vec<String>,
+    /// The same from files of names; lines are trimmed, `#` and `;` begin comments.
     pub files_from: Vec<String>,
     /// The same with lines as they are.
     pub files_from_raw: Vec<String>,
@@ -114,6 +116,39 @@ impl FilterOptions {
         let lists = [&rules.filter_from, &rules.exclude_from, &rules.include_from, &self.files_from, &self.files_from_raw];
         lists.iter().any(|list| list.iter().any(|file| file == "-"))
     }
+
+    /// The same filters with the content of the files that they name, so that they mean the same where these files are not.
+    ///
+    /// # Errors
+    /// A file that cannot be read.
+    pub fn inlined(self, read: &mut dyn FnMut(&str) -> std::io::Result<Vec<u8>>) -> Result<Self, FilterError> {
+        let mut inlined = self;
+        let rules = &mut inlined.rules;
+        let has_includes = !rules.include.is_empty() || !rules.include_from.is_empty();
+        let is_listed = !inlined.files_from.is_empty() || !inlined.files_from_raw.is_empty();
+        for (list, files) in [
+            (&mut rules.filter, &mut rules.filter_from),
+            (&mut rules.exclude, &mut rules.exclude_from),
+            (&mut rules.include, &mut rules.include_from),
+        ] {
+            for file in std::mem::take(files) {
+                list.extend(lines(&text(&file, read)?, false).map(str::to_owned));
+            }
+        }
+        for (files, is_raw) in [(&mut inlined.files_from, false), (&mut inlined.files_from_raw, true)] {
+            for file in std::mem::take(files) {
+                inlined.files.extend(lines(&text(&file, read)?, is_raw).map(str::to_owned));
+            }
+        }
+        // A list without a line includes nothing, and must not become none, which includes everything.
+        if has_includes && rules.include.is_empty() {
+            rules.filter.push("- /**".to_owned());
+        }
+        if is_listed && inlined.files.is_empty() {
+            inlined.files.push(String::new());
+        }
+        Ok(inlined)
+    }
 }
 
 impl Default for Filter {
@@ -149,14 +184,7 @@ impl Filter {
     /// # Errors
     /// As of [`Filter::build`].
     pub fn load(options: &FilterOptions, now: SystemTime) -> Result<Self, FilterError> {
-        Self::build(options, now, &mut |file| {
-            let mut bytes = Vec::new();
-            match file {
-                "-" => std::io::stdin().lock().take(LIST_BYTES_MAX).read_to_end(&mut bytes)?,
-                _ => std::fs::File::open(file)?.take(LIST_BYTES_MAX).read_to_end(&mut bytes)?,
-            };
-            Ok(bytes)
-        })
+        Self::build(options, now, &mut read_list)
     }
 
     /// Builds the filter; `read` gives the content of the files that the options name.
@@ -184,6 +212,12 @@ impl Filter {
         }
         filter.add_rules(&options.rules, read)?;
         let is_alone = filter.is_inactive() && options.min_size.bytes().is_none() && options.max_size.bytes().is_none();
+        if !options.files.is_empty() {
+            if !is_alone {
+                return Err(FilterError::ListNotAlone);
+            }
+            options.files.iter().for_each(|file| filter.listed.get_or_insert_default().add(file));
+        }
         for (files, is_raw) in [(&options.files_from, false), (&options.files_from_raw, true)] {
             for file in files {
                 if !is_alone {
@@ -281,6 +315,16 @@ impl Listed {
             components.pop();
         }
     }
+}
+
+/// Reads a list of rules or names of this machine; `-` is the standard input.
+pub fn read_list(file: &str) -> std::io::Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    match file {
+        "-" => std::io::stdin().lock().take(LIST_BYTES_MAX).read_to_end(&mut bytes)?,
+        _ => std::fs::File::open(file)?.take(LIST_BYTES_MAX).read_to_end(&mut bytes)?,
+    };
+    Ok(bytes)
 }
 
 fn text(file: &str, read: &mut dyn FnMut(&str) -> std::io::Result<Vec<u8>>) -> Result<String, FilterError> {

@@ -23,6 +23,7 @@ mod listing;
 mod operation;
 mod options;
 mod path;
+mod placed;
 mod plan;
 pub mod queue;
 mod remote;
@@ -38,7 +39,7 @@ pub use crate::engine::{Bandwidth, Cancel, Done, Effect, Engine, EngineOptions, 
 pub use crate::entry::{Entry, EntryKind};
 pub use crate::executor::Executor;
 pub use crate::fence::{ClaimError, Fence, FenceStrength, changed_remotes, prepare, retire, revoke, strength};
-pub use crate::filter::{Filter, FilterError, FilterOptions, GlobError, RuleOptions};
+pub use crate::filter::{Filter, FilterError, FilterOptions, GlobError, RuleOptions, read_list};
 pub use crate::gate::Gate;
 pub use crate::listing::{Scope, Side};
 pub use crate::operation::{Operation, Planned, Seen};
@@ -47,6 +48,7 @@ pub use crate::options::{
     UnknownWord,
 };
 pub use crate::path::{EntryPath, PATH_BYTES_MAX, PathError};
+pub use crate::placed::{Heard, ORDER_BYTES_MAX, RunMessage, RunRecord, RunReply, RunStart, RunStatus, SyncRun};
 pub use crate::plan::{
     Checking, Difference, Finding, Location, Notice, NoticeKind, OverlapError, PlanCounts, PlanRequest, Planner, Problem, ProblemKind,
     Relation, Root, Step, Task, check, relation,

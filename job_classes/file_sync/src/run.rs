@@ -12,8 +12,10 @@
 //! only if everything is done.
 
 mod carrier;
+pub(crate) mod closing;
 mod control;
 mod here;
+pub(crate) mod ledger;
 mod narrow;
 mod order;
 mod places;
@@ -27,6 +29,7 @@ pub use self::order::{Order, OrderError};
 pub use self::through_queue::Queue;
 pub use self::tries::{End, Here, Summary, Told, Way, run};
 pub use self::workers::Workers;
+pub(crate) use self::workers::{Keep, Persistent};
 
 #[cfg(test)]
 mod tests;

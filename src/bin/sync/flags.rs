@@ -233,8 +233,7 @@ pub(crate) struct FilterFlags {
 }
 
 /// What only a queue has, so that it says nothing to the workers of `--on`.
-const QUEUE_ARGUMENTS: [&str; 7] =
-    ["cluster", "cluster_id", "cluster_quit_workers", "cluster_cleanup", "cluster_lease", "run_id", "resume"];
+const QUEUE_ARGUMENTS: [&str; 5] = ["cluster", "cluster_id", "cluster_quit_workers", "cluster_cleanup", "cluster_lease"];
 
 /// Who does the work.
 #[derive(Clone, Debug, Args)]
@@ -258,7 +257,7 @@ pub(crate) struct ClusterFlags {
     /// What is left of the queue's files of a batch that is done: full (nothing), completed (those that failed), none (all stay).
     #[arg(long, value_name = "HOW", default_value_t = Cleanup::Full)]
     pub(crate) cluster_cleanup: Cleanup,
-    /// How long a run waits for a worker before it fails.
+    /// How long a run waits for a worker before it fails; with --on also how long the command waits for a control node.
     #[arg(long, value_name = "TIME", default_value = "60s")]
     pub(crate) no_worker_timeout: Span,
     /// Silence after which a batch is taken from its worker.
@@ -267,12 +266,15 @@ pub(crate) struct ClusterFlags {
     /// Names the run, so that it can be resumed.
     #[arg(long, value_name = "ID")]
     pub(crate) run_id: Option<RunId>,
-    /// Go on with the run of --run-id whose controller has ended.
-    #[arg(long, requires = "run_id", requires = "cluster")]
+    /// Go on with the run of --run-id whose controller has ended; with --on follow the one that goes on by itself.
+    #[arg(long, requires = "run_id")]
     pub(crate) resume: bool,
     /// Send the work to these workers of a running nkcluster (labels and fields, as in `nodes --select`).
     #[arg(long, value_name = "SELECTOR", conflicts_with_all = QUEUE_ARGUMENTS)]
     pub(crate) on: Option<Selector>,
+    /// With --on: tell the id of the run on standard output when it has begun, and end.
+    #[arg(long, requires = "on", conflicts_with_all = ["resume", "progress"])]
+    pub(crate) detach: bool,
 }
 
 /// What is shown meanwhile.
@@ -296,8 +298,11 @@ impl ClusterFlags {
         self.cluster_id.as_deref().is_some_and(|id| !id.is_empty() && id != "0")
     }
 
-    /// Refuses a worker without a queue: it would carry out the whole run by itself, as would all the others.
+    /// Refuses what has no place: a run to be resumed nowhere, and a worker without a queue: it would carry out the whole run by itself, as would all the others.
     pub(crate) fn checked(self) -> Outcome<Self> {
+        if self.resume && self.on.is_none() && self.cluster.is_none() {
+            return Err(Failure::usage("invalid_usage", "--resume needs --cluster or --on, to find the run"));
+        }
         match self.is_worker() && self.cluster.as_deref().is_none_or(str::is_empty) {
             true => {
                 Err(Failure::usage("invalid_usage", "--cluster-id makes this process a worker, which needs --cluster or RCLONE_CLUSTER"))
@@ -407,6 +412,7 @@ impl FilterFlags {
                 include_from: self.include_from,
             },
             exclude_if_present: self.exclude_if_present,
+            files: Vec::new(),
             files_from: self.files_from,
             files_from_raw: self.files_from_raw,
             min_age: self.min_age,

@@ -99,8 +99,9 @@ fn text_of(snapshot: &Snapshot) -> String {
         let numbers = format!("{} files, {}, {}/s", stats.transfers, output::bytes(stats.bytes), speed(stats));
         lines.push(line(&harmless(&format!("Worker {worker}")), &numbers));
     }
-    if snapshot.workers.len() > LINES_MAX {
-        lines.push(format!("  and {} more workers", snapshot.workers.len() - LINES_MAX));
+    let more = snapshot.workers.len().saturating_sub(LINES_MAX) as u64 + snapshot.more_workers;
+    if more > 0 {
+        lines.push(format!("  and {more} more workers"));
     }
     for file in stats.transferring.iter().take(LINES_MAX) {
         let size = output::bytes(file.size);
@@ -146,9 +147,9 @@ mod tests {
     fn workers_and_files_have_lines_of_their_own() {
         let stats = StatsReport { transfers: 3, total_transfers: 12, bytes: 1024, total_bytes: 4096, errors: 1, ..StatsReport::default() };
         let workers = (0..LINES_MAX + 2).map(|number| (format!("w{number:02}"), stats.clone())).collect();
-        let text = text_of(&Snapshot { stats, workers });
+        let text = text_of(&Snapshot { stats, workers, more_workers: 40 });
         assert!(text.contains("Transferred:     3 / 12, 25%") && text.contains("1.00 KiB / 4.00 KiB, 25%"), "{text}");
-        assert!(text.contains("Worker w00:") && text.contains("and 2 more workers") && text.contains("Errors:"), "{text}");
+        assert!(text.contains("Worker w00:") && text.contains("and 42 more workers") && text.contains("Errors:"), "{text}");
     }
 
     #[test]
@@ -163,7 +164,7 @@ mod tests {
             eta: Some(u64::MAX),
             ..StatsReport::default()
         };
-        let text = text_of(&Snapshot { workers: [("w\u{1b}[2J".to_owned(), stats.clone())].into_iter().collect(), stats });
+        let text = text_of(&Snapshot { workers: [("w\u{1b}[2J".to_owned(), stats.clone())].into_iter().collect(), stats, more_workers: 0 });
         assert!(text.contains(&format!("{0} / {0}, 100%", u64::MAX)) && text.contains("Worker w\u{fffd}[2J:"), "{text}");
         assert!(!text.chars().any(|shown| shown.is_control() && shown != '\n'), "{text:?}");
     }

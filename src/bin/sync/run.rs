@@ -36,7 +36,7 @@ pub(crate) struct SyncArgs<F: RunFlags> {
     pub(crate) cluster: ClusterFlags,
     #[command(flatten)]
     pub(crate) display: DisplayFlags,
-    /// File of remotes.
+    /// File of remotes; with --on that of the control nodes and workers counts.
     #[arg(long, env = "NKCLUSTER_REMOTES", value_name = "FILE")]
     pub(crate) remotes: Option<PathBuf>,
 }
@@ -63,7 +63,7 @@ pub(crate) struct DeleteArgs {
     pub(crate) cluster: ClusterFlags,
     #[command(flatten)]
     pub(crate) display: DisplayFlags,
-    /// File of remotes.
+    /// File of remotes; with --on that of the control nodes and workers counts.
     #[arg(long, env = "NKCLUSTER_REMOTES", value_name = "FILE")]
     pub(crate) remotes: Option<PathBuf>,
 }
@@ -76,14 +76,8 @@ impl From<Box<DeleteArgs>> for SyncArgs<DeleteFlags> {
     }
 }
 
-/// `copy`, `sync`, `move` and `delete`; `way` leads to the workers of a cluster, if `--on` names any.
-pub(crate) async fn run<F: RunFlags>(
-    kind: Task,
-    args: SyncArgs<F>,
-    delete_empty_src_dirs: bool,
-    way: Option<Box<dyn Way>>,
-    form: Form,
-) -> Outcome {
+/// `copy`, `sync`, `move` and `delete`, directed by this process.
+pub(crate) async fn run<F: RunFlags>(kind: Task, args: SyncArgs<F>, delete_empty_src_dirs: bool, form: Form) -> Outcome {
     let SyncArgs { source, destination, flags, cluster, display, remotes } = args;
     let cluster = cluster.checked()?;
     let mut options = flags.options();
@@ -91,11 +85,10 @@ pub(crate) async fn run<F: RunFlags>(
     cluster.apply(&mut options);
     let options = options.checked().map_err(|error| Failure::usage("invalid_usage", error.to_string()))?;
     let remotes = super::remotes(remotes)?;
-    let way: Box<dyn Way> = match (way, &cluster.cluster) {
-        (Some(way), _) => way,
-        (None, None) => Box::new(Here),
-        (None, Some(_)) if cluster.is_worker() => return worker::serve(&cluster, &remotes, options.transfers as usize, form).await,
-        (None, Some(remote)) => Box::new(queue(remote, &cluster, &remotes, form).await?),
+    let way: Box<dyn Way> = match &cluster.cluster {
+        None => Box::new(Here),
+        Some(_) if cluster.is_worker() => return worker::serve(&cluster, &remotes, options.transfers as usize, form).await,
+        Some(remote) => Box::new(queue(remote, &cluster, &remotes, form).await?),
     };
     let order = Order::new(kind, source, destination, &options);
     let signals = StopSignals::install().map_err(|error| Failure::io("cannot listen for signals", &error))?;
@@ -159,18 +152,18 @@ async fn watched(
     while let Ok(told) = hears.try_recv() {
         show(&told, &screen, display.verbose, form);
     }
-    screen.finish(&Snapshot { stats: summary.stats.clone(), workers: control.snapshot().workers });
+    screen.finish(&Snapshot { stats: summary.stats.clone(), ..control.snapshot() });
     summary
 }
 
-async fn ticked(tick: Option<&mut tokio::time::Interval>) {
+pub(super) async fn ticked(tick: Option<&mut tokio::time::Interval>) {
     match tick {
         Some(tick) => drop(tick.tick().await),
         None => std::future::pending().await,
     }
 }
 
-fn show(told: &Told, screen: &Display, verbose: bool, form: Form) {
+pub(super) fn show(told: &Told, screen: &Display, verbose: bool, form: Form) {
     if form.is_json() {
         let line = match told {
             Told::Failed { path, error } => json!({ "failed": { "path": path, "error": error } }),
@@ -192,7 +185,7 @@ fn show(told: &Told, screen: &Display, verbose: bool, form: Form) {
 }
 
 /// The summary on standard output for scripts, and the code with which the process ends: rclone's.
-fn tell(summary: &Summary, kind: Task, form: Form) -> Outcome {
+pub(super) fn tell(summary: &Summary, kind: Task, form: Form) -> Outcome {
     if form.is_json() {
         form.document(&json!({ "end": summary.end, "stats": summary.stats, "errors": summary.errors }))?;
     }

@@ -6,13 +6,12 @@ use bytes::Bytes;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::Instant;
 
-use super::super::messages::PeerRequest;
 use super::super::shared::Shared;
-use super::{ARRIVE_TIMEOUT, Belongings, COPIES, RECORD_BYTES_MAX, Record, Stamp, find, moved};
+use super::durable::{Latest, discard_everywhere, replicate};
+use super::{Belongings, RECORD_BYTES_MAX, Record, Stamp, find, moved};
 use crate::cluster::PlacedKey;
 use crate::error::{Error, Result};
-use crate::job::{ActorMaker, ErasedActor, PlacedContext};
-use crate::ring::KeyHash;
+use crate::job::{ErasedActor, Kept, PlacedContext, PlacedKind, Recording};
 use crate::types::Payload;
 
 /// Messages that may wait for one actor.
@@ -34,7 +33,7 @@ pub(super) struct Birth {
     pub(super) key: PlacedKey,
     pub(super) hash: u64,
     pub(super) number: u64,
-    pub(super) maker: ActorMaker,
+    pub(super) kind: PlacedKind,
     /// What another node handed over.
     pub(super) arrived: Option<Record>,
 }
@@ -48,11 +47,54 @@ impl Drop for Gone<'_> {
     }
 }
 
+/// What was recorded of an actor, and who keeps it.
+struct Records {
+    stamp: Stamp,
+    latest: watch::Sender<Option<Latest>>,
+    keeping: Arc<watch::Sender<Kept>>,
+}
+
+impl Records {
+    /// Asks an actor for its record, and lets it be kept if it is another one. A record that is as before is not sent again.
+    fn take(&mut self, birth: &Birth, actor: &dyn ErasedActor, asked: u64) {
+        self.stamp.version += 1;
+        let before = self.latest.borrow().clone();
+        let latest = match actor.record() {
+            Ok(Some(record)) => match before {
+                Some(before) if before.record == record && before.asked == asked => return,
+                Some(before) if before.record == record => Latest { asked, ..before },
+                _ if record.len() <= RECORD_BYTES_MAX => Latest { stamp: self.stamp, record, asked },
+                _ => return tracing::error!(actor = %birth.key, bytes = record.len(), "a record is too large to be kept"),
+            },
+            // There is nothing to wait for.
+            Ok(None) => return self.keeping.send_modify(|kept| kept.asked = asked),
+            Err(error) => return tracing::error!(actor = %birth.key, %error, "a record cannot be encoded"),
+        };
+        self.latest.send_replace(Some(latest));
+    }
+
+    /// Version of the last one.
+    fn version(&self) -> Option<u64> {
+        self.latest.borrow().as_ref().map(|latest| latest.stamp.version)
+    }
+
+    /// Gives an answer once the record of this version is kept.
+    fn answer_when_kept(&self, version: u64, answer: oneshot::Sender<Result<Bytes>>, outcome: Result<Bytes>) {
+        let mut kept = self.keeping.subscribe();
+        tokio::spawn(async move {
+            // An error: the actor has moved on, and its record with it.
+            let _ = kept.wait_for(|kept| kept.version >= version).await;
+            let _ = answer.send(outcome);
+        });
+    }
+}
+
 pub(super) async fn run(mut birth: Birth, mut asks: mpsc::Receiver<Ask>) {
     let arrived = birth.arrived.take();
     let birth = birth;
     let gone = Gone(&birth);
-    let (mut actor, mut stamp) = match start(&birth, arrived).await {
+    let (recording, mut wishes, keeping) = Recording::new();
+    let (mut actor, stamp) = match start(&birth, arrived, recording).await {
         Ok(started) => started,
         Err(error) => {
             tracing::warn!(actor = %birth.key, %error, "a placed actor did not start");
@@ -64,55 +106,79 @@ pub(super) async fn run(mut birth: Birth, mut asks: mpsc::Receiver<Ask>) {
             return;
         }
     };
-    let (records, latest) = watch::channel(None);
-    let keeper = tokio::spawn(replicate(Arc::clone(&birth.shared), birth.key.clone(), birth.hash, latest));
-    let mut handed_to = None;
-    let mut kept: Option<Payload> = None;
-    while let Some(ask) = asks.recv().await {
+    let (is_durable, keeping) = (birth.kind.is_durable, Arc::new(keeping));
+    let (latest, newest) = watch::channel(None);
+    let keeper = tokio::spawn(replicate(Arc::clone(&birth.shared), birth.key.clone(), birth.hash, newest, Arc::clone(&keeping)));
+    let mut records = Records { stamp, latest, keeping };
+    let (mut handed_to, mut is_over) = (None, false);
+    if is_durable {
+        // It may have nothing more to do; and what it goes on from is kept as its own.
+        wishes.mark_changed();
+    }
+    loop {
+        let ask = tokio::select! {
+            biased;
+            ask = asks.recv() => match ask {
+                Some(ask) => Some(ask),
+                None => break,
+            },
+            // None come of an actor that has not kept its context.
+            Ok(()) = wishes.changed() => None,
+        };
         match ask {
             // Nobody waits any more: it is not done behind the caller's back.
-            Ask::Handle { deadline, .. } if deadline <= Instant::now() => continue,
-            Ask::Handle { message, answer, .. } => {
-                let outcome = actor.handle(message).await;
-                let _ = answer.send(outcome.map_err(Error::after_sending));
+            Some(Ask::Handle { deadline, .. }) if deadline <= Instant::now() => continue,
+            Some(Ask::Handle { message, answer, .. }) => {
+                let outcome = actor.handle(message).await.map_err(Error::after_sending);
+                if is_durable {
+                    let before = records.version();
+                    records.take(&birth, &*actor, *wishes.borrow_and_update());
+                    match records.version() {
+                        Some(version) if records.version() != before => records.answer_when_kept(version, answer, outcome),
+                        _ => drop(answer.send(outcome)),
+                    }
+                } else {
+                    let _ = answer.send(outcome);
+                }
             }
-            Ask::Join { record, answer } => {
-                stamp.life = stamp.life.max(record.stamp.life);
+            Some(Ask::Join { record, answer }) => {
+                records.stamp.life = records.stamp.life.max(record.stamp.life);
                 let joined = actor.join(Payload::from_bytes(record.bytes)).await;
                 let _ = answer.send(joined);
             }
-            Ask::HandOver { answer } => {
+            Some(Ask::HandOver { answer }) => {
                 handed_to = Some(answer);
                 break;
             }
+            None => {}
         }
-        // A record that is as before is not sent again. What waits is handled before the record is made: under load there is one record for many messages.
+        // What waits is handled before the record is made: under load there is one record for many messages.
         if asks.is_empty() {
-            stamp.version += 1;
-            match actor.record() {
-                Ok(Some(record)) if kept.as_ref() == Some(&record) => {}
-                Ok(Some(record)) if record.len() <= RECORD_BYTES_MAX => {
-                    kept = Some(record.clone());
-                    records.send_replace(Some((stamp, record)));
-                }
-                Ok(Some(record)) => tracing::error!(actor = %birth.key, bytes = record.len(), "a record is too large to be kept"),
-                Ok(None) => {}
-                Err(error) => tracing::error!(actor = %birth.key, %error, "a record cannot be encoded"),
-            }
+            records.take(&birth, &*actor, *wishes.borrow_and_update());
             if actor.is_over() {
                 asks.close();
+                is_over = true;
                 break;
             }
         }
     }
-    drop(records);
     let Some(answer) = handed_to else {
+        // One that had no record, and has none, is known nowhere.
+        if is_over && is_durable && (records.stamp.life > 1 || records.version().is_some()) {
+            keeper.abort();
+            let stamp = records.stamp;
+            // Answers that wait for a record to be kept wait no longer.
+            drop(records);
+            drop(gone);
+            discard_everywhere(&birth.shared, &birth.key, birth.hash, stamp).await;
+        }
         // It is over: what came in this moment starts another one.
         while let Some(ask) = asks.recv().await {
             refuse(ask, &moved(&birth.key));
         }
         return;
     };
+    let mut stamp = records.stamp;
     keeper.abort();
     // Whoever asks from now on is sent on; what came before is still handled here.
     asks.close();
@@ -148,38 +214,25 @@ fn refuse(ask: Ask, error: &Error) {
     }
 }
 
-async fn start(birth: &Birth, arrived: Option<Record>) -> Result<(Box<dyn ErasedActor>, Stamp)> {
+async fn start(birth: &Birth, arrived: Option<Record>, recording: Recording) -> Result<(Box<dyn ErasedActor>, Stamp)> {
+    // The newest record may be in the state directory.
+    let _ = birth.shared.placed.is_loaded.subscribe().wait_for(|is_loaded| *is_loaded).await;
     let known = match arrived {
         Some(record) => Some(record),
         None => find(&birth.shared, &birth.key, birth.hash).await?,
     };
-    let ctx = PlacedContext { key: birth.key.key.as_str().into(), node: birth.shared.id.clone(), cluster: birth.shared.cluster() };
+    let kind = birth.key.kind.clone();
+    let ctx = PlacedContext {
+        key: birth.key.key.as_str().into(),
+        node: birth.shared.id.clone(),
+        cluster: birth.shared.cluster(),
+        granted: birth.shared.config.grants.contains(kind.as_str()),
+        kind,
+        recording,
+    };
     let life = known.as_ref().map_or(0, |record| record.stamp.life) + 1;
     let record = known.map(|record| Payload::from_bytes(record.bytes));
     tracing::debug!(actor = %birth.key, resumed = record.is_some(), life, "a placed actor starts");
-    let actor = (birth.maker)(ctx, record).await?;
+    let actor = (birth.kind.make)(ctx, record).await?;
     Ok((actor, Stamp { life, version: 0 }))
-}
-
-/// Sends the newest record to the nodes that keep copies: again when they change, never more than one at a time.
-async fn replicate(shared: Arc<Shared>, key: PlacedKey, hash: u64, mut records: watch::Receiver<Option<(Stamp, Payload)>>) {
-    let mut views = shared.view.subscribe();
-    loop {
-        let latest = records.borrow_and_update().clone();
-        let view = Arc::clone(&views.borrow_and_update());
-        if let Some((stamp, record)) = latest {
-            let partition = view.ring.size().partition_of(KeyHash::from_bits(hash));
-            let record = Record { stamp, bytes: record.into_bytes().into() };
-            let request = PeerRequest::Keep(Box::new(Belongings { key: key.clone(), hash, record }));
-            for node in view.ring.successors(partition, COPIES) {
-                if let Err(error) = shared.peers.ask(&view, node, &request, ARRIVE_TIMEOUT).await {
-                    tracing::debug!(actor = %key, %node, %error, "a record was not kept");
-                }
-            }
-        }
-        tokio::select! {
-            changed = records.changed() => if changed.is_err() { return },
-            changed = views.changed() => if changed.is_err() { return },
-        }
-    }
 }

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, VecDeque};
 
-use super::{Belongings, RECORD_BYTES_MAX, Record};
+use super::{Belongings, RECORD_BYTES_MAX, Record, Stamp};
 use crate::cluster::PlacedKey;
 
 /// Bytes of all copies.
@@ -12,7 +12,7 @@ const OVERHEAD_BYTES: usize = 256;
 
 #[derive(Default)]
 pub(super) struct Copies {
-    copies: BTreeMap<PlacedKey, (u64, Record)>,
+    copies: BTreeMap<PlacedKey, (u64, Belongings)>,
     order: VecDeque<(u64, PlacedKey)>,
     next: u64,
     bytes: usize,
@@ -38,17 +38,18 @@ pub(super) enum Known {
 }
 
 impl Copies {
-    /// Keeps a copy, unless a newer one is there.
-    pub(super) fn keep(&mut self, belongings: Belongings) {
-        let Belongings { key, record, .. } = belongings;
-        if record.bytes.len() > RECORD_BYTES_MAX || self.copies.get(&key).is_some_and(|(_, kept)| kept.stamp >= record.stamp) {
-            return;
+    /// Keeps a copy, unless a newer one is there. Tells what had to go for it.
+    pub(super) fn keep(&mut self, belongings: Belongings) -> Vec<PlacedKey> {
+        let (key, record) = (belongings.key.clone(), &belongings.record);
+        let mut dropped = Vec::new();
+        if record.bytes.len() > RECORD_BYTES_MAX || self.copies.get(&key).is_some_and(|(_, kept)| kept.record.stamp >= record.stamp) {
+            return dropped;
         }
         self.forget(&key);
         self.next += 1;
         self.bytes += record.bytes.len() + OVERHEAD_BYTES;
         self.order.push_back((self.next, key.clone()));
-        self.copies.insert(key, (self.next, record));
+        self.copies.insert(key, (self.next, belongings));
         while self.bytes > BYTES_MAX || self.order.len() > 2 * self.copies.len() + 16 {
             let Some((number, key)) = self.order.pop_front() else { break };
             match self.copies.get(&key) {
@@ -57,22 +58,44 @@ impl Copies {
                 Some(_) if self.bytes > BYTES_MAX => {
                     tracing::warn!(actor = %key, "the copy of a placed actor is dropped: too many are kept");
                     self.forget(&key);
+                    dropped.push(key);
                 }
                 Some(_) => self.order.push_back((number, key)),
                 None => {}
             }
         }
+        dropped
+    }
+
+    /// Drops a copy, unless it is newer than that; whether there was one.
+    pub(super) fn discard(&mut self, key: &PlacedKey, stamp: Stamp) -> bool {
+        let is_known = self.copies.get(key).is_some_and(|(_, kept)| kept.record.stamp <= stamp);
+        if is_known {
+            self.forget(key);
+        }
+        is_known
     }
 
     fn forget(&mut self, key: &PlacedKey) {
-        if let Some((_, record)) = self.copies.remove(key) {
-            self.bytes -= record.bytes.len() + OVERHEAD_BYTES;
+        if let Some((_, kept)) = self.copies.remove(key) {
+            self.bytes -= kept.record.bytes.len() + OVERHEAD_BYTES;
         }
     }
 
     /// The newest that is kept for others.
     pub(super) fn find(&self, key: &PlacedKey) -> Option<Record> {
-        self.copies.get(key).map(|(_, record)| record.clone())
+        self.belongings(key).map(|kept| kept.record)
+    }
+
+    /// The same, as it is kept.
+    pub(super) fn belongings(&self, key: &PlacedKey) -> Option<Belongings> {
+        self.copies.get(key).map(|(_, kept)| kept.clone())
+    }
+
+    /// Those whose key a test wants, with their places and ages.
+    pub(super) fn of(&self, wants: impl Fn(&PlacedKey) -> bool) -> Vec<(PlacedKey, u64, Stamp)> {
+        let wanted = self.copies.iter().filter(|(key, _)| wants(key));
+        wanted.map(|(key, (_, kept))| (key.clone(), kept.hash, kept.record.stamp)).collect()
     }
 
     /// Gives away what is known here.

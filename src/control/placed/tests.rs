@@ -1,5 +1,7 @@
 //! Three control nodes with real links between them, whose views the test sets.
 
+mod durable;
+
 use std::collections::BTreeMap as Map;
 
 use tokio::io::duplex;
@@ -97,10 +99,15 @@ struct Plane {
 
 impl Plane {
     async fn start(names: &[&str]) -> Self {
+        Self::start_in(names, tempfile::tempdir().expect("a directory")).await
+    }
+
+    /// The same, with the state directories of earlier ones.
+    async fn start_in(names: &[&str], dir: tempfile::TempDir) -> Self {
         let input =
             KeyringInput { cluster: "test".into(), iterations: 1, password: Some(Secret::new("a secret")), ..KeyringInput::default() };
         let keyring = Arc::new(Keyring::derive(Role::Control, &input).expect("a good keyring"));
-        let (mut nodes, dir) = (Vec::new(), tempfile::tempdir().expect("a directory"));
+        let mut nodes = Vec::new();
         for name in names {
             let incarnation = random_incarnation();
             let identity = Identity {
@@ -112,7 +119,7 @@ impl Plane {
                 features: Vec::new(),
             };
             let party = Party::new(identity, Arc::clone(&keyring));
-            let classes = Classes::new().with_placed::<Counter>();
+            let classes = Classes::new().with_placed::<Counter>().with_placed::<durable::Account>();
             let shared = Shared::new(
                 Arc::new(Config { state_dir: dir.path().join(name), ..Config::control() }),
                 id(name),

@@ -140,3 +140,38 @@ fn what_cannot_be_meant_is_refused() {
     let error = build(&FilterOptions { rules, ..FilterOptions::default() }, &[]).expect_err("no file");
     assert!(error.to_string().contains("missing"), "{error}");
 }
+
+#[test]
+fn filters_with_the_content_of_their_files_mean_the_same_where_these_are_not() {
+    let files: &[(&str, &str)] =
+        &[("rules", "# comment\n- *.tmp\n+ keep/**"), ("globs", "*.h\n\n*.c"), ("names", "dir/a.c \n/b.h"), ("nothing", "# none\n")];
+    let rules = |filter: &[&str], include: &[&str], exclude: &[&str]| RuleOptions {
+        filter_from: texts(filter),
+        include_from: texts(include),
+        exclude_from: texts(exclude),
+        exclude: texts(&["*.o"]),
+        ..RuleOptions::default()
+    };
+    let of = |rules: RuleOptions| FilterOptions { rules, ..FilterOptions::default() };
+    let named = |names: &str| FilterOptions { files_from: texts(&[names]), ..FilterOptions::default() };
+    let all = [
+        of(rules(&["rules"], &[], &["globs"])),
+        of(rules(&["rules"], &["globs"], &[])),
+        of(rules(&[], &["nothing"], &["nothing"])),
+        named("names"),
+        named("nothing"),
+    ];
+    let mut read = |name: &str| {
+        let (_, content) = files.iter().find(|(known, _)| *known == name).expect("one of ours");
+        Ok(content.as_bytes().to_vec())
+    };
+    for options in all {
+        let original = Filter::build(&options, SystemTime::UNIX_EPOCH, &mut read).expect("a filter");
+        let inlined = options.clone().inlined(&mut read).expect("readable");
+        let inlined = Filter::build(&inlined, SystemTime::UNIX_EPOCH, &mut |name| panic!("{name} is read again")).expect("a filter");
+        for path in ["a.tmp", "keep/a", "dir/a.c", "b.h", "x.o", "y"] {
+            let includes = [&original, &inlined].map(|filter| filter.includes_file(path, 1, None));
+            assert_eq!(includes[0], includes[1], "{path:?} with {options:?}");
+        }
+    }
+}

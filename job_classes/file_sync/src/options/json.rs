@@ -5,6 +5,9 @@ use serde_json::{Map, Value};
 use super::units::Json;
 use super::{Cleanup, DeleteMode, Options, Rate};
 
+/// The files of a run, which rclone only has as names of lists.
+const FILES: &str = "Files";
+
 /// Options in rclone's JSON.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct OptionsJson {
@@ -87,6 +90,8 @@ impl Options {
             config_table!(written, options, defaults, &mut json.config);
             if audience == Audience::Controller {
                 cluster_table!(written, options, defaults, &mut json.config);
+                // It may be long, and a batch has its own files.
+                written(&mut options.filter.files, &defaults.filter.files, FILES, &mut json.filter)?;
             }
             filter_table!(written, options.filter, defaults.filter, &mut json.filter);
             Ok(())
@@ -105,6 +110,7 @@ impl Options {
         config_table!(read, options, defaults, &mut config);
         cluster_table!(read, options, defaults, &mut config);
         filter_table!(read, options.filter, defaults.filter, &mut filter);
+        read(&mut options.filter.files, &defaults.filter.files, FILES, &mut filter)?;
         let unknown = config.into_iter().chain(filter).map(|(name, _)| name).collect();
         Ok((options, unknown))
     }

@@ -62,6 +62,7 @@ fn odd_options(seed: u64) -> Options {
         filter: FilterOptions {
             delete_excluded: bit(32),
             exclude_if_present: list(".ignore", 33),
+            files: list("dir/file", 44),
             files_from: list("/f", 34),
             files_from_raw: list("/r", 35),
             min_age: Age::Span(span(36)),
@@ -189,7 +190,7 @@ fn rclone_reads_what_is_written_and_we_read_what_rclone_writes() {
         };
         options.filter.rules =
             crate::filter::RuleOptions { filter_from: vec![], exclude_from: vec![], include_from: vec![], ..options.filter.rules };
-        options.filter = FilterOptions { files_from: vec![], files_from_raw: vec![], max_age: Age::OFF, ..options.filter };
+        options.filter = FilterOptions { files: vec![], files_from: vec![], files_from_raw: vec![], max_age: Age::OFF, ..options.filter };
         let mut json = options.to_json(Audience::Worker);
         // Our own options travel with them, and rclone passes over them.
         json.config.insert("CopyLinks".to_owned(), json!(true));

@@ -105,6 +105,18 @@ impl RemoteSpec {
         Ok(Self { place, settings, path: path.to_owned() })
     }
 
+    /// The same, found from anywhere on this machine: a local path is absolute.
+    ///
+    /// # Errors
+    /// If there is no current directory.
+    pub fn absolute(mut self) -> std::io::Result<Self> {
+        if self.place == Place::Local {
+            let path = std::path::absolute(if self.path.is_empty() { "." } else { &self.path })?;
+            self.path = path.into_os_string().into_string().map_err(|_| std::io::Error::other("the current directory is no UTF-8"))?;
+        }
+        Ok(self)
+    }
+
     /// The whole, secrets included: what another node can parse. Not for people; see the `Display` for that.
     pub fn to_text(&self) -> String {
         self.render(|_, value| value.to_owned())

@@ -18,6 +18,26 @@ pub struct Snapshot {
     /// Of each worker that has taken part in it; none if there are no workers.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub workers: BTreeMap<String, StatsReport>,
+    /// Workers that have taken part and are not told one by one, as there are many.
+    #[serde(default, skip_serializing_if = "is_none")]
+    pub more_workers: u64,
+}
+
+fn is_none(count: &u64) -> bool {
+    *count == 0
+}
+
+impl Snapshot {
+    /// The same with at most so many workers and files in transfer.
+    pub(crate) fn bounded(mut self, most: usize) -> Self {
+        self.stats.transferring.truncate(most);
+        while self.workers.len() > most {
+            self.workers.pop_last();
+            self.more_workers += 1;
+        }
+        self.workers.values_mut().for_each(|worker| worker.transferring.clear());
+        self
+    }
 }
 
 /// Watches and steers a run, from anywhere. Clones belong together.
@@ -29,6 +49,8 @@ pub struct Control {
 #[derive(Debug, Default)]
 struct Inner {
     cancel: Cancel,
+    /// The run goes on elsewhere.
+    leave: Cancel,
     gate: Gate,
     stats: Arc<Stats>,
     plan: Mutex<Plans>,
@@ -113,11 +135,20 @@ impl Control {
             let left = stats.total_bytes.saturating_sub(stats.bytes) as f64;
             stats.eta = (stats.speed > 0.0).then(|| (left / stats.speed).ceil() as u64);
         }
-        Snapshot { stats, workers }
+        Snapshot { stats, workers, more_workers: 0 }
     }
 
     pub(crate) fn cancelling(&self) -> &Cancel {
         &self.inner.cancel
+    }
+
+    /// Ends the work here soon, and leaves what is under way to whoever goes on with the run.
+    pub(crate) fn leave(&self) {
+        self.inner.leave.cancel();
+    }
+
+    pub(crate) fn leaving(&self) -> &Cancel {
+        &self.inner.leave
     }
 
     pub(crate) fn stats(&self) -> &Arc<Stats> {

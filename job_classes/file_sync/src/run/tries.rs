@@ -32,7 +32,8 @@ const CHORES_MAX: usize = 16;
 const ERRORS_KEPT_MAX: usize = 20;
 
 /// Something that people may want to know.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Told {
     /// A file, or a part of the plan, failed.
     Failed {

@@ -9,13 +9,15 @@
 //! Nobody looks at a storage to find work, so no batch waits for somebody to look, and idle workers make no calls of it. Whether a batch was begun is decided by its task: the
 //! id of the task is that of the attempt, and a worker starts it once.
 
+mod sending;
+
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use futures_util::FutureExt as _;
 use futures_util::future::BoxFuture;
-use nkcluster::cluster::{CallOptions, Cluster, NodesReply, Retry};
+use nkcluster::cluster::{CallOptions, Cluster, NodesReply};
 use nkcluster::job::{JobClass as _, TypedCalls as _};
 use nkcluster::types::{NodeId, NodeStatus, Selector, TaskId};
 use nkcluster::{Error, ErrorCode};
@@ -23,11 +25,14 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
+use self::sending::Sending;
+pub(super) use self::sending::task_id;
 use super::carrier::{Failed, Outcome, Sent, Sink, carrier};
 use super::control::Control;
+use super::ledger::Ledger;
 use super::tries::{Carrying, Journey, Told, Way};
 use crate::attempt::{Attempt, RunId};
-use crate::class::{BatchEnd, Command, FileSync, Reply, Request, Spec};
+use crate::class::{BatchEnd, Command, FileSync};
 use crate::fence::{self, FenceStrength};
 use crate::operation::Operation;
 use crate::options::{Audience, OptionsJson};
@@ -46,19 +51,19 @@ const WAITING_MAX: usize = 64;
 /// Attempts at one batch, of which each lost its worker, before the batch has failed: it may be what kills them.
 const ATTEMPTS_MAX: u32 = 5;
 /// How long a worker may take to answer anything but a batch.
-const CALL_TIMEOUT: Duration = Duration::from_secs(10);
+pub(super) const CALL_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long it waits for the end of a batch before it tells its numbers.
-const WAIT: Duration = Duration::from_millis(500);
+pub(super) const WAIT: Duration = Duration::from_millis(500);
 /// Silence of a worker that has a batch, after which the batch is taken from it.
 const SILENCE: Duration = Duration::from_secs(15);
 /// How long a worker may take to hear that nothing of a batch is wanted any more.
-const ABANDON_TIMEOUT: Duration = Duration::from_secs(2);
+pub(super) const ABANDON_TIMEOUT: Duration = Duration::from_secs(2);
 /// The longest that one operation of a worker whose effects cannot be fenced may take.
-const LONGEST_OPERATION: Duration = Duration::from_secs(300);
+pub(super) const LONGEST_OPERATION: Duration = Duration::from_secs(300);
 /// Times that the effects of a lost attempt are tried to be fenced before its batch has failed.
-const FENCE_TRIES_MAX: u32 = 20;
+pub(super) const FENCE_TRIES_MAX: u32 = 20;
 /// Pause before a worker that refused is asked again.
-const REFUSED_PAUSE: Duration = Duration::from_secs(1);
+pub(super) const REFUSED_PAUSE: Duration = Duration::from_secs(1);
 /// How often the cluster is asked who is there.
 const LOOK_PAUSE: Duration = Duration::from_secs(2);
 
@@ -69,12 +74,34 @@ pub struct Workers {
     selector: Selector,
     /// How long a run waits for one.
     patience: Option<Duration>,
+    persistent: Option<Persistent>,
+}
+
+/// Keeps what is known of a life where the next one finds it, before anything of that can have effects.
+pub(crate) type Keep = Arc<dyn Fn(RunId) -> BoxFuture<'static, Result<(), String>> + Send + Sync>;
+
+/// What a run needs that may be taken over.
+#[derive(Clone)]
+pub(crate) struct Persistent {
+    pub(crate) ledger: Ledger,
+    pub(crate) keep: Keep,
+}
+
+impl std::fmt::Debug for Persistent {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Persistent").finish_non_exhaustive()
+    }
 }
 
 impl Workers {
     /// Those that are ready and run the class.
     pub fn new(cluster: Cluster, selector: Selector) -> Self {
-        Self { cluster, selector, patience: None }
+        Self { cluster, selector, patience: None, persistent: None }
+    }
+
+    /// The same for a run that may be taken over.
+    pub(crate) fn persistent(self, persistent: Persistent) -> Self {
+        Self { persistent: Some(persistent), ..self }
     }
 }
 
@@ -82,6 +109,11 @@ impl Way for Workers {
     fn start<'a>(&'a self, journey: Journey<'a>) -> BoxFuture<'a, Result<Carrying, String>> {
         async move {
             let run = RunId::from_random(rand::random());
+            let ledger = self.persistent.as_ref().map(|persistent| persistent.ledger.clone()).unwrap_or_default();
+            ledger.open(run, journey.changed.clone(), journey.firm);
+            if let Some(Persistent { keep, .. }) = &self.persistent {
+                keep(run).await?;
+            }
             for text in &journey.changed {
                 let remote = journey.remotes.open(text).map_err(|error| error.to_string())?;
                 let strength = fence::prepare(&remote, run).await.map_err(|error| error.to_string())?;
@@ -96,6 +128,8 @@ impl Way for Workers {
                 selector: self.selector.clone(),
                 patience,
                 run,
+                ledger,
+                keep: self.persistent.as_ref().map(|persistent| persistent.keep.clone()),
                 options: journey.options.to_json(Audience::Worker),
                 batch_files: (journey.options.cluster_batch_files as usize).min(BATCH_FILES_MAX),
                 batch_bytes: journey.options.cluster_batch_size.bytes().unwrap_or(u64::MAX).min(BATCH_BYTES_MAX),
@@ -157,6 +191,8 @@ struct Dispatcher {
     selector: Selector,
     patience: Duration,
     run: RunId,
+    ledger: Ledger,
+    keep: Option<Keep>,
     options: OptionsJson,
     batch_files: usize,
     batch_bytes: u64,
@@ -186,7 +222,7 @@ struct Dispatcher {
 impl Dispatcher {
     async fn run(mut self, mut sink: Sink) -> Result<(), String> {
         let teller = sink.teller();
-        let cancelling = self.control.cancelling().clone();
+        let (cancelling, leaving) = (self.control.cancelling().clone(), self.control.leaving().clone());
         let mut look = tokio::time::interval(LOOK_PAUSE);
         look.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let mut is_complete = false;
@@ -208,6 +244,11 @@ impl Dispatcher {
                 () = cancelling.cancelled() => {
                     self.give_up().await;
                     return Err("cancelled".to_owned());
+                }
+                // Whoever goes on with the run ends what is under way.
+                () = leaving.cancelled() => {
+                    self.running.shutdown().await;
+                    return Err("the run goes on elsewhere".to_owned());
                 }
                 Some(ended) = self.running.join_next() => match ended {
                     Ok((worker, parcel, verdict)) => self.hear(&worker, parcel, verdict, &teller).await,
@@ -328,6 +369,9 @@ impl Dispatcher {
 
     /// Sends what waits to whoever is free, those with the fewest batches first.
     fn dispatch(&mut self) {
+        if self.control.gate().is_closed() {
+            return;
+        }
         let now = Instant::now();
         while !self.waiting.is_empty() {
             let free = self.workers.iter_mut().filter(|(_, worker)| worker.is_free(now)).min_by_key(|(_, worker)| worker.busy);
@@ -346,6 +390,8 @@ impl Dispatcher {
                 },
                 attempt: parcel.attempt,
                 held: self.held.clone(),
+                ledger: self.ledger.clone(),
+                keep: self.keep.clone(),
             };
             self.running.spawn(async move {
                 let verdict = sending.carry().await;
@@ -364,7 +410,7 @@ impl Dispatcher {
                 self.refused.get_or_insert_with(|| (Instant::now(), String::new())).1 = format!("{id}: {}", error.message());
                 match error.code() {
                     // Its configuration says so, and will not change meanwhile.
-                    ErrorCode::NotAllowed | ErrorCode::UnknownClass | ErrorCode::InvalidPayload => {
+                    ErrorCode::NotAllowed | ErrorCode::UnknownClass | ErrorCode::InvalidPayload | ErrorCode::Fenced => {
                         if worker.useless.is_none() {
                             let _ = self.told.send(Told::Notice(format!("worker {id} is not used: {}", error.message()))).await;
                         }
@@ -400,7 +446,7 @@ impl Dispatcher {
         self.refused = None;
         let BatchEnd { done, failures, rest, stats } = end;
         let counted = self.control.stats();
-        for (counter, amount) in [
+        let amounts = [
             (Counter::Bytes, stats.bytes),
             (Counter::Transfers, stats.transfers),
             (Counter::Deletes, stats.deletes),
@@ -409,9 +455,8 @@ impl Dispatcher {
             (Counter::ServerSideCopyBytes, stats.server_side_copy_bytes),
             (Counter::ServerSideMoves, stats.server_side_moves),
             (Counter::ServerSideMoveBytes, stats.server_side_move_bytes),
-        ] {
-            counted.add(counter, amount);
-        }
+        ];
+        self.ledger.count(self.run, parcel.attempt.batch, || amounts.iter().for_each(|(counter, amount)| counted.add(*counter, *amount)));
         self.control.done(id.as_str(), Some(parcel.attempt.batch), &StatsReport { transferring: Vec::new(), ..stats });
         for failure in failures {
             counted.error(&failure.error, failure.is_retryable());
@@ -483,6 +528,7 @@ impl Dispatcher {
 
     /// Nothing of the run takes effect any more, and nothing is left of it.
     async fn retire(&self) {
+        let mut is_retired = true;
         for text in &self.changed {
             let Ok(remote) = self.remotes.open(text) else { continue };
             match fence::retire(&remote, self.run).await {
@@ -494,8 +540,12 @@ impl Dispatcher {
                 }
                 Err(error) => {
                     let _ = self.told.send(Told::Notice(format!("{remote}: what attempts have left was not removed: {error}"))).await;
+                    is_retired = false;
                 }
             }
+        }
+        if is_retired {
+            self.ledger.close(self.run);
         }
     }
 }
@@ -503,54 +553,6 @@ impl Dispatcher {
 impl WorkerState {
     fn is_free(&self, now: Instant) -> bool {
         self.is_there && self.useless.is_none() && self.busy < SLOTS && self.rests_until.is_none_or(|until| until <= now)
-    }
-}
-
-/// One batch at one worker.
-struct Sending {
-    cluster: Cluster,
-    node: NodeId,
-    control: Control,
-    batch: Batch,
-    attempt: Attempt,
-    held: Arc<Mutex<BTreeMap<Attempt, (NodeId, TaskId)>>>,
-}
-
-impl Sending {
-    async fn carry(&self) -> Verdict {
-        let id = format!("{}.{}.{}", self.attempt.run, self.attempt.batch, self.attempt.attempt);
-        let Ok(task) = TaskId::new(&id) else { return Verdict::Lost(format!("{id} is no id of a task")) };
-        let Ok(batch) = serde_json::from_slice(&self.batch.to_json()) else { return Verdict::Lost("the batch is no JSON".to_owned()) };
-        let spec = Spec::Batch { attempt: self.attempt, batch };
-        // Its identity keeps it from being started twice, whichever control node carries it.
-        let options = CallOptions { task_id: Some(task.clone()), retry: Retry::UntilDeadline, ..CallOptions::timeout(CALL_TIMEOUT) };
-        match self.cluster.start::<FileSync>(&self.node, &spec, options).await {
-            Ok(_) => {}
-            // An earlier call of ours has started it.
-            Err(error) if *error.code() == ErrorCode::AlreadyStarted => {}
-            Err(error) if error.may_have_run() => return Verdict::Lost(error.message().to_owned()),
-            Err(error) => return Verdict::Refused(error),
-        }
-        lock(&self.held).insert(self.attempt, (self.node.clone(), task.clone()));
-        let mut heard = Instant::now();
-        loop {
-            let request = Request::Wait { attempt: self.attempt, millis: WAIT.as_millis() as u64 };
-            match self.cluster.ask::<FileSync>(&self.node, &request, CallOptions::timeout(CALL_TIMEOUT)).await {
-                Ok(Reply::Ended(end)) => return Verdict::Ended(*end),
-                Ok(Reply::Running { stats }) => {
-                    heard = Instant::now();
-                    self.control.does(self.node.as_str(), self.attempt.batch, *stats);
-                }
-                Ok(Reply::Unknown) => return Verdict::Lost("the worker does not know it; it was restarted".to_owned()),
-                Err(error) if heard.elapsed() >= SILENCE => {
-                    // Should it still be there, it must not go on.
-                    let options = CallOptions::timeout(ABANDON_TIMEOUT);
-                    let _ = self.cluster.tell::<FileSync>(&self.node, &task, &Command::Abandon, options).await;
-                    return Verdict::Lost(error.message().to_owned());
-                }
-                Err(_) => tokio::time::sleep(WAIT).await,
-            }
-        }
     }
 }
 

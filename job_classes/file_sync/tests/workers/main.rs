@@ -6,17 +6,17 @@ use std::path::Path;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use nkcluster::cluster::Cluster;
+use nkcluster::cluster::{CallOptions, Cluster};
 use nkcluster::config::{ClassList, Config};
-use nkcluster::job::{Classes, CommandContext, JobClass, RequestContext, Started, TaskClass, TaskContext};
+use nkcluster::job::{Classes, CommandContext, JobClass, RequestContext, Started, TaskClass, TaskContext, TypedCalls as _};
 use nkcluster::node::{Node, NodeHandle};
 use nkcluster::transport::MemoryNet;
 use nkcluster::types::{NodeId, NodeStatus};
 use nkcluster::{Error, ErrorCode};
 use nkcluster_file_sync::queue::Batch;
 use nkcluster_file_sync::{
-    Attempt, BatchEnd, Command, Control, End, Event, FileSync, Operation, Options, Order, RemoteConfig, Remotes, Reply, Request, Snapshot,
-    Spec, StatsReport, Summary, SyncTask, Task, Told, Workers, run,
+    Attempt, BatchEnd, Command, Control, End, Event, FileSync, Operation, Options, Order, RemoteConfig, Remotes, Reply, Request, RunId,
+    Snapshot, Spec, StatsReport, Summary, SyncTask, Task, Told, Workers, run,
 };
 use tempfile::TempDir;
 use tokio::sync::mpsc;
@@ -86,7 +86,10 @@ impl JobClass for Odd {
     type Reply = Reply;
 
     async fn request(&self, _: RequestContext, request: Request) -> nkcluster::Result<Reply> {
-        let Request::Wait { attempt, .. } = request;
+        let attempt = match request {
+            Request::Wait { attempt, .. } => attempt,
+            Request::Close { .. } => return Ok(Reply::Closed { batches: Vec::new() }),
+        };
         let end = self.ends.lock().expect("no panic").get(&attempt).cloned();
         Ok(match (self.oddity, end) {
             (Oddity::Hangs, Some(_)) => {
@@ -270,4 +273,29 @@ async fn a_run_that_is_cancelled_tells_its_workers_to_abandon_what_they_have() {
     assert!(commands.len() == 2 && commands.iter().all(|command| matches!(command, Command::Abandon)), "{commands:?}");
     let left: Vec<_> = fs::read_dir(room.dir.path().join("destination")).into_iter().flatten().filter_map(Result::ok).collect();
     assert!(left.iter().all(|entry| !entry.file_name().to_string_lossy().starts_with(".nkcluster-")), "{left:?}");
+}
+
+#[tokio::test]
+async fn a_worker_begins_nothing_of_a_run_that_was_closed_and_tells_what_it_had_of_it() {
+    let mut room = Room::new().await;
+    room.honest().await;
+    let (cluster, worker, options) = (room.cluster(), NodeId::new("honest").expect("an id"), || CallOptions::timeout(PATIENCE));
+    let attempt = |run: u8, batch| Attempt { run: RunId::from_random([run; 20]), batch, attempt: 0 };
+    // A batch without a file ends at once.
+    let spec = |attempt| Spec::Batch { attempt, batch: serde_json::json!({ "_path": "job/batch", "inputs": [] }) };
+    for attempt in [attempt(1, 0), attempt(1, 1), attempt(2, 0)] {
+        cluster.start::<FileSync>(&worker, &spec(attempt), options()).await.expect("it begins");
+    }
+    let close = Request::Close { run: attempt(1, 0).run };
+    for _ in 0..2 {
+        let closed = cluster.ask::<FileSync>(&worker, &close, options()).await.expect("it answers");
+        assert_eq!(closed, Reply::Closed { batches: vec![attempt(1, 0), attempt(1, 1)] });
+    }
+    let refused = cluster.start::<FileSync>(&worker, &spec(attempt(1, 2)), options()).await.map(drop);
+    assert_eq!(refused.expect_err("the run was closed").code(), &ErrorCode::Fenced);
+    cluster.start::<FileSync>(&worker, &spec(attempt(2, 1)), options()).await.expect("another run goes on");
+    // How the others ended is still known.
+    let wait = Request::Wait { attempt: attempt(1, 1), millis: 10_000 };
+    let ended = cluster.ask::<FileSync>(&worker, &wait, options()).await.expect("it answers");
+    assert!(matches!(ended, Reply::Ended(_)), "{ended:?}");
 }

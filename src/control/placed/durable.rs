@@ -1,0 +1,228 @@
+//! What keeps the actors of durable kinds going when their nodes have gone.
+//!
+//! ```text
+//!   a record ──► a copy and a file here ──► copies and files on the next two nodes ──► it is kept
+//!   a copy whose key is ours, and no actor ──► the actor is started, and finds the newest record as with a message
+//!   a copy whose key is another node's      ──► that node gets it once after each change; without a reason to keep it, it goes here
+//!   an actor that is over                   ──► its copies and files go everywhere
+//! ```
+//!
+//! Nothing is started while the control plane changes: nodes that start one after the other would each take what belongs to one of them.
+
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Weak};
+use std::time::Duration;
+
+use futures_util::future::join_all;
+use tokio::sync::watch;
+use tokio::time::Instant;
+
+use super::super::messages::PeerRequest;
+use super::super::shared::Shared;
+use super::super::view::View;
+use super::{ARRIVE_TIMEOUT, Belongings, COPIES, Record, Stamp, host, place};
+use crate::cluster::PlacedKey;
+use crate::job::Kept;
+use crate::ring::KeyHash;
+use crate::types::{NodeId, Payload};
+
+/// How long the view must have been the same before actors are started from records.
+const SETTLED: Duration = Duration::from_secs(2);
+/// Pause between two looks at records without an actor.
+const LOOK_PAUSE: Duration = Duration::from_millis(500);
+
+/// The newest record of an actor, with the number of the last wish that it fulfils.
+#[derive(Clone)]
+pub(super) struct Latest {
+    pub(super) stamp: Stamp,
+    pub(super) record: Payload,
+    pub(super) asked: u64,
+}
+
+impl Shared {
+    fn is_durable(&self, key: &PlacedKey) -> bool {
+        self.classes.placed(&key.kind).is_some_and(|kind| kind.is_durable)
+    }
+}
+
+/// Keeps a copy for another node, or for the case that this one dies; returns when it is in its file, if its kind is durable.
+pub(in super::super) async fn keep(shared: &Arc<Shared>, belongings: Belongings) {
+    let key = belongings.key.clone();
+    let dropped = shared.placed.lock().copies.keep(belongings);
+    for key in dropped.iter().filter(|key| shared.is_durable(key)) {
+        shelve(shared, key).await;
+    }
+    if shared.is_durable(&key) {
+        shelve(shared, &key).await;
+    }
+}
+
+/// The actor is over: its copy goes, unless it is newer.
+pub(in super::super) async fn discard(shared: &Arc<Shared>, key: &PlacedKey, stamp: Stamp) {
+    if shared.placed.lock().copies.discard(key, stamp) && shared.is_durable(key) {
+        shelve(shared, key).await;
+    }
+}
+
+/// Makes the file of a key say what its copy says.
+async fn shelve(shared: &Arc<Shared>, key: &PlacedKey) {
+    // One at a time, and what is written is what is there then: of two changes the later one stays.
+    let mut shelf = Arc::clone(&shared.placed.shelf).lock_owned().await;
+    let (wanted, key) = (shared.placed.lock().copies.belongings(key), key.clone());
+    let written = tokio::task::spawn_blocking(move || match wanted {
+        Some(belongings) => shelf.write(&belongings),
+        None => shelf.remove(&key),
+    });
+    let written = written.await.unwrap_or_else(|error| Err(std::io::Error::other(error)));
+    let had_failed = shared.placed.shelf_has_failed.swap(written.is_err(), Ordering::Relaxed);
+    match written {
+        Ok(()) if had_failed => tracing::info!("the records of placed actors are written again"),
+        Err(error) if !had_failed => {
+            tracing::warn!(%error, "the records of placed actors cannot be written; other control nodes have copies, but no restart of all of them is outlived");
+        }
+        _ => {}
+    }
+}
+
+/// Sends the newest record of an actor to where it is kept: again when those change, never more than one at a time. Ends with the actor, or when it is told to.
+pub(super) async fn replicate(
+    shared: Arc<Shared>,
+    key: PlacedKey,
+    hash: u64,
+    mut records: watch::Receiver<Option<Latest>>,
+    keeping: Arc<watch::Sender<Kept>>,
+) {
+    let mut views = shared.view.subscribe();
+    let mut done = None;
+    loop {
+        let latest = records.borrow_and_update().clone();
+        let view = Arc::clone(&views.borrow_and_update());
+        if let Some(Latest { stamp, record, asked }) = latest {
+            // A wish for what is kept already is fulfilled.
+            if done != Some((stamp, view.epoch())) {
+                let record = Record { stamp, bytes: record.into_bytes().into() };
+                let belongings = Belongings { key: key.clone(), hash, record };
+                send(&shared, &view, belongings).await;
+                done = Some((stamp, view.epoch()));
+            }
+            keeping.send_replace(Kept { version: stamp.version, asked });
+        }
+        tokio::select! {
+            changed = records.changed() => if changed.is_err() { return },
+            changed = views.changed() => if changed.is_err() { return },
+        }
+    }
+}
+
+async fn send(shared: &Arc<Shared>, view: &View, belongings: Belongings) {
+    let here = async {
+        if shared.is_durable(&belongings.key) {
+            keep(shared, belongings.clone()).await;
+        }
+    };
+    let request = PeerRequest::Keep(Box::new(belongings.clone()));
+    let elsewhere = other_nodes(view, belongings.hash).map(|node| {
+        let (request, key) = (&request, &belongings.key);
+        async move {
+            if let Err(error) = shared.peers.ask(view, &node, request, ARRIVE_TIMEOUT).await {
+                tracing::debug!(actor = %key, %node, %error, "a record was not kept");
+            }
+        }
+    });
+    tokio::join!(here, join_all(elsewhere));
+}
+
+/// Those that keep copies beside the owner; this node may be one of them.
+fn next_nodes(view: &View, hash: u64) -> Vec<NodeId> {
+    let partition = view.ring.size().partition_of(KeyHash::from_bits(hash));
+    view.ring.successors(partition, COPIES).into_iter().cloned().collect()
+}
+
+/// The same, but for this node.
+fn other_nodes(view: &View, hash: u64) -> impl Iterator<Item = NodeId> {
+    next_nodes(view, hash).into_iter().filter(|node| *node != view.me)
+}
+
+/// An actor is over: nothing is kept of it any more.
+pub(super) async fn discard_everywhere(shared: &Arc<Shared>, key: &PlacedKey, hash: u64, stamp: Stamp) {
+    discard(shared, key, stamp).await;
+    let view = shared.view();
+    let request = PeerRequest::Discard { key: key.clone(), stamp };
+    join_all(other_nodes(&view, hash).map(|node| {
+        let (request, view) = (&request, &view);
+        async move {
+            // Whoever is away offers its copy when it is back; the actor is over again then.
+            if let Err(error) = shared.peers.ask(view, &node, request, ARRIVE_TIMEOUT).await {
+                tracing::debug!(actor = %key, %node, %error, "the copy of an actor that is over stays for now");
+            }
+        }
+    }))
+    .await;
+}
+
+/// Reads the records of an earlier life of this node, and from then on starts what belongs here and has no actor. Ends with the node.
+pub(in super::super) async fn resume(shared: Weak<Shared>) {
+    let Some(mut views) = shared.upgrade().map(|shared| shared.view.subscribe()) else { return };
+    if let Some(shared) = shared.upgrade() {
+        load(&shared).await;
+    }
+    let (mut changed_at, mut is_offered) = (Instant::now(), false);
+    loop {
+        tokio::select! {
+            changed = views.changed() => match changed {
+                Ok(()) => (changed_at, is_offered) = (Instant::now(), false),
+                Err(_) => return,
+            },
+            () = tokio::time::sleep(LOOK_PAUSE) => {}
+        }
+        let Some(shared) = shared.upgrade() else { return };
+        let view = Arc::clone(&views.borrow_and_update());
+        if view.frozen || shared.will_stop() || changed_at.elapsed() < SETTLED {
+            continue;
+        }
+        let kept = shared.placed.lock().copies.of(|key| shared.is_durable(key));
+        for (key, hash, stamp) in kept {
+            match place(&view, hash) {
+                Some(owner) if *owner == shared.id => start(&shared, &key, hash),
+                Some(owner) => offer(&shared, &view, owner, (&key, hash, stamp), is_offered).await,
+                None => {}
+            }
+        }
+        is_offered = true;
+    }
+}
+
+async fn load(shared: &Arc<Shared>) {
+    let mut shelf = Arc::clone(&shared.placed.shelf).lock_owned().await;
+    let read = tokio::task::spawn_blocking(move || shelf.load()).await.unwrap_or_else(|error| Err(std::io::Error::other(error)));
+    match read {
+        Ok(found) => found.into_iter().for_each(|belongings| drop(shared.placed.lock().copies.keep(belongings))),
+        Err(error) => tracing::error!(%error, "the records of placed actors in the state directory cannot be read"),
+    }
+    shared.placed.is_loaded.send_replace(true);
+}
+
+/// Starts an actor that is known by a record alone.
+fn start(shared: &Arc<Shared>, key: &PlacedKey, hash: u64) {
+    if shared.placed.lock().actors.contains_key(key) {
+        return;
+    }
+    match host(shared, key, hash, None) {
+        Ok(_) => tracing::info!(actor = %key, node = %shared.id, "a placed actor goes on here"),
+        Err(error) => tracing::warn!(actor = %key, %error, "a placed actor that belongs here was not started; it is tried again"),
+    }
+}
+
+/// Another node owns the key. It may know nothing of it, if those that should have had a copy were lost; and a copy that has no business here goes there.
+async fn offer(shared: &Arc<Shared>, view: &View, owner: &NodeId, (key, hash, stamp): (&PlacedKey, u64, Stamp), is_offered: bool) {
+    let is_ours_to_keep = next_nodes(view, hash).contains(&shared.id);
+    if is_ours_to_keep && is_offered {
+        return;
+    }
+    let Some(belongings) = shared.placed.lock().copies.belongings(key) else { return };
+    match shared.peers.ask(view, owner, &PeerRequest::Keep(Box::new(belongings)), ARRIVE_TIMEOUT).await {
+        Ok(_) if !is_ours_to_keep => discard(shared, key, stamp).await,
+        Ok(_) => {}
+        Err(error) => tracing::debug!(actor = %key, %owner, %error, "a record was not taken by the owner of its key"),
+    }
+}

@@ -1,0 +1,204 @@
+//! Actors of a durable kind: they go on without anybody who asks.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use tokio::sync::Notify;
+
+use super::*;
+use crate::types::ClassName;
+
+/// Adds up what it is told, and counts how often it has begun.
+pub(super) struct Account {
+    ctx: PlacedContext,
+    lives: u64,
+    sum: Arc<AtomicU64>,
+    over: bool,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub(super) struct Balance {
+    lives: u64,
+    sum: u64,
+}
+
+#[derive(Serialize, Deserialize)]
+pub(super) enum Say {
+    Add(u64),
+    /// Adds by itself, when [`GO`] is said.
+    AddLater(u64),
+    End,
+}
+
+/// Lets actors go on that add by themselves.
+static GO: Notify = Notify::const_new();
+
+impl PlacedActor for Account {
+    const NAME: &'static str = "account";
+    type Message = Say;
+    type Reply = Balance;
+    type Record = Balance;
+    const DURABLE: bool = true;
+
+    async fn start(ctx: PlacedContext, record: Option<Balance>) -> Result<Self> {
+        let Balance { lives, sum } = record.unwrap_or_default();
+        Ok(Self { ctx, lives: lives + 1, sum: Arc::new(sum.into()), over: false })
+    }
+
+    async fn handle(&mut self, message: Say) -> Result<Balance> {
+        match message {
+            Say::Add(more) => drop(self.sum.fetch_add(more, Ordering::SeqCst)),
+            Say::AddLater(more) => {
+                let (ctx, sum) = (self.ctx.clone(), Arc::clone(&self.sum));
+                tokio::spawn(async move {
+                    GO.notified().await;
+                    sum.fetch_add(more, Ordering::SeqCst);
+                    ctx.recorded().await
+                });
+            }
+            Say::End => self.over = true,
+        }
+        Ok(self.balance())
+    }
+
+    async fn hand_over(self) -> Balance {
+        self.balance()
+    }
+
+    async fn join(&mut self, other: Balance) {
+        self.lives = self.lives.max(other.lives);
+        self.sum.fetch_max(other.sum, Ordering::SeqCst);
+    }
+
+    fn record(&self) -> Option<Balance> {
+        Some(self.balance()).filter(|balance| balance.sum > 0)
+    }
+
+    fn is_over(&self) -> bool {
+        self.over || self.record().is_none()
+    }
+}
+
+impl Account {
+    fn balance(&self) -> Balance {
+        Balance { lives: self.lives, sum: self.sum.load(Ordering::SeqCst) }
+    }
+}
+
+fn key(name: &str) -> PlacedKey {
+    PlacedKey { kind: ClassName::new(Account::NAME).expect("valid"), key: name.to_owned() }
+}
+
+fn hash(name: &str) -> u64 {
+    KeyHash::of(name).bits()
+}
+
+async fn until(what: &str, mut is_true: impl FnMut() -> bool) {
+    let deadline = Instant::now() + DEADLINE;
+    while !is_true() {
+        assert!(Instant::now() < deadline, "waited too long for {what}");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
+impl Plane {
+    async fn say(&self, through: &str, name: &str, say: Say) -> Balance {
+        self.cluster(through).placed::<Account>(name, &say, DEADLINE).await.expect("answered")
+    }
+
+    fn lives_at(&self, node: &str, name: &str) -> bool {
+        self.node(node).shared.placed.lock().actors.contains_key(&key(name))
+    }
+
+    /// The sum in the copy of a node.
+    fn kept_at(&self, node: &str, name: &str) -> Option<u64> {
+        let record = self.node(node).shared.placed.lock().copies.find(&key(name))?;
+        Some(Payload::from_bytes(record.bytes).decode::<Balance>().expect("its record").sum)
+    }
+
+    /// A key that this node owns, as the first one sees it.
+    fn name_of(&self, owner: &str) -> String {
+        let view = self.nodes[0].shared.view();
+        (0..).map(|number| format!("key{number}")).find(|name| view.ring.owner(name) == Some(&id(owner))).expect("it owns some")
+    }
+
+    fn files(&self, node: &str) -> usize {
+        std::fs::read_dir(self._dir.path().join(node).join("placed")).map_or(0, Iterator::count)
+    }
+}
+
+#[tokio::test]
+async fn what_changes_a_record_is_answered_when_it_is_kept_and_goes_on_elsewhere_without_a_message() {
+    let plane = Plane::start(&ALL).await;
+    plane.see(&ALL);
+    let name = plane.name_of("c3");
+    plane.say("c1", &name, Say::Add(5)).await;
+    assert_eq!(ALL.map(|node| (plane.kept_at(node, &name), plane.files(node))), [(Some(5), 1); 3]);
+    plane.node("c3").cut();
+    plane.see(&ALL[..2]);
+    until("the next owner to start it", || ALL[..2].iter().any(|node| plane.lives_at(node, &name))).await;
+    assert_eq!(plane.say("c1", &name, Say::Add(1)).await, Balance { lives: 2, sum: 6 });
+}
+
+#[tokio::test]
+async fn a_record_that_changes_without_a_message_is_kept_too() {
+    let plane = Plane::start(&ALL).await;
+    plane.see(&ALL);
+    let name = plane.name_of("c2");
+    plane.say("c2", &name, Say::Add(1)).await;
+    plane.say("c2", &name, Say::AddLater(2)).await;
+    GO.notify_one();
+    until("it to be kept everywhere", || ALL.iter().all(|node| plane.kept_at(node, &name) == Some(3))).await;
+}
+
+#[tokio::test]
+async fn a_restart_of_all_control_nodes_is_outlived() {
+    let mut plane = Plane::start(&ALL).await;
+    plane.see(&ALL);
+    let name = plane.name_of("c1");
+    plane.say("c2", &name, Say::Add(4)).await;
+    for node in &plane.nodes {
+        node.cut();
+    }
+    // Of one of them the disk is lost too.
+    std::fs::remove_dir_all(plane._dir.path().join("c1")).expect("it has a directory");
+    plane = Plane::start_in(&ALL, plane._dir).await;
+    plane.see(&ALL);
+    until("its owner to start it", || plane.lives_at("c1", &name)).await;
+    assert_eq!(plane.say("c3", &name, Say::Add(1)).await, Balance { lives: 2, sum: 5 });
+}
+
+#[tokio::test]
+async fn of_one_that_is_over_nothing_is_kept_and_a_copy_of_one_that_was_away_goes_too() {
+    let plane = Plane::start(&ALL).await;
+    plane.see(&ALL);
+    let name = plane.name_of("c1");
+    plane.say("c1", &name, Say::Add(1)).await;
+    let old = plane.node("c3").shared.placed.lock().copies.belongings(&key(&name)).expect("kept");
+    plane.say("c1", &name, Say::End).await;
+    until("nothing to be kept", || ALL.iter().all(|node| plane.kept_at(node, &name).is_none() && plane.files(node) == 0)).await;
+    // Nobody is asked in vain whether it is there, and nothing remains of that.
+    assert_eq!(plane.say("c2", &name, Say::Add(0)).await, Balance { lives: 1, sum: 0 });
+    until("nothing to live", || !plane.lives_at("c1", &name)).await;
+    // The owner gets what another node has, when that is back.
+    keep(&plane.node("c3").shared, old).await;
+    plane.see(&ALL[1..]);
+    plane.see(&ALL);
+    until("the owner to start it", || plane.lives_at("c1", &name)).await;
+}
+
+#[tokio::test]
+async fn a_copy_that_has_no_business_where_it_is_goes_to_the_owner() {
+    let names = ["c1", "c2", "c3", "c4"];
+    let plane = Plane::start(&names).await;
+    plane.see(&names);
+    let name = plane.name_of("c1");
+    let view = plane.node("c1").shared.view();
+    let next = view.ring.successors(view.ring.partition(&name), COPIES);
+    let stranger = names[1..].iter().find(|node| !next.contains(&&id(node))).expect("four nodes, three that keep it");
+    let bytes = Payload::encode(&Balance { lives: 1, sum: 9 }).expect("encoded").into_bytes().into();
+    let record = Record { stamp: Stamp { life: 1, version: 1 }, bytes };
+    keep(&plane.node(stranger).shared, Belongings { key: key(&name), hash: hash(&name), record }).await;
+    until("its owner to start it", || plane.lives_at("c1", &name)).await;
+    until("the copy to go", || plane.kept_at(stranger, &name).is_none() && plane.files(stranger) == 0).await;
+    assert_eq!(plane.say(stranger, &name, Say::Add(1)).await, Balance { lives: 2, sum: 10 });
+}

@@ -1,0 +1,282 @@
+//! The distributed copy by the workers of a cluster, with real processes: what becomes of a run whose command, workers and control nodes are killed.
+
+use std::fs;
+use std::io::Read as _;
+use std::path::Path;
+use std::process::{Command, Stdio};
+
+use nkcluster::cluster::Cluster;
+use nkcluster::job::PlacedCalls as _;
+use nkcluster_file_sync::{End, RunMessage, RunReply, RunStatus, SyncRun};
+use rustix::process::Signal;
+use tokio::runtime::Runtime;
+
+use crate::copy::{FILES, Process, Room, names, stats, tree};
+use crate::several::{NAMES, Plane, index, without};
+use crate::support::{Cli, DEADLINE, Daemon, Ran, wait_for};
+
+/// Names every run here; each has a cluster of its own.
+const RUN: &str = "abcdefghijklmnopqrst";
+/// The workers, and no control node.
+const WORKERS: &str = "id=w1 || id=w2";
+
+fn may_copy(command: &mut Command) {
+    command.env("NKCLUSTER_GRANTS", "file_sync");
+}
+
+/// Three control nodes and two workers that may copy, and what they are to copy.
+struct Stage {
+    plane: Plane,
+    room: Room,
+    runtime: Runtime,
+    cluster: Cluster,
+}
+
+impl Stage {
+    fn new() -> Self {
+        let plane = Plane::start_with(|_, command| may_copy(command));
+        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().expect("a runtime");
+        let cluster = runtime.block_on(plane.connect());
+        Self { plane, room: Room::new(), runtime, cluster }
+    }
+
+    /// The command, which knows all control nodes; so slow that much can happen meanwhile.
+    fn copy(&self, rate: &str, more: &[&str]) -> Command {
+        self.copy_by(&Cli::at(self.plane.everywhere()), rate, more)
+    }
+
+    /// The same at one control node.
+    fn copy_by(&self, by: &Cli, rate: &str, more: &[&str]) -> Command {
+        let (source, destination) = (self.room.text("source"), self.room.text("destination"));
+        let copy =
+            ["--json", "copy", &source, &destination, "--on", WORKERS, "--run-id", RUN, "--cluster-batch-files", "10", "--bwlimit", rate];
+        by.command(&[&copy, more].concat())
+    }
+
+    fn start(&self, rate: &str) -> Process {
+        Process(self.copy(rate, &[]).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().expect("it starts"))
+    }
+
+    /// Another command that follows the run to its end.
+    fn follow(&self) -> Ran {
+        Ran::of(self.copy("off", &["--resume"]), "")
+    }
+
+    /// What the run says of itself, if anybody knows it now.
+    fn status(&self) -> Option<RunStatus> {
+        self.say(&RunMessage::Status { seen: None })
+    }
+
+    fn say(&self, message: &RunMessage) -> Option<RunStatus> {
+        match self.runtime.block_on(self.cluster.placed::<SyncRun>(RUN, message, DEADLINE)) {
+            Ok(RunReply::Known(status)) => Some(*status),
+            _ => None,
+        }
+    }
+
+    /// Waits until batches have been done, and others are under way; tells who directs the run.
+    fn until_under_way(&self) -> String {
+        wait_for("the run to be under way", || {
+            let status = self.status()?;
+            assert_eq!(status.end, None, "it has ended before anything could happen");
+            let stats = status.snapshot.stats;
+            (stats.transfers >= 20 && stats.transfers < FILES as u64 / 2).then(|| status.node.to_string())
+        })
+    }
+
+    /// That everything is there, once, and nothing else.
+    #[track_caller]
+    fn is_done_once(&self) {
+        self.room.is_copied();
+        let ran = self.follow();
+        assert_eq!(stats(&ran)["transfers"], FILES, "each file is counted once: {ran:?}");
+    }
+}
+
+/// Waits until a command has ended with this code.
+#[track_caller]
+fn ends_with(mut command: Process, code: i32) {
+    let ended = wait_for("the command to end", || command.has_ended());
+    let mut said = String::new();
+    if let Some(stderr) = &mut command.0.stderr {
+        stderr.read_to_string(&mut said).expect("text");
+    }
+    assert_eq!(ended, code, "{said}");
+}
+
+/// Files that are there under their names, and nothing that is unfinished.
+fn files_below(root: &Path) -> usize {
+    let files = tree(root);
+    files.keys().filter(|path| !path.to_string_lossy().contains(".nkcluster-")).count()
+}
+
+#[test]
+fn a_run_goes_on_when_its_command_is_killed_and_another_one_tells_its_end() {
+    let stage = Stage::new();
+    let mut command = stage.start("200k");
+    stage.until_under_way();
+    command.signal(Signal::KILL);
+    wait_for("the command to end", || command.has_ended());
+    let followed = stage.follow();
+    assert_eq!(stats(&followed)["transfers"], FILES, "{followed:?}");
+    stage.is_done_once();
+    // The same order under the same id is the same run, and another one is refused.
+    let again = Ran::of(stage.copy("200k", &[]), "");
+    assert_eq!(stats(&again)["transfers"], FILES, "{again:?}");
+    Ran::of(stage.copy("1M", &[]), "").fails(7, "already_started");
+}
+
+#[test]
+fn when_the_control_node_that_directs_a_run_is_killed_another_one_goes_on_and_each_file_is_counted_once() {
+    let mut stage = Stage::new();
+    let command = stage.start("200k");
+    let host = stage.until_under_way();
+    stage.plane.kill(&host);
+    ends_with(command, 0);
+    stage.is_done_once();
+    // It comes back with the record that it had then, and begins nothing anew.
+    stage.plane.restart(&host);
+    stage.plane.agree(&NAMES);
+    stage.is_done_once();
+}
+
+#[test]
+fn a_control_node_that_wakes_up_when_another_one_has_gone_on_with_its_run_changes_nothing() {
+    let stage = Stage::new();
+    let command = stage.start("200k");
+    let host = stage.until_under_way();
+    let frozen = &stage.plane.controls[index(&host)];
+    frozen.signal(Signal::STOP);
+    ends_with(command, 0);
+    stage.room.is_copied();
+    // Whoever wrote it again would show.
+    let (newer, old) = (stage.room.path("destination/0/0"), vec![0; 4096]);
+    fs::write(&newer, "written since").expect("written");
+    frozen.signal(Signal::CONT);
+    stage.plane.agree(&NAMES);
+    wait_for("the run to have one end, for everybody", || {
+        let ends = NAMES.map(|name| Ran::of(stage.copy_by(&stage.plane.at(name), "off", &["--resume"]), ""));
+        ends.iter().all(|ran| ran.code == Some(0) && stats(ran)["transfers"] == FILES).then_some(())
+    });
+    assert_eq!(fs::read(&newer).expect("readable"), b"written since");
+    fs::write(&newer, old).expect("written");
+    stage.is_done_once();
+}
+
+#[test]
+fn a_run_that_rests_still_rests_when_another_control_node_goes_on_with_it() {
+    let mut stage = Stage::new();
+    let command = stage.start("200k");
+    let host = stage.until_under_way();
+    stage.say(&RunMessage::Pause).expect("it is there");
+    stage.plane.kill(&host);
+    let status = wait_for("another control node to have the run", || stage.status().filter(|status| status.node.as_str() != host));
+    assert!(status.is_paused && status.end.is_none(), "{status:?}");
+    stage.say(&RunMessage::Resume).expect("it is there");
+    ends_with(command, 0);
+    stage.is_done_once();
+}
+
+#[test]
+fn a_run_outlives_a_rolling_restart_of_all_control_nodes() {
+    let mut stage = Stage::new();
+    let command = stage.start("60k");
+    stage.until_under_way();
+    for name in NAMES {
+        stage.plane.stop(name);
+        stage.plane.agree(&without(name));
+        stage.plane.restart(name);
+        stage.plane.agree(&NAMES);
+    }
+    ends_with(command, 0);
+    stage.is_done_once();
+}
+
+#[test]
+fn when_all_control_nodes_die_at_once_the_command_ends_and_the_run_goes_on_with_the_first_that_come_back() {
+    let mut stage = Stage::new();
+    let command = &mut stage.copy("200k", &["--no-worker-timeout", "10s"]);
+    let command = Process(command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().expect("it starts"));
+    stage.until_under_way();
+    for name in NAMES {
+        stage.plane.kill(name);
+    }
+    ends_with(command, 7);
+    for name in NAMES {
+        stage.plane.restart(name);
+    }
+    // Nobody asks for it.
+    wait_for("everything to be there", || (files_below(&stage.room.path("destination")) == FILES).then_some(()));
+    let followed = stage.follow();
+    assert_eq!(followed.json()["end"], "success", "{followed:?}");
+    stage.is_done_once();
+}
+
+#[test]
+fn a_run_that_is_cancelled_ends_and_leaves_nothing_unfinished() {
+    let stage = Stage::new();
+    let command = stage.start("100k");
+    stage.until_under_way();
+    command.signal(Signal::INT);
+    ends_with(command, 1);
+    assert_eq!(stage.status().and_then(|status| status.end).map(|summary| summary.end), Some(End::Cancelled));
+    let left: Vec<_> = names(&stage.room.path("destination")).into_iter().filter(|name| name.starts_with(".nkcluster-")).collect();
+    assert_eq!(left, Vec::<String>::new());
+}
+
+#[test]
+fn a_run_can_be_started_and_left_alone() {
+    let stage = Stage::new();
+    let started = Ran::of(stage.copy("off", &["--detach"]), "").json();
+    assert_eq!(started["run"], RUN);
+    assert_eq!(stage.follow().json()["end"], "success");
+    stage.is_done_once();
+    // A run that nobody has started cannot be followed.
+    let (source, destination) = (stage.room.text("source"), stage.room.text("destination"));
+    let unknown =
+        ["copy", &source, &destination, "--on", WORKERS, "--resume", "--run-id", "zzzzzzzzzzzzzzzzzzzz", "--no-worker-timeout", "1s"];
+    stage.plane.at("c1").run(&unknown).fails(7, "not_found");
+}
+
+#[test]
+fn workers_of_a_cluster_do_the_work_and_one_that_is_killed_loses_nothing() {
+    let room = Room::new();
+    let nodes = room.path("nodes");
+    let arguments = ["--control", "--node-id", "c1", "--listen", "nkcluster://127.0.0.1:0;transport=tcp"];
+    let control = Daemon::start_with(&nodes.join("c1"), &arguments, may_copy);
+    let worker = |id: &str| {
+        let addr = control.uri();
+        let arguments = ["--worker", "--node-id", id, "--cluster-addr", &addr, "--meta", "storage"];
+        Daemon::start_with(&nodes.join(id), &arguments, may_copy)
+    };
+    let (first, _second) = (worker("w1"), worker("w2"));
+    // It matches too, and is passed over, as it may not touch the machine.
+    let _ungranted =
+        Daemon::start(&nodes.join("w3"), &["--worker", "--node-id", "w3", "--cluster-addr", &control.uri(), "--meta", "storage"]);
+    let cli = Cli::to(&control);
+    for id in ["w1", "w2", "w3"] {
+        cli.wait_status(id, "ready");
+    }
+    let (source, destination) = (room.text("source"), room.text("destination"));
+    let copy = ["--json", "copy", &source, &destination, "--on", "storage", "--cluster-batch-files", "10", "--bwlimit", "200k"];
+    let mut running = Process(cli.command(&copy).stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("it starts"));
+    wait_for("w1 to have a task", || {
+        let tasks = cli.json(&["task", "list", "w1", "file_sync"]);
+        tasks.as_array().filter(|tasks| !tasks.is_empty()).map(|_| ())
+    });
+    first.signal(Signal::KILL);
+    assert_eq!(wait_for("the run to end", || running.has_ended()), 0);
+    room.is_copied();
+    let again = cli.script(&["copy", &source, &destination, "--on", "storage"]);
+    assert_eq!(stats(&again)["transfers"], 0, "{again:?}");
+}
+
+#[test]
+fn a_control_node_without_the_grant_directs_no_run() {
+    let (room, nodes) = (Room::new(), tempfile::tempdir().expect("a directory"));
+    let control = Daemon::control(nodes.path(), "c1");
+    let (source, destination) = (room.text("source"), room.text("destination"));
+    let ran = Cli::to(&control).run(&["copy", &source, &destination, "--on", "storage"]);
+    ran.fails(7, "not_allowed").naming(&["c1", "grants"]);
+    assert!(!room.path("destination").exists());
+}

@@ -59,6 +59,8 @@ const MOVED_PAUSE_MS: std::ops::Range<u64> = 20..200;
 const FIND_TIMEOUT: Duration = Duration::from_secs(2);
 /// How long one hand-over may take until it is tried again.
 const ARRIVE_TIMEOUT: Duration = Duration::from_secs(5);
+/// Actors that make themselves ready to be handed over at the same time.
+const LEAVING_MAX: usize = 64;
 /// Pause between two attempts to hand over what does not belong here.
 const ARRIVE_AGAIN: Duration = Duration::from_millis(500);
 
@@ -391,12 +393,16 @@ async fn move_out(shared: &Arc<Shared>, view: &View) -> bool {
         let leaves = |host: &&Host| place(view, host.hash).is_some_and(|owner| *owner != shared.id);
         state.actors.values().filter(leaves).map(|host| host.mailbox.clone()).collect()
     };
-    for mailbox in leaving {
-        let (answer, packed) = oneshot::channel();
-        if mailbox.send(Ask::HandOver { answer }).await.is_ok() {
-            // Dropped by one that has ended otherwise.
-            let _ = packed.await;
-        }
+    // Each may have something to put away first.
+    for some in leaving.chunks(LEAVING_MAX) {
+        let packing = some.iter().map(|mailbox| async {
+            let (answer, packed) = oneshot::channel();
+            if mailbox.send(Ask::HandOver { answer }).await.is_ok() {
+                // Dropped by one that has ended otherwise.
+                let _ = packed.await;
+            }
+        });
+        futures_util::future::join_all(packing).await;
     }
     let mut failed = false;
     let packed = shared.placed.lock().copies.send_off();

@@ -8,6 +8,7 @@ mod failures;
 mod garbage;
 mod handover;
 mod members;
+mod placed_chaos;
 mod placed_copy;
 mod plane;
 mod quic;

@@ -11,7 +11,7 @@ use nkcluster_file_sync::{End, RunMessage, RunReply, RunStatus, SyncRun};
 use rustix::process::Signal;
 use tokio::runtime::Runtime;
 
-use crate::copy::{FILES, Process, Room, names, stats, tree};
+use crate::copy::{FILES, Process, Room, names, stats};
 use crate::several::{NAMES, Plane, index, without};
 use crate::support::{Cli, DEADLINE, Daemon, Ran, wait_for};
 
@@ -25,15 +25,15 @@ fn may_copy(command: &mut Command) {
 }
 
 /// Three control nodes and two workers that may copy, and what they are to copy.
-struct Stage {
-    plane: Plane,
-    room: Room,
+pub(crate) struct Stage {
+    pub(crate) plane: Plane,
+    pub(crate) room: Room,
     runtime: Runtime,
     cluster: Cluster,
 }
 
 impl Stage {
-    fn new() -> Self {
+    pub(crate) fn new() -> Self {
         let plane = Plane::start_with(|_, command| may_copy(command));
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().expect("a runtime");
         let cluster = runtime.block_on(plane.connect());
@@ -47,18 +47,22 @@ impl Stage {
 
     /// The same at one control node.
     fn copy_by(&self, by: &Cli, rate: &str, more: &[&str]) -> Command {
+        self.run_by(by, "copy", rate, more)
+    }
+
+    fn run_by(&self, by: &Cli, kind: &str, rate: &str, more: &[&str]) -> Command {
         let (source, destination) = (self.room.text("source"), self.room.text("destination"));
         let copy =
-            ["--json", "copy", &source, &destination, "--on", WORKERS, "--run-id", RUN, "--cluster-batch-files", "10", "--bwlimit", rate];
+            ["--json", kind, &source, &destination, "--on", WORKERS, "--run-id", RUN, "--cluster-batch-files", "10", "--bwlimit", rate];
         by.command(&[&copy, more].concat())
     }
 
-    fn start(&self, rate: &str) -> Process {
+    pub(crate) fn start(&self, rate: &str) -> Process {
         Process(self.copy(rate, &[]).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().expect("it starts"))
     }
 
     /// Another command that follows the run to its end.
-    fn follow(&self) -> Ran {
+    pub(crate) fn follow(&self) -> Ran {
         Ran::of(self.copy("off", &["--resume"]), "")
     }
 
@@ -104,10 +108,9 @@ fn ends_with(mut command: Process, code: i32) {
     assert_eq!(ended, code, "{said}");
 }
 
-/// Files that are there under their names, and nothing that is unfinished.
-fn files_below(root: &Path) -> usize {
-    let files = tree(root);
-    files.keys().filter(|path| !path.to_string_lossy().contains(".nkcluster-")).count()
+/// Files that are there under their names: what is unfinished lies elsewhere, and comes and goes.
+pub(crate) fn files_below(root: &Path) -> usize {
+    (0..7).map(|directory| names(&root.join(directory.to_string())).len()).sum()
 }
 
 #[test]
@@ -161,6 +164,22 @@ fn a_control_node_that_wakes_up_when_another_one_has_gone_on_with_its_run_change
     assert_eq!(fs::read(&newer).expect("readable"), b"written since");
     fs::write(&newer, old).expect("written");
     stage.is_done_once();
+}
+
+#[test]
+fn a_control_node_that_sees_nothing_where_the_source_was_deletes_nothing() {
+    let mut stage = Stage::new();
+    let sync = &mut stage.run_by(&Cli::at(stage.plane.everywhere()), "sync", "200k", &[]);
+    let command = Process(sync.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().expect("it starts"));
+    let host = stage.until_under_way();
+    stage.plane.kill(&host);
+    // As if it were mounted on the other one alone.
+    fs::rename(stage.room.path("source"), stage.room.path("elsewhere")).expect("renamed");
+    fs::create_dir(stage.room.path("source")).expect("made");
+    ends_with(command, 7);
+    assert!(files_below(&stage.room.path("destination")) >= 20, "what was copied is there");
+    let ended = stage.status().and_then(|status| status.end).expect("it has ended");
+    assert!(ended.end == End::Fatal && ended.errors[0].contains("is it mounted there?"), "{ended:?}");
 }
 
 #[test]
@@ -279,4 +298,33 @@ fn a_control_node_without_the_grant_directs_no_run() {
     let ran = Cli::to(&control).run(&["copy", &source, &destination, "--on", "storage"]);
     ran.fails(7, "not_allowed").naming(&["c1", "grants"]);
     assert!(!room.path("destination").exists());
+}
+
+#[test]
+fn lists_of_files_and_relative_paths_are_those_of_the_command_and_a_dry_run_tells_every_file() {
+    let stage = Stage::new();
+    let all: Vec<String> = (0..FILES).map(|number| format!("{}/{number}", number % 7)).collect();
+    let list = |name: &str, lines: &[String]| fs::write(stage.room.path(name), lines.join("\n")).expect("written");
+    list("some", &all[..5]);
+    list("all", &all);
+    let copy = |more: &[&str]| {
+        let arguments = [&["--json", "copy", "source", "destination", "--on", WORKERS], more].concat();
+        let mut command = Cli::at(stage.plane.everywhere()).command(&arguments);
+        command.current_dir(stage.room.path(""));
+        Ran::of(command, "")
+    };
+    let dry = copy(&["--files-from", "all", "--dry-run"]);
+    assert_eq!(stats(&dry)["transfers"], 0);
+    assert_eq!(
+        dry.stderr.lines().filter(|line| line.contains("\"would\":\"copy ")).count(),
+        FILES,
+        "more than one answer has: {}",
+        dry.stderr
+    );
+    assert_eq!(files_below(&stage.room.path("destination")), 0);
+    assert_eq!(stats(&copy(&["--files-from", "some"]))["transfers"], 5);
+    assert_eq!(files_below(&stage.room.path("destination")), 5);
+    // The remotes are those of the control nodes.
+    let unknown = Cli::at(stage.plane.everywhere()).run(&["copy", "nowhere:bucket", &stage.room.text("destination"), "--on", WORKERS]);
+    assert!(unknown.code == Some(1) && unknown.stderr.contains("no remote \"nowhere\""), "{unknown:?}");
 }

@@ -30,6 +30,8 @@ use crate::types::{NodeId, Payload};
 const SETTLED: Duration = Duration::from_secs(2);
 /// Pause between two looks at records without an actor.
 const LOOK_PAUSE: Duration = Duration::from_millis(500);
+/// Actors that are started at one look; each asks other nodes what they know of it.
+const STARTS_MAX: usize = 64;
 
 /// The newest record of an actor, with the number of the last wish that it fulfils.
 #[derive(Clone)]
@@ -181,9 +183,10 @@ pub(in super::super) async fn resume(shared: Weak<Shared>) {
             continue;
         }
         let kept = shared.placed.lock().copies.of(|key| shared.is_durable(key));
+        let mut left = STARTS_MAX;
         for (key, hash, stamp) in kept {
             match place(&view, hash) {
-                Some(owner) if *owner == shared.id => start(&shared, &key, hash),
+                Some(owner) if *owner == shared.id => left -= usize::from(left > 0 && start(&shared, &key, hash)),
                 Some(owner) => offer(&shared, &view, owner, (&key, hash, stamp), is_offered).await,
                 None => {}
             }
@@ -202,15 +205,16 @@ async fn load(shared: &Arc<Shared>) {
     shared.placed.is_loaded.send_replace(true);
 }
 
-/// Starts an actor that is known by a record alone.
-fn start(shared: &Arc<Shared>, key: &PlacedKey, hash: u64) {
+/// Starts an actor that is known by a record alone; false if it is there already.
+fn start(shared: &Arc<Shared>, key: &PlacedKey, hash: u64) -> bool {
     if shared.placed.lock().actors.contains_key(key) {
-        return;
+        return false;
     }
     match host(shared, key, hash, None) {
         Ok(_) => tracing::info!(actor = %key, node = %shared.id, "a placed actor goes on here"),
         Err(error) => tracing::warn!(actor = %key, %error, "a placed actor that belongs here was not started; it is tried again"),
     }
+    true
 }
 
 /// Another node owns the key. It may know nothing of it, if those that should have had a copy were lost; and a copy that has no business here goes there.

@@ -3,13 +3,16 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures_util::FutureExt as _;
+use futures_util::{FutureExt as _, StreamExt as _};
 use nkcluster::types::Selector;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
 use super::{Inner, now_ms};
+use crate::path::EntryPath;
+use crate::plan::Task;
+use crate::remote::without_secrets;
 use crate::run::closing::Patience;
 use crate::run::{Control, End, Keep, Persistent, Summary, Told, Workers, run};
 
@@ -108,15 +111,20 @@ impl Inner {
         Arc::new(move |attempts| {
             let inner = Arc::clone(&inner);
             async move {
-                {
+                let leaving = {
                     let mut state = inner.state();
                     state.attempts = Some(attempts);
                     if let Some(record) = &mut state.record {
                         record.lives = inner.ledger.lives();
                         record.hear(now_ms());
                     }
+                    state.control.leaving().clone()
+                };
+                tokio::select! {
+                    recorded = inner.ctx.recorded() => recorded.map_err(|error| error.message().to_owned()),
+                    // The record goes with the run.
+                    () = leaving.cancelled() => Err("the run goes on elsewhere".to_owned()),
                 }
-                inner.ctx.recorded().await.map_err(|error| error.message().to_owned())
             }
             .boxed()
         })
@@ -142,7 +150,8 @@ impl Inner {
             if !lives.is_empty() {
                 let _ = told.send(Told::Notice(format!("control node {} goes on with the run", self.ctx.node))).await;
             }
-            self.closing(Some(&told), Patience::OF_HEIR).close_all().await.map(|()| place)
+            self.closing(Some(&told), Patience::OF_HEIR).close_all().await?;
+            self.look_at_source(lives.is_empty()).await.map(|()| place)
         };
         let place = tokio::select! {
             ready = ready => match ready {
@@ -158,6 +167,35 @@ impl Inner {
         drop(place);
         self.ledger.done_without(self.state().attempts).add_to(&mut summary.stats);
         summary
+    }
+
+    /// Refuses to go on where the source of an earlier life is not to be seen. What is mounted on one control node may not be on another one, and its empty directory
+    /// would be taken for the source: a sync would delete everything.
+    async fn look_at_source(&self, is_first: bool) -> Result<(), String> {
+        let source = {
+            let state = self.state();
+            let order = state.record.as_ref().and_then(|record| record.work()).map(|work| &work.order);
+            match order {
+                // A move may have emptied it.
+                Some(order) if matches!(order.kind, Task::Copy | Task::Sync) => order.source.clone(),
+                _ => return Ok(()),
+            }
+        };
+        let has_source = match self.remotes.open(&source) {
+            Ok(remote) => matches!(remote.storage().list(&EntryPath::root()).next().await, Some(Ok(_))),
+            Err(_) => false,
+        };
+        let mut state = self.state();
+        let Some(record) = &mut state.record else { return Ok(()) };
+        match is_first {
+            true => record.has_source = has_source,
+            false if record.has_source && !has_source => {
+                let (node, source) = (&self.ctx.node, without_secrets(&source));
+                return Err(format!("control node {node} sees nothing in {source}, where an earlier one saw files; is it mounted there?"));
+            }
+            false => {}
+        }
+        Ok(())
     }
 
     async fn carry_out(self: &Arc<Self>, told: mpsc::Sender<Told>, control: &Control) -> Summary {

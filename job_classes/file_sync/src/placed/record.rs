@@ -49,6 +49,8 @@ pub struct RunRecord {
     pub(super) lives: Vec<Life>,
     pub(super) is_cancelled: bool,
     pub(super) is_paused: bool,
+    /// Whether the source had something in it when the first life began.
+    pub(super) has_source: bool,
     end: Option<Summary>,
     /// When it was heard of last, in milliseconds since 1970 by the clock of whoever directed it.
     heard_ms: u64,
@@ -146,6 +148,7 @@ impl RunRecord {
             lives: joined(&self.lives, &other.lives),
             is_cancelled: self.is_cancelled || other.is_cancelled,
             is_paused: self.is_paused && other.is_paused,
+            has_source: self.has_source || other.has_source,
             end,
             heard_ms,
         };

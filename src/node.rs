@@ -6,6 +6,7 @@
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use rand::seq::SliceRandom as _;
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 
@@ -373,7 +374,7 @@ impl Connector for ToCluster {
         })
     }
 
-    fn connect(&self, preferred: Vec<NodeUri>) -> BoxFuture<'_, Result<Dialled, DialFailure>> {
+    fn connect(&self, preferred: Vec<NodeUri>, turned_away: Option<NodeUri>) -> BoxFuture<'_, Result<Dialled, DialFailure>> {
         Box::pin(async move {
             let known = preferred.into_iter().filter(|uri| !self.addresses.contains(uri));
             let known: Vec<NodeUri> = known.filter_map(|uri| self.on_our_way(uri)).collect();
@@ -385,7 +386,8 @@ impl Connector for ToCluster {
             let established = match first {
                 Some(established) => established,
                 None => {
-                    let established = self.dial(&self.addresses, Order::Shuffled).await?;
+                    let addresses = shuffled(&self.addresses, turned_away.as_ref());
+                    let established = self.dial(&addresses, Order::AsGiven).await?;
                     self.way.lock().unwrap_or_else(PoisonError::into_inner).clone_from(&established.uri);
                     established
                 }
@@ -403,6 +405,14 @@ impl Connector for ToCluster {
     }
 }
 
+/// Addresses at random, so that many workers with one list spread over it; one of them comes last.
+fn shuffled(addresses: &[NodeUri], last: Option<&NodeUri>) -> Vec<NodeUri> {
+    let mut addresses = addresses.to_vec();
+    addresses.shuffle(&mut rand::rng());
+    addresses.sort_by_key(|address| Some(address) == last);
+    addresses
+}
+
 #[cfg(test)]
 mod model;
 #[cfg(test)]
@@ -414,6 +424,19 @@ mod tests {
     use crate::types::{NodeStatus, Secret};
 
     const FOREVER: Duration = Duration::from_secs(20);
+
+    #[test]
+    fn addresses_are_tried_at_random_and_that_of_who_turned_us_away_last() {
+        let addresses: Vec<NodeUri> = (1..=4).map(|number| format!("nkcluster://c{number}").parse().expect("valid")).collect();
+        let mut first = std::collections::BTreeSet::new();
+        for _ in 0..200 {
+            let order = shuffled(&addresses, Some(&addresses[1]));
+            assert_eq!(order.last(), Some(&addresses[1]));
+            assert!(addresses.iter().all(|address| order.contains(address)) && order.len() == addresses.len());
+            first.insert(order[0].to_string());
+        }
+        assert_eq!(first.len(), 3, "each of the others comes first now and then: {first:?}");
+    }
 
     fn config(dir: &tempfile::TempDir, mut config: Config, id: &str) -> Config {
         config.node_id = Some(NodeId::new(id).expect("valid"));

@@ -24,8 +24,8 @@ const PAUSE_MAX: Duration = Duration::from_secs(15);
 
 /// Dials a control node for the agent.
 pub(crate) trait Connector: Send + Sync + 'static {
-    /// Tries these addresses first, then those that it knows itself.
-    fn connect(&self, preferred: Vec<NodeUri>) -> BoxFuture<'_, Result<Dialled, DialFailure>>;
+    /// Tries these addresses first, then those that it knows itself; that of a control node which has just turned us away comes last.
+    fn connect(&self, preferred: Vec<NodeUri>, turned_away: Option<NodeUri>) -> BoxFuture<'_, Result<Dialled, DialFailure>>;
     /// Tries these addresses and no others.
     fn redirected(&self, addresses: Vec<NodeUri>) -> BoxFuture<'_, Result<Dialled, DialFailure>>;
     /// Dials this control node once more, at an address where it was found.
@@ -60,6 +60,7 @@ async fn look(shared: &Arc<Shared>, connector: &dyn Connector) {
     let mut backoff = Backoff::new(PAUSE_FIRST, PAUSE_MAX);
     let mut told = false;
     let mut was_held = false;
+    let mut turned_away = None;
     loop {
         lost(shared).await;
         let (wait, was_lost) = (shared.lock().reconnect_after.take(), std::mem::take(&mut was_held));
@@ -84,7 +85,7 @@ async fn look(shared: &Arc<Shared>, connector: &dyn Connector) {
         // After the pause: whoever holds us may have told other addresses meanwhile.
         let preferred = shared.lock().preferred.clone();
         let dialled = tokio::select! {
-            dialled = connector.connect(preferred) => dialled,
+            dialled = connector.connect(preferred, turned_away.take()) => dialled,
             // As above; that the node at the other end may have let us in changes nothing.
             () = held(shared) => {
                 backoff.reset();
@@ -101,7 +102,7 @@ async fn look(shared: &Arc<Shared>, connector: &dyn Connector) {
             }
             Ok(dialled) => {
                 let way = dialled.parts.established.uri.clone();
-                let link = Link::start(dialled.parts, dialled.options, |link| handler::new(Arc::clone(shared), link, way));
+                let link = Link::start(dialled.parts, dialled.options, |link| handler::new(Arc::clone(shared), link, way.clone()));
                 tracing::info!(node = %shared.id, control = %link.peer().id, remote = link.remote(), "connected");
                 shared.introduce(&link);
                 if adopted(shared, &link).await {
@@ -111,6 +112,7 @@ async fn look(shared: &Arc<Shared>, connector: &dyn Connector) {
                 }
                 tracing::warn!(node = %shared.id, control = %link.peer().id, "the control node did not adopt us");
                 link.close(Error::new(crate::ErrorCode::Timeout, "not adopted in time"));
+                turned_away = way;
                 // Whoever told these addresses is of no use now: those of the configuration come first again.
                 shared.lock().preferred.clear();
             }

@@ -147,7 +147,7 @@ impl Way {
 }
 
 impl Connector for Way {
-    fn connect(&self, preferred: Vec<NodeUri>) -> BoxFuture<'_, Result<Dialled, DialFailure>> {
+    fn connect(&self, preferred: Vec<NodeUri>, _: Option<NodeUri>) -> BoxFuture<'_, Result<Dialled, DialFailure>> {
         let _ = self.preferred.send(preferred);
         Box::pin(self.dial())
     }

@@ -291,13 +291,22 @@ fn workers_of_a_cluster_do_the_work_and_one_that_is_killed_loses_nothing() {
 }
 
 #[test]
-fn a_control_node_without_the_grant_directs_no_run() {
+fn a_control_node_without_the_grant_directs_no_run_and_the_command_does_it_itself() {
     let (room, nodes) = (Room::new(), tempfile::tempdir().expect("a directory"));
     let control = Daemon::control(nodes.path(), "c1");
+    let arguments = ["--worker", "--node-id", "w1", "--cluster-addr", &control.uri()];
+    let _worker = Daemon::start_with(&nodes.path().join("w1"), &arguments, may_copy);
+    let cli = Cli::to(&control);
+    cli.wait_status("w1", "ready");
     let (source, destination) = (room.text("source"), room.text("destination"));
-    let ran = Cli::to(&control).run(&["copy", &source, &destination, "--on", "storage"]);
+    let copy = ["copy", &source, &destination, "--on", "id=w1"];
+    let ran = cli.run(&[&copy[..], &["--detach"]].concat());
     ran.fails(7, "not_allowed").naming(&["c1", "grants"]);
     assert!(!room.path("destination").exists());
+    let ran = cli.script(&copy);
+    assert_eq!(stats(&ran)["transfers"], FILES, "{ran:?}");
+    ran.naming(&["this command directs the run", "grants"]);
+    room.is_copied();
 }
 
 #[test]

@@ -2,6 +2,7 @@
 //!
 //! The run goes on without this process, and wherever its control node was lost. So an error on the way to it only means that it is asked again, for a bounded time.
 
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use nkcluster::cluster::Cluster;
@@ -9,13 +10,13 @@ use nkcluster::job::PlacedCalls as _;
 use nkcluster::types::Selector;
 use nkcluster::{Error, ErrorCode};
 use nkcluster_file_sync::{
-    Heard, Order, RemoteSpec, RunId, RunMessage, RunReply, RunStart, RunStatus, Snapshot, SyncRun, Task, Told, read_list,
+    Heard, Order, RemoteSpec, RunId, RunMessage, RunReply, RunStart, RunStatus, Snapshot, SyncRun, Task, Told, Workers, read_list,
 };
 use serde_json::json;
 
 use super::flags::{DisplayFlags, RunFlags};
 use super::progress::Display;
-use super::run::{SyncArgs, show, tell, ticked};
+use super::run::{SyncArgs, show, tell, ticked, watched};
 use crate::exit;
 use crate::failure::{Failure, Outcome};
 use crate::output::{self, Form};
@@ -41,12 +42,15 @@ pub(crate) struct PlacedRun {
     /// How long no control node may answer.
     patience: Duration,
     display: DisplayFlags,
+    /// For a run that this process directs.
+    selector: Selector,
+    remotes: Option<PathBuf>,
 }
 
 impl PlacedRun {
     /// Reads what only this machine has: lists of files, and where relative paths begin.
     pub(crate) async fn new<F: RunFlags>(kind: Task, selector: Selector, args: SyncArgs<F>, delete_empty_src_dirs: bool) -> Outcome<Self> {
-        let SyncArgs { source, destination, flags, cluster, display, remotes: _ } = args;
+        let SyncArgs { source, destination, flags, cluster, display, remotes } = args;
         let cluster = cluster.checked()?;
         let wrong = |why: String| Failure::usage("invalid_usage", why);
         let mut options = flags.options();
@@ -68,7 +72,20 @@ impl PlacedRun {
             detaches: cluster.detach,
             patience: options.no_worker_timeout.duration().unwrap_or(Duration::MAX),
             display,
+            selector,
+            remotes,
         })
+    }
+
+    /// Directs the run in this process, with which it ends: for clusters whose control nodes may not read and write, and orders that are too
+    /// large for them.
+    async fn direct(self, cluster: Cluster, signals: StopSignals, why: &str, form: Form) -> Outcome {
+        let what = format!("this command directs the run, which ends with it, as no control node does: {why}");
+        show(&Told::Notice(what), &Display::new(false, form.is_json()), false, form);
+        let remotes = super::remotes(self.remotes)?;
+        let workers = Workers::new(cluster, self.selector);
+        let summary = watched(&self.start.order, &workers, &remotes, &self.display, signals, form).await;
+        tell(&summary, self.kind, form)
     }
 
     /// Starts the run, or finds it, and follows it to its end.
@@ -76,7 +93,15 @@ impl PlacedRun {
         let mut signals = StopSignals::install().map_err(|error| Failure::io("cannot listen for signals", &error))?;
         let caller = Caller { cluster, run: self.run, patience: self.patience };
         let first = if self.resumes { RunMessage::Status { seen: None } } else { RunMessage::Start(Box::new(self.start.clone())) };
-        let mut status = caller.ask(&first).await?;
+        let asked = caller.ask(&first).await;
+        if let Err(Failure::Told { code, message, .. }) = &asked
+            && [ErrorCode::NotAllowed, ErrorCode::UnknownClass, ErrorCode::PayloadTooLarge].iter().any(|reason| *code == reason.to_string())
+            && !self.resumes
+            && !self.detaches
+        {
+            return self.direct(caller.cluster, signals, message, form).await;
+        }
+        let mut status = asked?;
         if self.detaches {
             return form.print(&json!({ "run": self.run }), || self.run.to_string());
         }

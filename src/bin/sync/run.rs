@@ -120,7 +120,7 @@ fn lease_of(span: Span) -> Outcome<Duration> {
 }
 
 /// Follows the order while it is shown; Ctrl-C ends it soon, a second one at once.
-async fn watched(
+pub(super) async fn watched(
     order: &Order,
     way: &dyn Way,
     remotes: &Arc<Remotes>,

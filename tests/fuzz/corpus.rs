@@ -47,7 +47,7 @@ macro_rules! replayed {
             for name in &names {
                 let fuzzer = Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("targets/{name}.rs"));
                 let code = fs::read_to_string(&fuzzer).unwrap_or_else(|error| panic!("{}: {error}", fuzzer.display()));
-                assert!(code.contains(&format!("nkcluster_fuzz::{name}(data)")), "{}", fuzzer.display());
+                assert!(code.contains(&format!("nkcluster_fuzz::tried(nkcluster_fuzz::{name}, data)")), "{}", fuzzer.display());
             }
             let mut directories: Vec<_> = fs::read_dir(corpora()).expect("the corpora").map(|entry| entry.expect("readable").file_name()).collect();
             directories.sort();

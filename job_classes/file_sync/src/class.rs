@@ -202,7 +202,7 @@ impl FileSync {
         let mut batches = lock(&self.batches);
         let run = held.work.attempt().run;
         if batches.closed.contains(&run) {
-            return Err(Error::new(ErrorCode::Fenced, format!("another control node goes on with the run {run}")));
+            return Err(Error::new(ErrorCode::NotAllowed, format!("another control node goes on with the run {run}")));
         }
         // Those in work are bounded by whoever sends them.
         while batches.held.len() >= REMEMBERED_MAX

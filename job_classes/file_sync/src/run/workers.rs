@@ -410,7 +410,7 @@ impl Dispatcher {
                 self.refused.get_or_insert_with(|| (Instant::now(), String::new())).1 = format!("{id}: {}", error.message());
                 match error.code() {
                     // Its configuration says so, and will not change meanwhile.
-                    ErrorCode::NotAllowed | ErrorCode::UnknownClass | ErrorCode::InvalidPayload | ErrorCode::Fenced => {
+                    ErrorCode::NotAllowed | ErrorCode::UnknownClass | ErrorCode::InvalidPayload => {
                         if worker.useless.is_none() {
                             let _ = self.told.send(Told::Notice(format!("worker {id} is not used: {}", error.message()))).await;
                         }

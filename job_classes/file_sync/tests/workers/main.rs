@@ -292,7 +292,7 @@ async fn a_worker_begins_nothing_of_a_run_that_was_closed_and_tells_what_it_had_
         assert_eq!(closed, Reply::Closed { batches: vec![attempt(1, 0), attempt(1, 1)] });
     }
     let refused = cluster.start::<FileSync>(&worker, &spec(attempt(1, 2)), options()).await.map(drop);
-    assert_eq!(refused.expect_err("the run was closed").code(), &ErrorCode::Fenced);
+    assert_eq!(refused.expect_err("the run was closed").code(), &ErrorCode::NotAllowed);
     cluster.start::<FileSync>(&worker, &spec(attempt(2, 1)), options()).await.expect("another run goes on");
     // How the others ended is still known.
     let wait = Request::Wait { attempt: attempt(1, 1), millis: 10_000 };

@@ -31,6 +31,7 @@ const ROOTS: &[(&str, &str)] = &[
     ("nkcluster_file_sync", "job_classes/file_sync/src/lib.rs"),
     ("object", "job_classes/file_sync/tests/object/main.rs"),
     ("queue", "job_classes/file_sync/tests/queue/main.rs"),
+    ("workers", "job_classes/file_sync/tests/workers/main.rs"),
     ("it", "tests/it/main.rs"),
     ("daemon", "tests/daemon/main.rs"),
     ("cli", "tests/cli/main.rs"),

@@ -274,7 +274,13 @@ pub(super) async fn arrive(shared: &Arc<Shared>, belongings: Belongings) -> Resu
     let deadline = Instant::now() + ARRIVE_TIMEOUT;
     let before = shared.placed.lock().actors.get(&key).map(|host| host.mailbox.clone());
     match before {
-        None => host(shared, &key, hash, Some(record)).map(drop),
+        None => {
+            // Whoever hands over drops its own when it has the answer, and what starts here may fail to.
+            if shared.classes.placed(&key.kind).is_some_and(|kind| kind.is_durable) {
+                keep(shared, Belongings { key: key.clone(), hash, record: record.clone() }).await;
+            }
+            host(shared, &key, hash, Some(record)).map(drop)
+        }
         Some(mailbox) => {
             let (answer, joined) = oneshot::channel();
             let sent = mailbox.send(Ask::Join { record, answer });
@@ -299,8 +305,11 @@ pub(super) async fn surrender(shared: &Arc<Shared>, key: &PlacedKey, hash: u64) 
         Some(mailbox) => {
             let (answer, packed) = oneshot::channel();
             // Closed if it packs already; then it is not known yet what it hands over.
-            mailbox.send(Ask::HandOver { answer }).await.map_err(|_| moved(key))?;
-            packed.await.map_err(|_| moved(key))?;
+            let packing = async {
+                mailbox.send(Ask::HandOver { answer }).await.map_err(|_| moved(key))?;
+                packed.await.map_err(|_| moved(key))
+            };
+            tokio::time::timeout(ARRIVE_TIMEOUT, packing).await.map_err(|_| moved(key))??;
         }
         None => {}
     }
@@ -393,18 +402,22 @@ async fn move_out(shared: &Arc<Shared>, view: &View) -> bool {
         let leaves = |host: &&Host| place(view, host.hash).is_some_and(|owner| *owner != shared.id);
         state.actors.values().filter(leaves).map(|host| host.mailbox.clone()).collect()
     };
+    let mut failed = false;
     // Each may have something to put away first.
     for some in leaving.chunks(LEAVING_MAX) {
         let packing = some.iter().map(|mailbox| async {
             let (answer, packed) = oneshot::channel();
-            if mailbox.send(Ask::HandOver { answer }).await.is_ok() {
-                // Dropped by one that has ended otherwise.
-                let _ = packed.await;
-            }
+            let packing = async {
+                if mailbox.send(Ask::HandOver { answer }).await.is_ok() {
+                    // Dropped by one that has ended otherwise.
+                    let _ = packed.await;
+                }
+            };
+            // One that hangs holds up no other.
+            tokio::time::timeout(ARRIVE_TIMEOUT, packing).await.is_err()
         });
-        futures_util::future::join_all(packing).await;
+        failed |= futures_util::future::join_all(packing).await.contains(&true);
     }
-    let mut failed = false;
     let packed = shared.placed.lock().copies.send_off();
     for belongings in packed {
         let key = belongings.key.clone();

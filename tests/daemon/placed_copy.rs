@@ -123,9 +123,8 @@ fn a_run_goes_on_when_its_command_is_killed_and_another_one_tells_its_end() {
     let followed = stage.follow();
     assert_eq!(stats(&followed)["transfers"], FILES, "{followed:?}");
     stage.is_done_once();
-    // The same order under the same id is the same run, and another one is refused.
-    let again = Ran::of(stage.copy("200k", &[]), "");
-    assert_eq!(stats(&again)["transfers"], FILES, "{again:?}");
+    // It is over, so the same order under the same id would do nothing; and another one is refused.
+    Ran::of(stage.copy("200k", &[]), "").fails(7, "already_started").naming(&["has ended", "--resume"]);
     Ran::of(stage.copy("1M", &[]), "").fails(7, "already_started");
 }
 

@@ -46,6 +46,8 @@ const RUNS_MAX: usize = 32;
 const HEARD_PAUSE_MS: u64 = 60_000;
 /// How long a life may take to let go of the run, before it is cut.
 const LEAVE_PATIENCE: Duration = Duration::from_secs(2);
+/// How long a run that moves may take to end what its workers have begun.
+const CLOSE_PATIENCE: Duration = Duration::from_secs(4);
 /// Workers, and files in transfer, that an answer names.
 const NAMED_MAX: usize = 64;
 
@@ -122,6 +124,8 @@ struct State {
     control: Control,
     /// What its attempts are called, once it may have some.
     attempts: Option<RunId>,
+    /// Why this life may not begin, as the record said when it came: nothing that is noted since makes it younger.
+    obstacle: Option<String>,
 }
 
 impl FileSync {
@@ -158,7 +162,8 @@ impl SyncRun {
         let mut state = self.inner.state();
         let Some(record) = &state.record else { return };
         let (is_cancelled, is_paused) = (record.is_cancelled, record.is_paused);
-        (state.control, state.attempts) = (Control::default(), None);
+        let obstacle = record.obstacle(now_ms());
+        (state.control, state.attempts, state.obstacle) = (Control::default(), None, obstacle);
         if is_cancelled {
             state.control.cancel();
         }
@@ -212,10 +217,12 @@ impl PlacedActor for SyncRun {
     async fn hand_over(mut self) -> RunRecord {
         self.leave().await;
         if self.inner.has_work() {
-            let patience = Patience::OF_LEAVER;
-            // Whoever goes on ends what is left.
-            if let Err(why) = self.inner.closing(None, patience).close_all().await {
-                tracing::debug!(run = %self.inner.ctx.key, why, "a run moves while its workers are busy");
+            let closing = self.inner.closing(None, Patience::OF_LEAVER);
+            // Whoever goes on ends what is left; others wait behind this one.
+            match tokio::time::timeout(CLOSE_PATIENCE, closing.close_all()).await {
+                Ok(Ok(())) => {}
+                Ok(Err(why)) => tracing::debug!(run = %self.inner.ctx.key, why, "a run moves while its workers are busy"),
+                Err(_) => tracing::debug!(run = %self.inner.ctx.key, "a run moves while its workers or its storage do not answer"),
             }
         }
         self.inner.note();
@@ -332,8 +339,17 @@ impl Inner {
     /// Puts into the record what was done so far; whether that is new.
     fn note(&self) -> bool {
         let mut state = self.state();
+        if state.obstacle.is_some() {
+            return false;
+        }
+        let report = state.control.stats().report();
+        if report.transfers + report.checks > 0
+            && let Some(record) = &mut state.record
+        {
+            record.has_source = true;
+        }
         if let Some(attempts) = state.attempts {
-            self.ledger.note(attempts, || state.control.stats().report());
+            self.ledger.note(attempts, || report);
         }
         let (now, lives) = (now_ms(), self.ledger.lives());
         let Some(record) = state.record.as_mut().filter(|record| record.work().is_some()) else { return false };

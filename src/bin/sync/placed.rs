@@ -37,6 +37,8 @@ pub(crate) struct PlacedRun {
     kind: Task,
     start: RunStart,
     run: RunId,
+    /// The operator gave the id.
+    is_named: bool,
     resumes: bool,
     detaches: bool,
     /// How long no control node may answer.
@@ -68,6 +70,7 @@ impl PlacedRun {
             kind,
             start: RunStart { order, selector: selector.to_string() },
             run: cluster.run_id.unwrap_or_else(|| RunId::from_random(rand::random())),
+            is_named: cluster.run_id.is_some(),
             resumes: cluster.resume,
             detaches: cluster.detach,
             patience: options.no_worker_timeout.duration().unwrap_or(Duration::MAX),
@@ -93,7 +96,14 @@ impl PlacedRun {
         let mut signals = StopSignals::install().map_err(|error| Failure::io("cannot listen for signals", &error))?;
         let caller = Caller { cluster, run: self.run, patience: self.patience };
         let first = if self.resumes { RunMessage::Status { seen: None } } else { RunMessage::Start(Box::new(self.start.clone())) };
-        let asked = caller.ask(&first).await;
+        let asked = tokio::select! {
+            asked = caller.ask(&first) => asked,
+            _ = signals.next() => {
+                // It may have arrived.
+                let _ = tokio::time::timeout(AGAIN * 5, caller.ask(&RunMessage::Cancel)).await;
+                return Err(Failure::new("cancelled", format!("stopped before a control node answered; if it begins all the same: --resume --run-id {}", self.run)));
+            }
+        };
         if let Err(Failure::Told { code, message, .. }) = &asked
             && [ErrorCode::NotAllowed, ErrorCode::UnknownClass, ErrorCode::PayloadTooLarge].iter().any(|reason| *code == reason.to_string())
             && !self.resumes
@@ -102,6 +112,10 @@ impl PlacedRun {
             return self.direct(caller.cluster, signals, message, form).await;
         }
         let mut status = asked?;
+        if self.is_named && !self.resumes && status.end.is_some() {
+            let what = format!("the run {0} has ended already; give another --run-id, or --resume --run-id {0} to see its end", self.run);
+            return Err(Failure::new(ErrorCode::AlreadyStarted, what).with_exit(exit::FATAL));
+        }
         if self.detaches {
             return form.print(&json!({ "run": self.run }), || self.run.to_string());
         }

@@ -150,7 +150,13 @@ async fn probe(shared: &Arc<Shared>, uri: &NodeUri) -> Result<(NodeId, JoinFacts
     let linked = Arc::new(OnceLock::new());
     let declines = {
         let (shared, linked) = (Arc::clone(shared), Arc::clone(&linked));
-        Declines::new(move |peer| shared.peers.find_life(&peer.id, peer.incarnation).is_some_and(|link| linked.set(link).is_ok()))
+        Declines::new(move |peer| {
+            shared.peers.find_life(&peer.id, peer.incarnation).is_some_and(|link| {
+                // A name may have several addresses.
+                let _ = linked.set(link);
+                true
+            })
+        })
     };
     let expect = Expect { declines: Some(declines), ..Expect::any(Role::Control) };
     let dialled = dial_and_establish(std::slice::from_ref(uri), &shared.party, &expect, Order::AsGiven, &shared.dial).await;

@@ -1,13 +1,14 @@
 //! The task of one placed actor.
 
 use std::sync::Arc;
+use std::time::SystemTime;
 
 use bytes::Bytes;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::Instant;
 
 use super::super::shared::Shared;
-use super::durable::{Latest, discard_everywhere, replicate};
+use super::durable::{Latest, discard_everywhere, keep, replicate};
 use super::{Belongings, RECORD_BYTES_MAX, Record, Stamp, find, moved};
 use crate::cluster::PlacedKey;
 use crate::error::{Error, Result};
@@ -64,13 +65,32 @@ impl Records {
                 Some(before) if before.record == record && before.asked == asked => return,
                 Some(before) if before.record == record => Latest { asked, ..before },
                 _ if record.len() <= RECORD_BYTES_MAX => Latest { stamp: self.stamp, record, asked },
-                _ => return tracing::error!(actor = %birth.key, bytes = record.len(), "a record is too large to be kept"),
+                _ => {
+                    tracing::error!(actor = %birth.key, bytes = record.len(), "a record is too large to be kept");
+                    return self.waits_no_longer(asked);
+                }
             },
-            // There is nothing to wait for.
-            Ok(None) => return self.keeping.send_modify(|kept| kept.asked = asked),
-            Err(error) => return tracing::error!(actor = %birth.key, %error, "a record cannot be encoded"),
+            Ok(None) => return self.waits_no_longer(asked),
+            Err(error) => {
+                tracing::error!(actor = %birth.key, %error, "a record cannot be encoded");
+                return self.waits_no_longer(asked);
+            }
         };
         self.latest.send_replace(Some(latest));
+    }
+
+    /// There is nothing that could be kept, and so nothing to wait for.
+    fn waits_no_longer(&self, asked: u64) {
+        self.keeping.send_modify(|kept| kept.asked = asked);
+    }
+
+    /// Another record of the actor was taken in: what is recorded next is newer than both, also if nothing has changed here.
+    fn joined(&mut self, other: Stamp) {
+        self.stamp = self.stamp.max(other);
+        self.latest.send_if_modified(|latest| {
+            latest.take();
+            false
+        });
     }
 
     /// Version of the last one.
@@ -79,7 +99,7 @@ impl Records {
     }
 
     /// Gives an answer once the record of this version is kept.
-    fn answer_when_kept(&self, version: u64, answer: oneshot::Sender<Result<Bytes>>, outcome: Result<Bytes>) {
+    fn answer_when_kept<T: Send + 'static>(&self, version: u64, answer: oneshot::Sender<Result<T>>, outcome: Result<T>) {
         let mut kept = self.keeping.subscribe();
         tokio::spawn(async move {
             // An error: the actor has moved on, and its record with it.
@@ -94,7 +114,7 @@ pub(super) async fn run(mut birth: Birth, mut asks: mpsc::Receiver<Ask>) {
     let birth = birth;
     let gone = Gone(&birth);
     let (recording, mut wishes, keeping) = Recording::new();
-    let (mut actor, stamp) = match start(&birth, arrived, recording).await {
+    let (mut actor, stamp, is_resumed) = match start(&birth, arrived, recording).await {
         Ok(started) => started,
         Err(error) => {
             tracing::warn!(actor = %birth.key, %error, "a placed actor did not start");
@@ -142,9 +162,17 @@ pub(super) async fn run(mut birth: Birth, mut asks: mpsc::Receiver<Ask>) {
                 }
             }
             Some(Ask::Join { record, answer }) => {
-                records.stamp.life = records.stamp.life.max(record.stamp.life);
+                let stamp = record.stamp;
                 let joined = actor.join(Payload::from_bytes(record.bytes)).await;
-                let _ = answer.send(joined);
+                if joined.is_ok() {
+                    records.joined(stamp);
+                    records.take(&birth, &*actor, *wishes.borrow_and_update());
+                }
+                // Whoever hands over drops its own when it has the answer.
+                match records.version().filter(|_| is_durable && joined.is_ok()) {
+                    Some(version) => records.answer_when_kept(version, answer, joined),
+                    None => drop(answer.send(joined)),
+                }
             }
             Some(Ask::HandOver { answer }) => {
                 handed_to = Some(answer);
@@ -164,7 +192,7 @@ pub(super) async fn run(mut birth: Birth, mut asks: mpsc::Receiver<Ask>) {
     }
     let Some(answer) = handed_to else {
         // One that had no record, and has none, is known nowhere.
-        if is_over && is_durable && (records.stamp.life > 1 || records.version().is_some()) {
+        if is_over && is_durable && (is_resumed || records.version().is_some()) {
             keeper.abort();
             let stamp = records.stamp;
             // Answers that wait for a record to be kept wait no longer.
@@ -196,6 +224,10 @@ pub(super) async fn run(mut birth: Birth, mut asks: mpsc::Receiver<Ask>) {
         Ok(record) if record.len() <= RECORD_BYTES_MAX => {
             let record = Record { stamp, bytes: record.into_bytes().into() };
             let belongings = Belongings { key: birth.key.clone(), hash: birth.hash, record };
+            if is_durable {
+                // Should all nodes stop at once, it is not lost on its way.
+                keep(&birth.shared, belongings.clone()).await;
+            }
             // In one step: at no moment is nothing known of it here.
             birth.shared.placed.packed(belongings, birth.number);
         }
@@ -214,7 +246,8 @@ fn refuse(ask: Ask, error: &Error) {
     }
 }
 
-async fn start(birth: &Birth, arrived: Option<Record>, recording: Recording) -> Result<(Box<dyn ErasedActor>, Stamp)> {
+/// The actor, its first stamp, and whether it goes on from a record.
+async fn start(birth: &Birth, arrived: Option<Record>, recording: Recording) -> Result<(Box<dyn ErasedActor>, Stamp, bool)> {
     // The newest record may be in the state directory.
     let _ = birth.shared.placed.is_loaded.subscribe().wait_for(|is_loaded| *is_loaded).await;
     let known = match arrived {
@@ -230,9 +263,12 @@ async fn start(birth: &Birth, arrived: Option<Record>, recording: Recording) -> 
         kind,
         recording,
     };
-    let life = known.as_ref().map_or(0, |record| record.stamp.life) + 1;
+    // A first life is younger than whatever may still be kept somewhere of an actor of this key that was over long ago.
+    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(1, |since| since.as_secs().max(1));
+    let life = known.as_ref().map_or(now, |record| record.stamp.life.saturating_add(1));
+    let is_resumed = known.is_some();
     let record = known.map(|record| Payload::from_bytes(record.bytes));
     tracing::debug!(actor = %birth.key, resumed = record.is_some(), life, "a placed actor starts");
     let actor = (birth.kind.make)(ctx, record).await?;
-    Ok((actor, Stamp { life, version: 0 }))
+    Ok((actor, Stamp { life, version: 0 }, is_resumed))
 }

@@ -28,6 +28,11 @@ use crate::types::{NodeId, Payload};
 
 /// How long the view must have been the same before actors are started from records.
 const SETTLED: Duration = Duration::from_secs(2);
+/// The same for a node that sees none of those with which it is to be: it may only not have found them yet, and what it has records of may live there. Longer than a
+/// split takes to be noticed, and than the pauses between two dials.
+const ALONE: Duration = Duration::from_secs(30);
+/// Pause before a record is sent again to a node that did not take it.
+const AGAIN: Duration = Duration::from_secs(3);
 /// Pause between two looks at records without an actor.
 const LOOK_PAUSE: Duration = Duration::from_millis(500);
 /// Actors that are started at one look; each asks other nodes what they know of it.
@@ -61,7 +66,9 @@ pub(in super::super) async fn keep(shared: &Arc<Shared>, belongings: Belongings)
 
 /// The actor is over: its copy goes, unless it is newer.
 pub(in super::super) async fn discard(shared: &Arc<Shared>, key: &PlacedKey, stamp: Stamp) {
-    if shared.placed.lock().copies.discard(key, stamp) && shared.is_durable(key) {
+    shared.placed.lock().copies.discard(key, stamp);
+    // There may be a file without a copy, which had no room.
+    if shared.is_durable(key) {
         shelve(shared, key).await;
     }
 }
@@ -95,16 +102,16 @@ pub(super) async fn replicate(
     keeping: Arc<watch::Sender<Kept>>,
 ) {
     let mut views = shared.view.subscribe();
-    let mut done = None;
+    let (mut done, mut is_sent) = (None, true);
     loop {
         let latest = records.borrow_and_update().clone();
         let view = Arc::clone(&views.borrow_and_update());
         if let Some(Latest { stamp, record, asked }) = latest {
             // A wish for what is kept already is fulfilled.
-            if done != Some((stamp, view.epoch())) {
+            if done != Some((stamp, view.epoch())) || !is_sent {
                 let record = Record { stamp, bytes: record.into_bytes().into() };
                 let belongings = Belongings { key: key.clone(), hash, record };
-                send(&shared, &view, belongings).await;
+                is_sent = send(&shared, &view, belongings).await;
                 done = Some((stamp, view.epoch()));
             }
             keeping.send_replace(Kept { version: stamp.version, asked });
@@ -112,11 +119,13 @@ pub(super) async fn replicate(
         tokio::select! {
             changed = records.changed() => if changed.is_err() { return },
             changed = views.changed() => if changed.is_err() { return },
+            () = tokio::time::sleep(AGAIN), if !is_sent => {}
         }
     }
 }
 
-async fn send(shared: &Arc<Shared>, view: &View, belongings: Belongings) {
+/// Whether all that are to keep a copy have taken it.
+async fn send(shared: &Arc<Shared>, view: &View, belongings: Belongings) -> bool {
     let here = async {
         if shared.is_durable(&belongings.key) {
             keep(shared, belongings.clone()).await;
@@ -126,12 +135,12 @@ async fn send(shared: &Arc<Shared>, view: &View, belongings: Belongings) {
     let elsewhere = other_nodes(view, belongings.hash).map(|node| {
         let (request, key) = (&request, &belongings.key);
         async move {
-            if let Err(error) = shared.peers.ask(view, &node, request, ARRIVE_TIMEOUT).await {
-                tracing::debug!(actor = %key, %node, %error, "a record was not kept");
-            }
+            let kept = shared.peers.ask(view, &node, request, ARRIVE_TIMEOUT).await;
+            kept.inspect_err(|error| tracing::debug!(actor = %key, %node, %error, "a record was not kept")).is_ok()
         }
     });
-    tokio::join!(here, join_all(elsewhere));
+    let ((), kept) = tokio::join!(here, join_all(elsewhere));
+    kept.into_iter().all(|is_kept| is_kept)
 }
 
 /// Those that keep copies beside the owner; this node may be one of them.
@@ -179,19 +188,20 @@ pub(in super::super) async fn resume(shared: Weak<Shared>) {
         }
         let Some(shared) = shared.upgrade() else { return };
         let view = Arc::clone(&views.borrow_and_update());
-        if view.frozen || shared.will_stop() || changed_at.elapsed() < SETTLED {
+        let is_alone = view.live.len() <= 1 && !shared.config.cluster_addr.is_empty();
+        if view.frozen || shared.will_stop() || changed_at.elapsed() < if is_alone { ALONE } else { SETTLED } {
             continue;
         }
         let kept = shared.placed.lock().copies.of(|key| shared.is_durable(key));
-        let mut left = STARTS_MAX;
+        let (mut left, mut are_taken) = (STARTS_MAX, true);
         for (key, hash, stamp) in kept {
             match place(&view, hash) {
                 Some(owner) if *owner == shared.id => left -= usize::from(left > 0 && start(&shared, &key, hash)),
-                Some(owner) => offer(&shared, &view, owner, (&key, hash, stamp), is_offered).await,
+                Some(owner) => are_taken &= offer(&shared, &view, owner, (&key, hash, stamp), is_offered).await,
                 None => {}
             }
         }
-        is_offered = true;
+        is_offered |= are_taken;
     }
 }
 
@@ -217,16 +227,18 @@ fn start(shared: &Arc<Shared>, key: &PlacedKey, hash: u64) -> bool {
     true
 }
 
-/// Another node owns the key. It may know nothing of it, if those that should have had a copy were lost; and a copy that has no business here goes there.
-async fn offer(shared: &Arc<Shared>, view: &View, owner: &NodeId, (key, hash, stamp): (&PlacedKey, u64, Stamp), is_offered: bool) {
+/// Another node owns the key; false if it did not answer. It may know nothing of it, if those that should have had a copy were lost; and a copy that has no business here goes there.
+async fn offer(shared: &Arc<Shared>, view: &View, owner: &NodeId, (key, hash, stamp): (&PlacedKey, u64, Stamp), is_offered: bool) -> bool {
     let is_ours_to_keep = next_nodes(view, hash).contains(&shared.id);
     if is_ours_to_keep && is_offered {
-        return;
+        return true;
     }
-    let Some(belongings) = shared.placed.lock().copies.belongings(key) else { return };
-    match shared.peers.ask(view, owner, &PeerRequest::Keep(Box::new(belongings)), ARRIVE_TIMEOUT).await {
+    let Some(belongings) = shared.placed.lock().copies.belongings(key) else { return true };
+    let taken = shared.peers.ask(view, owner, &PeerRequest::Keep(Box::new(belongings)), ARRIVE_TIMEOUT).await;
+    match &taken {
         Ok(_) if !is_ours_to_keep => discard(shared, key, stamp).await,
         Ok(_) => {}
         Err(error) => tracing::debug!(actor = %key, %owner, %error, "a record was not taken by the owner of its key"),
     }
+    taken.is_ok()
 }

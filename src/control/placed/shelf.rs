@@ -71,6 +71,11 @@ impl Shelf {
             }
             let belongings = match read(&path) {
                 Ok(belongings) => belongings,
+                // It may be read the next time.
+                Err(error) if error.raw_os_error().is_some() => {
+                    tracing::error!(path = %path.display(), %error, "the record of a placed actor cannot be read; the copies of other control nodes are used");
+                    continue;
+                }
                 Err(error) => {
                     let aside = self.path(number, DAMAGED);
                     let is_aside = fs::rename(&path, &aside).is_ok();

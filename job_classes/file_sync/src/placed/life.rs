@@ -15,6 +15,7 @@ use crate::plan::Task;
 use crate::remote::without_secrets;
 use crate::run::closing::Patience;
 use crate::run::{Control, End, Keep, Persistent, Summary, Told, Workers, run};
+use crate::storage::ErrorKind;
 
 /// How often what was done is noted for the case that this control node is lost.
 const NOTE_PAUSE: Duration = Duration::from_secs(1);
@@ -46,12 +47,16 @@ impl Inner {
             }
             self.ctx.record_changed();
         }
+        let leaving = self.control().leaving().clone();
         loop {
             let kept_for = self.state().record.as_ref().and_then(|record| record.kept_for(now_ms()));
             match kept_for {
                 None => return,
                 Some(Duration::ZERO) => return self.ctx.record_changed(),
-                Some(kept_for) => tokio::time::sleep(kept_for).await,
+                Some(kept_for) => tokio::select! {
+                    () = tokio::time::sleep(kept_for) => {}
+                    () = leaving.cancelled() => return,
+                },
             }
         }
     }
@@ -140,9 +145,7 @@ impl Inner {
         };
         let ready = async {
             let place = self.places.acquire().await.map_err(|_| "the control node stops".to_owned())?;
-            if let Some(record) = &self.state().record
-                && let Some(why) = record.obstacle(now_ms())
-            {
+            if let Some(why) = self.state().obstacle.clone() {
                 return Err(why);
             }
             self.ctx.require_grant("go on with a run").map_err(|error| error.message().to_owned())?;
@@ -151,7 +154,7 @@ impl Inner {
                 let _ = told.send(Told::Notice(format!("control node {} goes on with the run", self.ctx.node))).await;
             }
             self.closing(Some(&told), Patience::OF_HEIR).close_all().await?;
-            self.look_at_source(lives.is_empty()).await.map(|()| place)
+            self.look_at_source().await.map(|()| place)
         };
         let place = tokio::select! {
             ready = ready => match ready {
@@ -171,7 +174,7 @@ impl Inner {
 
     /// Refuses to go on where the source of an earlier life is not to be seen. What is mounted on one control node may not be on another one, and its empty directory
     /// would be taken for the source: a sync would delete everything.
-    async fn look_at_source(&self, is_first: bool) -> Result<(), String> {
+    async fn look_at_source(&self) -> Result<(), String> {
         let source = {
             let state = self.state();
             let order = state.record.as_ref().and_then(|record| record.work()).map(|work| &work.order);
@@ -181,20 +184,22 @@ impl Inner {
                 _ => return Ok(()),
             }
         };
-        let has_source = match self.remotes.open(&source) {
-            Ok(remote) => matches!(remote.storage().list(&EntryPath::root()).next().await, Some(Ok(_))),
-            Err(_) => false,
+        // What cannot be opened here ends the run by itself.
+        let Ok(remote) = self.remotes.open(&source) else { return Ok(()) };
+        let is_empty = match remote.storage().list(&EntryPath::root()).next().await {
+            Some(Ok(_)) => false,
+            Some(Err(error)) if error.kind == ErrorKind::NotFound => true,
+            // Whether there is anything is not known; a listing that fails deletes nothing.
+            Some(Err(_)) => return Ok(()),
+            None => true,
         };
         let mut state = self.state();
         let Some(record) = &mut state.record else { return Ok(()) };
-        match is_first {
-            true => record.has_source = has_source,
-            false if record.has_source && !has_source => {
-                let (node, source) = (&self.ctx.node, without_secrets(&source));
-                return Err(format!("control node {node} sees nothing in {source}, where an earlier one saw files; is it mounted there?"));
-            }
-            false => {}
+        if record.has_source && is_empty {
+            let (node, source) = (&self.ctx.node, without_secrets(&source));
+            return Err(format!("control node {node} sees nothing in {source}, where an earlier one saw files; is it mounted there?"));
         }
+        record.has_source |= !is_empty;
         Ok(())
     }
 

@@ -61,11 +61,12 @@ impl Lines {
         let told = cut(told);
         let is_followed = self.asked_at.is_some_and(|at| now.saturating_duration_since(at) < FOLLOWED);
         while self.kept.len() >= LINES_MAX || self.bytes + size(&told) > BYTES_MAX {
+            let Some(oldest) = self.kept.front() else { break };
             if self.first >= self.heard && is_followed {
                 return Err(told);
             }
-            let Some(oldest) = self.kept.pop_front() else { break };
-            self.bytes -= size(&oldest);
+            self.bytes -= size(oldest);
+            self.kept.pop_front();
             self.first += 1;
         }
         self.bytes += size(&told);
@@ -78,7 +79,10 @@ impl Lines {
         let last = self.first + self.kept.len() as u64;
         // Of another life nothing was heard of this one.
         let heard = seen.filter(|seen| seen.teller == self.teller).map_or(0, |seen| seen.lines.min(last));
-        self.asked_at = Some(now);
+        // Whoever never says what it has heard looks now and then, and is not waited for, but at first: it may be about to follow.
+        if seen.is_some_and(|seen| seen.teller == self.teller) || self.asked_at.is_none() {
+            self.asked_at = Some(now);
+        }
         self.heard = self.heard.max(heard);
         let from = heard.max(self.first);
         let lines: Vec<Told> = self.kept.iter().skip((from - self.first) as usize).take(ANSWER_LINES_MAX).cloned().collect();
@@ -99,11 +103,11 @@ fn cut(told: Told) -> Told {
         text
     };
     match told {
-        // A path is what people look for; it has a bound of its own.
-        Told::Failed { path, error } => Told::Failed { path, error: cut(error) },
+        // A path of ours is shorter; one that a worker tells may have any length.
+        Told::Failed { path, error } => Told::Failed { path: cut(path), error: cut(error) },
         Told::Notice(what) => Told::Notice(cut(what)),
         Told::Would(what) => Told::Would(cut(what)),
-        Told::Did(path) => Told::Did(path),
+        Told::Did(path) => Told::Did(cut(path)),
     }
 }
 
@@ -148,6 +152,23 @@ mod tests {
         // Of an earlier life, or more than there are.
         assert_eq!(lines.after(seen(6, 2_000), now).missed, 10);
         assert_eq!(lines.after(seen(7, u64::MAX), now).lines, []);
+    }
+
+    #[test]
+    fn whoever_only_looks_now_and_then_holds_nothing_up_and_no_line_is_too_long() {
+        let (mut lines, mut now) = (Lines::new(7), Instant::now());
+        for number in 0..4 * LINES_MAX {
+            // As a dashboard does.
+            if number % 100 == 0 {
+                now += FOLLOWED / 2;
+                lines.after(None, now);
+            }
+            let pushed = lines.push(line(number), now);
+            assert!(pushed.is_ok() || now < Instant::now() + FOLLOWED, "{number} waits for nobody");
+        }
+        let long = Told::Failed { path: "p".repeat(2 * BYTES_MAX), error: String::new() };
+        lines.after(seen(7, u64::MAX), now);
+        lines.push(long, now).expect("it is cut");
     }
 
     #[test]

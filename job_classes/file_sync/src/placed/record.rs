@@ -49,7 +49,7 @@ pub struct RunRecord {
     pub(super) lives: Vec<Life>,
     pub(super) is_cancelled: bool,
     pub(super) is_paused: bool,
-    /// Whether the source had something in it when the first life began.
+    /// Whether a life has seen something in the source.
     pub(super) has_source: bool,
     end: Option<Summary>,
     /// When it was heard of last, in milliseconds since 1970 by the clock of whoever directed it.
@@ -92,6 +92,7 @@ impl RunRecord {
     pub(super) fn finish(&mut self, summary: Summary, now_ms: u64) {
         self.hear(now_ms);
         self.work = None;
+        self.lives.iter_mut().for_each(Life::forget);
         self.end = Some(summary);
     }
 
@@ -142,10 +143,14 @@ impl RunRecord {
             (one, other) => one.or(other).filter(|summary| summary.end == End::Success),
         };
         let work = self.work.take().or_else(|| other.work.clone()).filter(|_| end.is_none());
+        let mut lives = joined(&self.lives, &other.lives);
+        if end.is_some() {
+            lives.iter_mut().for_each(Life::forget);
+        }
         *self = Self {
             fingerprint: other.fingerprint,
             work,
-            lives: joined(&self.lives, &other.lives),
+            lives,
             is_cancelled: self.is_cancelled || other.is_cancelled,
             is_paused: self.is_paused && other.is_paused,
             has_source: self.has_source || other.has_source,

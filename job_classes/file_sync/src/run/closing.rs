@@ -8,7 +8,7 @@
 //!
 //! A worker that had batches and does not answer is waited for, but not for ever: what it still does is impossible once the fence is retired. Only what it has done by then is not counted.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use futures_util::stream::{self, StreamExt as _};
@@ -109,11 +109,12 @@ impl Closing<'_> {
         let deadline = Instant::now() + self.patience.answers;
         let (run, mut missing, mut batches) = (life.run, life.workers.clone(), Vec::new());
         let mut are_all_named = life.workers.len() < WORKERS_MAX;
+        let mut answered = BTreeSet::new();
         while !(missing.is_empty() && are_all_named) {
             if let Ok(reply) = self.cluster.nodes(None, CALL_TIMEOUT).await {
                 if !are_all_named {
                     let run_it = reply.nodes.iter().filter(|node| node.classes.iter().any(|class| class.as_str() == FileSync::NAME));
-                    missing.extend(run_it.map(|node| node.id.clone()));
+                    missing.extend(run_it.map(|node| node.id.clone()).filter(|node| !answered.contains(node)));
                     are_all_named = reply.silent.is_empty();
                 }
                 let is_there = |node: &NodeInfo| node.status != NodeStatus::NotConnected && missing.contains(&node.id);
@@ -134,12 +135,13 @@ impl Closing<'_> {
                         Err(_) => continue,
                     }
                     missing.remove(&node);
+                    answered.insert(node);
                 }
             }
             if Instant::now() >= deadline {
                 break;
             }
-            if !missing.is_empty() {
+            if !(missing.is_empty() && are_all_named) {
                 tokio::time::sleep(ASK_PAUSE).await;
             }
         }

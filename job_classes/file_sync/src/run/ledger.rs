@@ -142,7 +142,13 @@ pub(crate) struct Life {
 
 impl Life {
     fn seal(&mut self) {
-        (self.is_closed, self.changed, self.workers) = (true, Vec::new(), BTreeSet::new());
+        self.is_closed = true;
+        self.forget();
+    }
+
+    /// Keeps no more than numbers: what it may change has secrets.
+    pub(crate) fn forget(&mut self) {
+        (self.changed, self.workers) = (Vec::new(), BTreeSet::new());
     }
 }
 
@@ -240,7 +246,12 @@ pub(crate) fn joined(one: &[Life], other: &[Life]) -> Vec<Life> {
                 if (life.counted.count(), life.done.transfers, life.done.elapsed_ms)
                     > (known.counted.count(), known.done.transfers, known.done.elapsed_ms)
                 {
-                    *known = life.clone();
+                    let changed = std::mem::take(&mut known.changed);
+                    *known = Life { changed, ..life.clone() };
+                }
+                // Whose run has ended has forgotten them.
+                if known.changed.is_empty() {
+                    known.changed.clone_from(&life.changed);
                 }
                 known.workers = workers;
                 if is_closed {

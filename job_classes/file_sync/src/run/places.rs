@@ -10,12 +10,16 @@ use super::order::Order;
 use super::tries::End;
 use crate::entry::EntryKind;
 use crate::filter::Filter;
+use crate::listing::retried;
 use crate::options::Options;
 use crate::path::EntryPath;
 use crate::plan::{Location, Relation, Root, Task, relation};
 use crate::remote::local::folding::folds_names;
 use crate::remote::{Remote, RemoteSpec, Remotes};
 use crate::storage::{ErrorKind, Storage};
+
+/// Looks at what a source is, while the storage is overloaded.
+const STAT_TRIES: u32 = 4;
 
 /// The trees of a run.
 pub(super) struct Places {
@@ -86,7 +90,13 @@ impl Places {
                     }
                 }
                 from_place.excluded.extend(within(excluded.as_deref(), &source));
-                exists(&*from_place.storage).await?;
+                let is_empty = exists(&*from_place.storage).await?;
+                if is_empty && order.kind == Task::Sync && is_below_bucket(&source) {
+                    let what = format!(
+                        "there is nothing at {source}, which an object store cannot tell from a name that does not exist; a sync would delete everything"
+                    );
+                    return Err(Refused { end: End::SourceMissing, what });
+                }
                 Some(from_place)
             }
         };
@@ -104,8 +114,16 @@ impl Places {
         let source = open(text)?;
         let Some((above, file)) = above(&source.portable()) else { return Ok((source, None)) };
         let above = open(&above)?;
-        match above.storage().stat(&file).await {
+        match retried(STAT_TRIES, || above.storage().stat(&file)).await {
             Ok(Some(entry)) if entry.kind == EntryKind::File => Ok((above, Some(file))),
+            // Unless something is below it, an object that cannot be looked at would be an empty directory.
+            Err(error)
+                if !above.storage().abilities().has_directories
+                    && !matches!(source.storage().list(&EntryPath::root()).next().await, Some(Ok(_))) =>
+            {
+                let end = if error.kind.is_temporary() { End::Temporary } else { End::Failed };
+                Err(Refused { end, what: error.what })
+            }
             // Whatever is wrong with it, its listing will say.
             _ => Ok((source, None)),
         }
@@ -121,13 +139,19 @@ impl Places {
     }
 }
 
-/// Refuses what does not exist before anything is made or tried again.
-async fn exists(storage: &dyn Storage) -> Result<(), Refused> {
+/// Refuses what does not exist before anything is made or tried again; whether there is nothing in it.
+async fn exists(storage: &dyn Storage) -> Result<bool, Refused> {
     match storage.list(&EntryPath::root()).next().await {
         Some(Err(error)) if error.kind == ErrorKind::NotFound => Err(Refused { end: End::SourceMissing, what: error.what }),
         // Whatever else is wrong, its listing will say.
-        _ => Ok(()),
+        first => Ok(first.is_none()),
     }
+}
+
+/// Whether it is a part of a bucket, of which nobody can say that it is there and empty.
+fn is_below_bucket(remote: &Remote) -> bool {
+    let is_part = RemoteSpec::parse(&remote.portable()).is_ok_and(|spec| spec.path.trim_matches('/').contains('/'));
+    is_part && !remote.storage().abilities().has_directories
 }
 
 /// The source as the options want links to be seen.

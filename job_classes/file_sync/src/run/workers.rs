@@ -11,7 +11,7 @@
 
 mod sending;
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -130,6 +130,7 @@ impl Way for Workers {
                 run,
                 ledger,
                 keep: self.persistent.as_ref().map(|persistent| persistent.keep.clone()),
+                kept: Arc::default(),
                 options: journey.options.to_json(Audience::Worker),
                 batch_files: (journey.options.cluster_batch_files as usize).min(BATCH_FILES_MAX),
                 batch_bytes: journey.options.cluster_batch_size.bytes().unwrap_or(u64::MAX).min(BATCH_BYTES_MAX),
@@ -193,6 +194,8 @@ struct Dispatcher {
     run: RunId,
     ledger: Ledger,
     keep: Option<Keep>,
+    /// Workers of which is kept that they have batches.
+    kept: Arc<Mutex<BTreeSet<NodeId>>>,
     options: OptionsJson,
     batch_files: usize,
     batch_bytes: u64,
@@ -392,6 +395,7 @@ impl Dispatcher {
                 held: self.held.clone(),
                 ledger: self.ledger.clone(),
                 keep: self.keep.clone(),
+                kept: self.kept.clone(),
             };
             self.running.spawn(async move {
                 let verdict = sending.carry().await;

@@ -52,6 +52,26 @@ async fn a_tree_goes_to_a_store_and_back_and_a_second_run_does_nothing() {
 }
 
 #[tokio::test]
+async fn a_source_that_is_gone_or_cannot_be_looked_at_makes_a_sync_delete_nothing() {
+    let (server, bench, remotes) = (Server::start().await, Bench::new(), remotes());
+    bench.write("source/dump", &content(10));
+    bench.write("kept/precious", &content(20));
+    let (store, kept) = (server.remote("dumps"), bench.root("kept"));
+    let there = follow(Task::Copy, &bench.root("source"), &store, &Here, &remotes).await;
+    assert_eq!(there.end, End::Success, "{there:?}");
+    let gone = follow(Task::Sync, &format!("{store}/other"), &kept, &Here, &remotes).await;
+    assert_eq!((gone.end, gone.stats.deletes), (End::SourceMissing, 0), "{gone:?}");
+    server.faults.unavailable.store(usize::MAX, std::sync::atomic::Ordering::SeqCst);
+    let unknown = follow(Task::Sync, &format!("{store}/dump"), &kept, &Here, &remotes).await;
+    assert_eq!((unknown.end, unknown.stats.deletes), (End::Temporary, 0), "{unknown:?}");
+    server.faults.unavailable.store(0, std::sync::atomic::Ordering::SeqCst);
+    assert!(bench.read("kept/precious") == Some(content(20)));
+    let one = follow(Task::Sync, &format!("{store}/dump"), &kept, &Here, &remotes).await;
+    assert_eq!((one.end, one.stats.transfers, one.stats.deletes), (End::Success, 1, 0), "{one:?}");
+    assert!(bench.read("kept/precious") == Some(content(20)));
+}
+
+#[tokio::test]
 async fn workers_share_a_queue_in_a_store() {
     let (server, bench, remotes) = (Server::start().await, Bench::new(), remotes());
     for number in 0..40 {

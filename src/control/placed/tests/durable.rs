@@ -202,3 +202,22 @@ async fn a_copy_that_has_no_business_where_it_is_goes_to_the_owner() {
     until("the copy to go", || plane.kept_at(stranger, &name).is_none() && plane.files(stranger) == 0).await;
     assert_eq!(plane.say(stranger, &name, Say::Add(1)).await, Balance { lives: 2, sum: 10 });
 }
+
+#[tokio::test]
+async fn what_is_recorded_after_a_join_is_newer_than_what_was_joined() {
+    let plane = Plane::start(&ALL).await;
+    plane.see(&ALL);
+    let name = plane.name_of("c1");
+    plane.say("c1", &name, Say::Add(5)).await;
+    // Another one of the key lived elsewhere for long; what it recorded is kept by others.
+    let Belongings { key, hash, record } = plane.node("c1").shared.placed.lock().copies.belongings(&key(&name)).expect("kept");
+    let bytes = Payload::encode(&Balance { lives: 1, sum: 3 }).expect("encoded").into_bytes().into();
+    let stamp = Stamp { version: record.stamp.version + 1_000, ..record.stamp };
+    let other = Belongings { key, hash, record: Record { stamp, bytes } };
+    keep(&plane.node("c3").shared, other.clone()).await;
+    assert_eq!(plane.kept_at("c3", &name), Some(3));
+    arrive(&plane.node("c1").shared, other).await.expect("it is joined");
+    assert_eq!(ALL.map(|node| plane.kept_at(node, &name)), [Some(5); 3]);
+    plane.say("c2", &name, Say::Add(1)).await;
+    assert_eq!(ALL.map(|node| plane.kept_at(node, &name)), [Some(6); 3]);
+}

@@ -1,6 +1,6 @@
 //! One batch at one worker, from its start to its end.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex};
 
 use nkcluster::cluster::{CallOptions, Cluster, Retry};
@@ -24,16 +24,20 @@ pub(super) struct Sending {
     pub(super) held: Arc<Mutex<BTreeMap<Attempt, (NodeId, TaskId)>>>,
     pub(super) ledger: Ledger,
     pub(super) keep: Option<Keep>,
+    /// Workers of which is kept that they have batches.
+    pub(super) kept: Arc<Mutex<BTreeSet<NodeId>>>,
 }
 
 impl Sending {
     pub(super) async fn carry(&self) -> Verdict {
         // Whoever goes on with the run must know whom to ask.
-        if self.ledger.employ(self.attempt.run, &self.node)
-            && let Some(keep) = &self.keep
-            && let Err(why) = keep(self.attempt.run).await
-        {
-            return Verdict::Refused(Error::new(ErrorCode::Moved, why));
+        self.ledger.employ(self.attempt.run, &self.node);
+        // Each of the first batches waits: one may be on its way before the other is kept.
+        if let Some(keep) = self.keep.as_ref().filter(|_| !lock(&self.kept).contains(&self.node)) {
+            if let Err(why) = keep(self.attempt.run).await {
+                return Verdict::Refused(Error::new(ErrorCode::Moved, why));
+            }
+            lock(&self.kept).insert(self.node.clone());
         }
         let Some(task) = task_id(self.attempt) else { return Verdict::Lost(format!("{} cannot name a task", self.attempt)) };
         let Ok(batch) = serde_json::from_slice(&self.batch.to_json()) else { return Verdict::Lost("the batch is no JSON".to_owned()) };

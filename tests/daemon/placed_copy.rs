@@ -166,19 +166,22 @@ fn a_control_node_that_wakes_up_when_another_one_has_gone_on_with_its_run_change
 }
 
 #[test]
-fn a_control_node_that_sees_nothing_where_the_source_was_deletes_nothing() {
-    let mut stage = Stage::new();
-    let sync = &mut stage.run_by(&Cli::at(stage.plane.everywhere()), "sync", "200k", &[]);
-    let command = Process(sync.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().expect("it starts"));
-    let host = stage.until_under_way();
-    stage.plane.kill(&host);
+fn a_control_node_that_sees_nothing_where_the_trees_were_deletes_nothing_and_tells_no_success() {
     // As if it were mounted on the other one alone.
-    fs::rename(stage.room.path("source"), stage.room.path("elsewhere")).expect("renamed");
-    fs::create_dir(stage.room.path("source")).expect("made");
-    ends_with(command, 7);
-    assert!(files_below(&stage.room.path("destination")) >= 20, "what was copied is there");
-    let ended = stage.status().and_then(|status| status.end).expect("it has ended");
-    assert!(ended.end == End::Fatal && ended.errors[0].contains("is it mounted there?"), "{ended:?}");
+    for (verb, unmounted) in [("sync", "source"), ("move", "source"), ("copy", "destination")] {
+        let mut stage = Stage::new();
+        let run = &mut stage.run_by(&Cli::at(stage.plane.everywhere()), verb, "200k", &[]);
+        let command = Process(run.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().expect("it starts"));
+        let host = stage.until_under_way();
+        stage.plane.kill(&host);
+        fs::rename(stage.room.path(unmounted), stage.room.path("elsewhere")).expect("renamed");
+        fs::create_dir(stage.room.path(unmounted)).expect("made");
+        ends_with(command, 7);
+        let destination = if unmounted == "destination" { "elsewhere" } else { "destination" };
+        assert!(files_below(&stage.room.path(destination)) >= 20, "what was copied is there");
+        let ended = stage.status().and_then(|status| status.end).expect("it has ended");
+        assert!(ended.end == End::Fatal && ended.errors[0].contains("is it mounted there?"), "{verb}: {ended:?}");
+    }
 }
 
 #[test]

@@ -1,5 +1,6 @@
 //! One life of a run.
 
+use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -14,6 +15,7 @@ use crate::path::EntryPath;
 use crate::plan::Task;
 use crate::remote::without_secrets;
 use crate::run::closing::Patience;
+use crate::run::ledger::Life;
 use crate::run::{Control, End, Keep, Persistent, Summary, Told, Workers, run};
 use crate::storage::ErrorKind;
 
@@ -153,6 +155,7 @@ impl Inner {
             if !lives.is_empty() {
                 let _ = told.send(Told::Notice(format!("control node {} goes on with the run", self.ctx.node))).await;
             }
+            self.look_at_trees(&lives).await?;
             self.closing(Some(&told), Patience::OF_HEIR).close_all().await?;
             self.look_at_source().await.map(|()| place)
         };
@@ -170,6 +173,30 @@ impl Inner {
         drop(place);
         self.ledger.done_without(self.state().attempts).add_to(&mut summary.stats);
         summary
+    }
+
+    /// Refuses to go on where the trees are not that earlier lives have changed. Before its first batch a life makes a directory in each; so one that is empty is another
+    /// one, such as a place where nothing is mounted. There attempts could not be fenced, and a move or delete would find nothing to do.
+    async fn look_at_trees(&self, lives: &[Life]) -> Result<(), String> {
+        for life in lives.iter().filter(|life| !life.is_closed && !life.workers.is_empty()) {
+            for text in &life.changed {
+                let Some(path) = self.remotes.open(text).ok().and_then(|remote| remote.local_path()) else { continue };
+                let shown = path.display().to_string();
+                let looked = tokio::task::spawn_blocking(move || std::fs::read_dir(path).map(|mut entries| entries.next().is_none())).await;
+                let is_empty = match looked {
+                    Ok(Ok(is_empty)) => is_empty,
+                    Ok(Err(error)) => error.kind() == io::ErrorKind::NotFound,
+                    Err(_) => false,
+                };
+                if is_empty {
+                    let node = &self.ctx.node;
+                    return Err(format!(
+                        "control node {node} sees nothing in {shown}, where the run has been at work; is it mounted there?"
+                    ));
+                }
+            }
+        }
+        Ok(())
     }
 
     /// Refuses to go on where the source of an earlier life is not to be seen. What is mounted on one control node may not be on another one, and its empty directory

@@ -4,7 +4,7 @@
 //! dials is decided by membership; here links are kept by the id of their peer, and what arrives on them is handed on.
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -17,6 +17,7 @@ use super::proxy::state::LinkKey;
 use super::shared::Shared;
 use super::view::View;
 use crate::cluster::{random_incarnation, write_events};
+use crate::connection::establish::Declines;
 use crate::connection::{ByteStream, Channel, IncomingCall, Link, LinkHandler, LinkParts, PendingAnswer};
 use crate::error::{Error, ErrorCode, Result};
 use crate::proto::head::{CallHead, EventHead, HOPS_MAX, Rank, Verb};
@@ -86,6 +87,20 @@ impl Peers {
         let head = CallHead { node: (link.peer().id != *peer).then(|| peer.clone()), ..head(timeout) };
         Ok((link, head, Payload::encode(request)?.into_bytes()))
     }
+}
+
+/// For a dial: declines whoever there is a link to already, which would give way to another one; and the first such link that was met, as a name may have several
+/// addresses.
+pub(super) fn decline_linked(shared: &Arc<Shared>) -> (Declines, Arc<OnceLock<Link>>) {
+    let linked = Arc::new(OnceLock::new());
+    let (shared, met) = (Arc::clone(shared), Arc::clone(&linked));
+    let declines = Declines::new(move |peer| {
+        shared.peers.find_life(&peer.id, peer.incarnation).is_some_and(|link| {
+            let _ = met.set(link);
+            true
+        })
+    });
+    (declines, linked)
 }
 
 /// Asks whoever is at the other end of a link.

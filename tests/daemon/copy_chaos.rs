@@ -1,14 +1,11 @@
 //! A copy through a queue whose workers and controllers are killed, frozen and woken at any moment.
-//!
-//! What happens is drawn from a seed, which a failure names: `NKCLUSTER_MODEL_SEED=<seed>` draws the same again, though processes never run the same twice;
-//! `NKCLUSTER_MODEL_SEEDS=<count>` runs a five-thousandth as many seeds.
 
 use std::fs::{self, File};
-use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::process::Stdio;
 
 use rustix::process::Signal;
 
+use crate::blows::{Dice, for_each_seed};
 use crate::copy::{FILES, Process, Room, names, tree};
 use crate::support::wait_for;
 
@@ -19,16 +16,6 @@ const BLOWS: u64 = 4;
 /// So many files are left when the last blow falls: the run is not over yet.
 const REST: usize = 60;
 const RUN: &str = "abcdefghijklmnopqrst";
-
-/// Numbers that follow from a seed.
-struct Dice(u64);
-
-impl Dice {
-    fn below(&mut self, limit: u64) -> u64 {
-        self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-        (self.0 >> 33) % limit
-    }
-}
 
 struct Worker {
     id: String,
@@ -56,7 +43,7 @@ fn copied(room: &Room) -> usize {
 
 impl<'a> Chaos<'a> {
     fn begin(room: &'a Room, seed: u64) -> Self {
-        let dice = Dice(seed ^ 0x9e37_79b9_7f4a_7c15);
+        let dice = Dice::of(seed);
         let mut chaos = Self { room, dice, controller: controller(room, &[]), workers: Vec::new(), started: 0 };
         chaos.worker();
         chaos.worker();
@@ -73,7 +60,7 @@ impl<'a> Chaos<'a> {
 
     /// Waits for some progress, so that blows fall at moments of every kind; false if there is not enough left.
     fn goes_on(&mut self) -> bool {
-        let wanted = copied(self.room) + 1 + self.dice.below(40) as usize;
+        let wanted = copied(self.room) + 1 + self.dice.below(40);
         if wanted > FILES - REST {
             return false;
         }
@@ -83,7 +70,7 @@ impl<'a> Chaos<'a> {
 
     /// Something happens; it is told.
     fn blow(&mut self) -> String {
-        let number = self.dice.below(self.workers.len() as u64) as usize;
+        let number = self.dice.below(self.workers.len());
         match self.dice.below(10) {
             0..3 => {
                 self.kill_controller();
@@ -147,30 +134,15 @@ impl<'a> Chaos<'a> {
 
 #[test]
 fn whoever_is_killed_or_frozen_at_any_moment_a_copy_ends_with_the_same_tree_and_says_so() {
-    let number = |name: &str| std::env::var(name).ok().and_then(|text| text.parse::<u64>().ok());
-    let seeds = match number("NKCLUSTER_MODEL_SEED") {
-        Some(seed) => seed..seed + 1,
-        None => 0..number("NKCLUSTER_MODEL_SEEDS").map_or(SEEDS, |seeds| (seeds / 5000).max(1)),
-    };
-    for seed in seeds {
+    for_each_seed(SEEDS, "copy_chaos", |seed, story| {
         let room = Room::new();
-        let mut story = Vec::new();
-        let ended = catch_unwind(AssertUnwindSafe(|| {
-            let mut chaos = Chaos::begin(&room, seed);
-            for _ in 0..BLOWS {
-                if !chaos.goes_on() {
-                    break;
-                }
-                story.push(chaos.blow());
+        let mut chaos = Chaos::begin(&room, seed);
+        for _ in 0..BLOWS {
+            if !chaos.goes_on() {
+                break;
             }
-            chaos.end();
-        }));
-        if let Err(wrong) = ended {
-            eprintln!(
-                "seed {seed}: {}; to see the like: NKCLUSTER_MODEL_SEED={seed} cargo test --workspace --test daemon copy_chaos",
-                story.join(", ")
-            );
-            resume_unwind(wrong);
+            story.push(chaos.blow());
         }
-    }
+        chaos.end();
+    });
 }

@@ -1,5 +1,6 @@
 //! The daemon as a real process: how it starts, what it says, how it ends, what survives a kill.
 
+mod blows;
 mod clones;
 mod copy;
 mod copy_chaos;

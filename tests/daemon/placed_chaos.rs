@@ -1,12 +1,8 @@
 //! A copy by the workers of a cluster, whose control nodes, workers and command are killed, frozen and woken at any moment.
-//!
-//! What happens is drawn from a seed, which a failure names: `NKCLUSTER_MODEL_SEED=<seed>` draws the same again, though processes never run the same twice;
-//! `NKCLUSTER_MODEL_SEEDS=<count>` runs a five-thousandth as many seeds.
-
-use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 
 use rustix::process::Signal;
 
+use crate::blows::{Dice, for_each_seed};
 use crate::copy::{FILES, Process, stats};
 use crate::placed_copy::{Stage, files_below};
 use crate::several::{NAMES, WORKERS};
@@ -21,16 +17,6 @@ const REST: usize = 60;
 /// Bytes per second of each worker.
 const RATE: &str = "100k";
 
-/// Numbers that follow from a seed.
-struct Dice(u64);
-
-impl Dice {
-    fn below(&mut self, limit: usize) -> usize {
-        self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-        (self.0 >> 33) as usize % limit
-    }
-}
-
 struct Chaos {
     stage: Stage,
     dice: Dice,
@@ -43,7 +29,7 @@ struct Chaos {
 impl Chaos {
     fn begin(seed: u64) -> Self {
         let stage = Stage::new();
-        let (command, dice) = (Some(stage.start(RATE)), Dice(seed ^ 0x9e37_79b9_7f4a_7c15));
+        let (command, dice) = (Some(stage.start(RATE)), Dice::of(seed));
         Self { stage, dice, command, frozen_control: None, frozen_worker: None, are_workers_untouched: true }
     }
 
@@ -131,29 +117,14 @@ fn toggle(frozen: &mut Option<usize>, daemons: &[Daemon], number: usize) -> Stri
 
 #[test]
 fn whoever_is_killed_or_frozen_at_any_moment_a_run_of_a_cluster_ends_with_the_same_tree_and_says_so() {
-    let number = |name: &str| std::env::var(name).ok().and_then(|text| text.parse::<u64>().ok());
-    let seeds = match number("NKCLUSTER_MODEL_SEED") {
-        Some(seed) => seed..seed + 1,
-        None => 0..number("NKCLUSTER_MODEL_SEEDS").map_or(SEEDS, |seeds| (seeds / 5000).max(1)),
-    };
-    for seed in seeds {
-        let mut story = Vec::new();
-        let ended = catch_unwind(AssertUnwindSafe(|| {
-            let mut chaos = Chaos::begin(seed);
-            for _ in 0..BLOWS {
-                if !chaos.goes_on() {
-                    break;
-                }
-                story.push(chaos.blow());
+    for_each_seed(SEEDS, "placed_chaos", |seed, story| {
+        let mut chaos = Chaos::begin(seed);
+        for _ in 0..BLOWS {
+            if !chaos.goes_on() {
+                break;
             }
-            chaos.end();
-        }));
-        if let Err(wrong) = ended {
-            eprintln!(
-                "seed {seed}: {}; to see the like: NKCLUSTER_MODEL_SEED={seed} cargo test --workspace --test daemon placed_chaos",
-                story.join(", ")
-            );
-            resume_unwind(wrong);
+            story.push(chaos.blow());
         }
-    }
+        chaos.end();
+    });
 }

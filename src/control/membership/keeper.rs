@@ -1,7 +1,7 @@
 //! The task around the machine: links, dials, the clock and the disk.
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, OnceLock, Weak};
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -15,7 +15,7 @@ use super::dials::DialNumber;
 use super::envelope::{Envelope, RowState};
 use super::machine::{Action, Machine, SessionKey, Setup};
 use super::saved::Writer;
-use crate::connection::establish::{Declines, Expect, Order, dial_and_establish};
+use crate::connection::establish::{Expect, Order, dial_and_establish};
 use crate::connection::{ByteStream, IncomingCall, Link, LinkParts};
 use crate::control::messages::PeerRequest;
 use crate::control::peers;
@@ -371,18 +371,7 @@ impl Keeper {
         let (shared, handle) = (Arc::clone(shared), self.handle.clone());
         self.dials.spawn(async move {
             // A link may have come while an address did not answer. A second one would take its place, and what is under way on it would be cut.
-            let found = Arc::new(OnceLock::new());
-            let declines = {
-                let (shared, found) = (Arc::downgrade(&shared), Arc::clone(&found));
-                Declines::new(move |peer| {
-                    let link = shared.upgrade().and_then(|shared| shared.peers.find_life(&peer.id, peer.incarnation));
-                    link.is_some_and(|link| {
-                        // Another address may have told of somebody before.
-                        let _ = found.set(link.peer().id.clone());
-                        true
-                    })
-                })
-            };
+            let (declines, linked) = peers::decline_linked(&shared);
             let expect = Expect { role: Role::Control, id, declines: Some(declines) };
             let dialled = dial_and_establish(&addresses, &shared.party, &expect, Order::AsGiven, &shared.dial);
             let error = match tokio::time::timeout(DIAL_TIMEOUT, dialled).await {
@@ -393,8 +382,8 @@ impl Keeper {
                 Ok(Err(error)) => error.into(),
                 Err(_) => Error::new(ErrorCode::Timeout, format!("no answer within {DIAL_TIMEOUT:?}")),
             };
-            handle.tell(match found.get() {
-                Some(id) => Event::FoundAgain(number, id.clone()),
+            handle.tell(match linked.get() {
+                Some(link) => Event::FoundAgain(number, link.peer().id.clone()),
                 None => Event::DialFailed(number, error),
             });
         });

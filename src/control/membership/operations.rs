@@ -1,7 +1,7 @@
 //! What operators ask of membership: who is there, who owns what, and how that shall change.
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -9,7 +9,7 @@ use tokio::time::Instant;
 
 use super::RowState;
 use crate::cluster::{MemberInfo, Operation, OperationReply, PlanInfo, RingInfo, TransferInfo};
-use crate::connection::establish::{Declines, Expect, Order, dial_and_establish};
+use crate::connection::establish::{Expect, Order, dial_and_establish};
 use crate::connection::{Channel, IncomingCall, Link, LinkHandler, LinkOptions, LinkParts};
 use crate::control::messages::{JoinFacts, PeerReply, PeerRequest};
 use crate::control::peers;
@@ -147,17 +147,7 @@ async fn join(shared: &Arc<Shared>, uri: NodeUri) -> Result<OperationReply> {
 /// Asks whoever is at an address what decides about a join.
 async fn probe(shared: &Arc<Shared>, uri: &NodeUri) -> Result<(NodeId, JoinFacts)> {
     // Its link to us, if there is one, would give way to that of the question.
-    let linked = Arc::new(OnceLock::new());
-    let declines = {
-        let (shared, linked) = (Arc::clone(shared), Arc::clone(&linked));
-        Declines::new(move |peer| {
-            shared.peers.find_life(&peer.id, peer.incarnation).is_some_and(|link| {
-                // A name may have several addresses.
-                let _ = linked.set(link);
-                true
-            })
-        })
-    };
+    let (declines, linked) = peers::decline_linked(shared);
     let expect = Expect { declines: Some(declines), ..Expect::any(Role::Control) };
     let dialled = dial_and_establish(std::slice::from_ref(uri), &shared.party, &expect, Order::AsGiven, &shared.dial).await;
     if let Some(link) = linked.get() {

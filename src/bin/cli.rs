@@ -303,8 +303,8 @@ Examples:
   nkcluster copy /data /backup --cluster /work --resume --run-id ID     go on with a run whose controller has ended
 
 Flags are rclone's. Exit codes: 0 done, 1 failed, 2 wrong usage, 3 no such source, 5 failed and may succeed later, 7 had to end,
-or with --on no control node was reached or let the run begin.
-With --on a control node directs the run, and goes on without this command; Ctrl-C ends it.
+or with --on no control node was reached.
+With --on a control node directs the run, and goes on without this command; where none may, this command directs it. Ctrl-C ends the run.
 SRC may be one file; DST is always a directory.")]
     Copy(Box<SyncArgs<CopyFlags>>),
     /// Make the destination the same as the source; what is only there is deleted.

@@ -8,8 +8,9 @@ use std::time::Duration;
 use rand::RngExt as _;
 use tokio::task::JoinHandle;
 
+use super::actor::{Own, ProxyActor};
 use super::state::LinkKey;
-use super::{Msg, Own, Proxy, ProxyActor};
+use super::{Msg, Proxy};
 use crate::connection::LinkParts;
 use crate::connection::establish::{Expect, Order, dial_and_establish};
 use crate::control::shared::Shared;

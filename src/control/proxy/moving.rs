@@ -21,8 +21,9 @@ use std::time::{Duration, Instant};
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::task::JoinHandle;
 
+use super::actor::{Own, ProxyActor};
 use super::state::{Action, Claim, LinkKey};
-use super::{Msg, Own, Proxy, ProxyActor};
+use super::{Msg, Proxy};
 use crate::cluster::FullUri;
 use crate::connection::{Channel, Link};
 use crate::control::lease;

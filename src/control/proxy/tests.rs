@@ -6,12 +6,13 @@ use tokio::sync::{Semaphore, mpsc};
 use super::*;
 use crate::config::Config;
 use crate::connection::establish::{Established, Party};
-use crate::connection::{IncomingCall, LinkHandler, LinkOptions};
+use crate::connection::{IncomingCall, LinkHandler, LinkOptions, LinkParts};
 use crate::control::{view, workers};
 use crate::job::Classes;
-use crate::proto::auth::{Identity, Keyring, KeyringInput, Peer, VERSIONS};
+use crate::proto::auth::{Identity, Keyring, KeyringInput, Peer, Role, VERSIONS};
 use crate::proto::head::{Audience, EventKind, Rank};
-use crate::proto::message::{ExclusiveDial, ExclusiveHere};
+use crate::proto::message::{ExclusiveDial, ExclusiveHere, Message};
+use crate::proto::session::Side;
 use crate::transport::{CertificateCheck, DialOptions, Wire, WireFacts};
 use crate::types::{Secret, Transport};
 

@@ -17,6 +17,7 @@
 //! A listener never waits for a peer: [`Listener::accept`] returns as soon as there is a connection, and the TLS handshake and the WebSocket upgrade happen
 //! in [`Incoming::into_wire`], in the task of that connection and under its limit of time.
 
+mod ahead;
 pub mod certificate;
 mod discovery;
 mod head;
@@ -25,6 +26,7 @@ pub mod memory;
 mod proxy;
 mod proxy_protocol;
 mod quic;
+mod split;
 mod target;
 mod tcp;
 #[cfg(test)]

@@ -4,6 +4,7 @@ mod bulk;
 mod calls;
 mod drive;
 mod output;
+mod pace;
 
 use std::collections::HashMap;
 use std::fmt;

@@ -397,6 +397,11 @@ impl<T> Session<T> {
         self.streams.round_trip(measured);
     }
 
+    /// Whether bytes come as fast as they can be looked at: then streams may have more on the way than it is long.
+    pub fn set_fast(&mut self, is_fast: bool) {
+        self.streams.set_fast(is_fast);
+    }
+
     /// Ends a stream by an error, in both directions.
     pub fn stream_reset(&mut self, key: StreamKey) {
         self.streams.reset(key, &mut self.lanes);

@@ -20,6 +20,7 @@ use tokio_rustls::{TlsAcceptor, TlsConnector, TlsStream};
 use zeroize::Zeroizing;
 
 use crate::error::{Error, ErrorCode, Result};
+use crate::transport::ahead::ReadAhead;
 use crate::transport::certificate::Certificate;
 use crate::transport::target::machine_name;
 use crate::transport::verify::{Demand, ServerCheck};
@@ -30,6 +31,9 @@ use crate::types::{Host, NodeUri, TlsVerify, TlsVersion};
 pub(super) const EXPORTER_LABEL: &[u8] = b"EXPORTER-Channel-Binding";
 /// The protocol within the TLS of QUIC (RFC 7301).
 const QUIC_ALPN: &[u8] = b"nkcluster";
+
+/// TLS over a socket.
+pub(super) type Stream = TlsStream<ReadAhead<TcpStream>>;
 
 /// TLS of one address that is to be dialled.
 pub(super) struct Dialler {
@@ -48,8 +52,8 @@ impl Dialler {
     }
 
     /// Adds to the facts what TLS knows.
-    pub(super) async fn connect(self, stream: TcpStream, facts: &mut WireFacts) -> Result<TlsStream<TcpStream>> {
-        let stream = self.connector.connect(self.name, stream).await.map_err(|error| tls_error(&error))?;
+    pub(super) async fn connect(self, stream: TcpStream, facts: &mut WireFacts) -> Result<Stream> {
+        let stream = self.connector.connect(self.name, ReadAhead::new(stream)).await.map_err(|error| tls_error(&error))?;
         facts.binding = Some(exporter(stream.get_ref().1)?);
         facts.certificate = self.check;
         Ok(TlsStream::Client(stream))
@@ -85,9 +89,9 @@ impl Acceptor {
     }
 
     /// Adds to the facts what TLS knows.
-    pub(super) async fn accept(&self, stream: TcpStream, facts: &mut WireFacts) -> Result<TlsStream<TcpStream>> {
+    pub(super) async fn accept(&self, stream: TcpStream, facts: &mut WireFacts) -> Result<Stream> {
         let acceptor = TlsAcceptor::from(self.current.load_full());
-        let stream = acceptor.accept(stream).await.map_err(|error| tls_error(&error))?;
+        let stream = acceptor.accept(ReadAhead::new(stream)).await.map_err(|error| tls_error(&error))?;
         facts.binding = Some(exporter(stream.get_ref().1)?);
         facts.certificate = self.check;
         Ok(TlsStream::Server(stream))

@@ -8,10 +8,11 @@ use std::task::{Context, Poll};
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
-use tokio_rustls::TlsStream;
 
 use crate::transport::memory::MemoryStream;
 use crate::transport::quic::{self, SideStreams};
+use crate::transport::split::split;
+use crate::transport::tls;
 use crate::types::Transport;
 
 /// What reads from a [`Wire`] after [`Wire::into_split`].
@@ -57,7 +58,7 @@ pub struct Wire {
 
 enum Io {
     Tcp(TcpStream),
-    Tls(Box<TlsStream<TcpStream>>),
+    Tls(Box<tls::Stream>),
     Memory(MemoryStream),
     Quic(Box<quic::Stream>),
     Other(Box<dyn Stream>),
@@ -73,7 +74,7 @@ impl Wire {
         Self { io: Io::Tcp(stream), facts }
     }
 
-    pub(super) fn tls(stream: Box<TlsStream<TcpStream>>, facts: WireFacts) -> Self {
+    pub(super) fn tls(stream: Box<tls::Stream>, facts: WireFacts) -> Self {
         Self { io: Io::Tls(stream), facts }
     }
 
@@ -98,15 +99,17 @@ impl Wire {
         &self.facts
     }
 
-    /// Reader and writer for separate tasks; without a lock between them on tcp, memory and quic.
+    /// Reader and writer for separate tasks, neither of which ever holds up the thread of the other. To be asked for once the peer is trusted: from then on more of what
+    /// it sends may be read than was asked for.
     pub fn into_split(self) -> (ReadHalf, WriteHalf) {
         match self.io {
             Io::Tcp(stream) => {
                 let (read, write) = stream.into_split();
                 (Box::new(read), Box::new(write))
             }
-            Io::Tls(stream) => {
-                let (read, write) = tokio::io::split(*stream);
+            Io::Tls(mut stream) => {
+                stream.get_mut().0.begin();
+                let (read, write) = split(*stream);
                 (Box::new(read), Box::new(write))
             }
             Io::Memory(stream) => {
@@ -118,7 +121,7 @@ impl Wire {
                 (Box::new(read), Box::new(write))
             }
             Io::Other(stream) => {
-                let (read, write) = tokio::io::split(stream);
+                let (read, write) = split(stream);
                 (Box::new(read), Box::new(write))
             }
         }

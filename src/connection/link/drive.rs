@@ -14,6 +14,7 @@ use tokio::time::Instant;
 use super::super::stream::ByteStream;
 use super::bulk;
 use super::calls::{Arrived, IncomingCall};
+use super::pace::Pace;
 use super::{Link, LinkHandler, LinkOptions, PongReceived, Token, unix_time_ms};
 use crate::error::{Error, ErrorCode};
 use crate::proto::frame::{self, LINK_CHANNEL};
@@ -99,6 +100,7 @@ pub(super) struct ReadLoop {
     heard: Instant,
     /// How the stream ended, behind bytes that came together with that.
     end: Option<io::Result<usize>>,
+    pace: Pace,
 }
 
 /// What the reader waits for.
@@ -113,7 +115,7 @@ enum Turn {
 
 impl ReadLoop {
     pub(super) fn new(link: Link, reader: ReadHalf, handler: Arc<dyn LinkHandler>, options: LinkOptions) -> Self {
-        Self { link, reader, buffer: ReadBuffer::new(), handler, options, heard: Instant::now(), end: None }
+        Self { link, reader, buffer: ReadBuffer::new(), handler, options, heard: Instant::now(), end: None, pace: Pace::default() }
     }
 
     /// Returns why the link ends.
@@ -123,6 +125,8 @@ impl ReadLoop {
         let mut timer = pin!(tokio::time::sleep(silence));
         let mut incoming = Vec::new();
         let mut misses = 0;
+        let is_encrypted = self.link.transport().is_encrypted();
+        let (mut is_fast, mut gives_way) = (false, false);
         // Nothing is on its way yet, so this is the round trip of the network alone.
         self.probe();
         loop {
@@ -144,11 +148,20 @@ impl ReadLoop {
             if incoming.capacity() > INCOMING_KEPT {
                 incoming = Vec::new();
             }
+            if self.pace.is_fast() != is_fast {
+                is_fast = !is_fast;
+                self.link.lock().session.set_fast(is_fast);
+            }
+            if std::mem::take(&mut gives_way) {
+                // Whoever waits for what came gets to it, and somebody looks at the sockets.
+                tokio::task::yield_now().await;
+            }
             self.buffer.prepare();
             #[cfg(test)]
             self.link.inner.kept.store(self.buffer.block, std::sync::atomic::Ordering::Relaxed);
             let turn = {
                 let (reader, bytes, end) = (&mut self.reader, &mut self.buffer.bytes, &mut self.end);
+                let pace = &mut self.pace;
                 let incoming = &mut incoming;
                 let link = &self.link;
                 poll_fn(|cx| {
@@ -160,6 +173,7 @@ impl ReadLoop {
                     }
                     // Nothing is there, and on most links nothing will be for seconds.
                     *incoming = Vec::new();
+                    pace.waits();
                     link.inner.reader.register(cx.waker());
                     if link.is_closing() {
                         return Poll::Ready(Turn::Closing);
@@ -175,6 +189,7 @@ impl ReadLoop {
                     misses = 0;
                     self.heard = Instant::now();
                     self.buffer.read(count);
+                    gives_way = is_encrypted && self.pace.came(count);
                 }
                 Turn::Read(Err(error)) => return Error::new(ErrorCode::ConnectionFailed, read_error(&error)),
                 Turn::Closing => {

@@ -25,6 +25,7 @@ use tokio::io::AsyncWrite as _;
 use super::Link;
 use super::bulk::{self, Bulk};
 use super::drive::read_error;
+use super::pace::BURST_BYTES;
 use crate::error::{Error, ErrorCode};
 use crate::proto::session::{Outbox, StreamKey};
 use crate::transport::WriteHalf;
@@ -64,6 +65,8 @@ pub(super) struct Output {
     writable: Vec<StreamKey>,
     /// Something was written that the transport may still hold.
     is_unflushed: bool,
+    /// Bytes that were written since the writer's task gave way.
+    burst: usize,
     /// Met by whoever wrote at once; the writer's task tells it.
     failed: Option<io::Error>,
 }
@@ -78,13 +81,14 @@ impl Output {
         self.outbox.is_empty() && !self.is_unflushed && self.failed.is_none()
     }
 
-    /// Writes what the lanes hold, at most `turns` times; ready when nothing of it is left here.
-    fn poll_drain(&mut self, link: &Link, turns: usize, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+    /// Writes what the lanes hold, until that were `bytes_max` or a little more; ready when nothing of it is left here.
+    fn poll_drain(&mut self, link: &Link, bytes_max: usize, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         if let Some(error) = self.failed.take() {
             return Poll::Ready(Err(error));
         }
         let Some(half) = &mut self.half else { return Poll::Ready(Ok(())) };
-        for _ in 0..turns {
+        let mut taken = 0;
+        while taken < bytes_max {
             // What has not left yet is not added to: a peer that does not read would be written for without bound, and the session would never notice.
             if self.outbox.is_empty() {
                 let is_relaying = {
@@ -103,6 +107,7 @@ impl Output {
             if self.outbox.is_empty() {
                 break;
             }
+            taken += self.outbox.len();
             while !self.outbox.is_empty() {
                 let mut slices = [io::IoSlice::new(&[]); PIECES_MAX];
                 let mut used = 0;
@@ -118,6 +123,7 @@ impl Output {
                     return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
                 }
                 self.outbox.advance(count);
+                self.burst += count;
                 self.is_unflushed = true;
             }
         }
@@ -166,7 +172,7 @@ impl Link {
             // Somebody writes, or waits for the socket: the task looks again when that is over.
             Ok(_) | Err(TryLockError::WouldBlock | TryLockError::Poisoned(_)) => return self.wake_writer(),
         };
-        let drained = output.poll_drain(self, 1, &mut Context::from_waker(Waker::noop()));
+        let drained = output.poll_drain(self, WRITE_BYTES, &mut Context::from_waker(Waker::noop()));
         if let Poll::Ready(Err(error)) = drained {
             output.failed = Some(error);
         } else if drained.is_ready() && !self.lock().session.has_output() {
@@ -181,7 +187,14 @@ impl Link {
 /// Writes what the lanes hold, until the link ends.
 pub(super) async fn write_loop(link: Link) {
     let mut has_yielded = false;
-    match poll_fn(|cx| poll_writing(&link, &mut has_yielded, cx)).await {
+    let written = loop {
+        match poll_fn(|cx| poll_writing(&link, &mut has_yielded, cx)).await {
+            Ok(Pause::GiveWay) => tokio::task::yield_now().await,
+            Ok(Pause::Closing) => break Ok(()),
+            Err(error) => break Err(error),
+        }
+    };
+    match written {
         Ok(()) => {
             // The last words: replies that were given, the reason of a fault.
             let last = async {
@@ -205,8 +218,16 @@ pub(super) async fn write_loop(link: Link) {
     *link.output() = Output::default();
 }
 
-/// Ready when the link closes, or when the socket has failed.
-fn poll_writing(link: &Link, has_yielded: &mut bool, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+/// Why the writer's task does not write just now.
+enum Pause {
+    /// It has written much.
+    GiveWay,
+    /// The link is to end.
+    Closing,
+}
+
+/// Ready when much was written, when the link closes, or when the socket has failed.
+fn poll_writing(link: &Link, has_yielded: &mut bool, cx: &mut Context<'_>) -> Poll<io::Result<Pause>> {
     // Registered before the look, so that what is queued from now on wakes us.
     link.inner.writer.register(cx.waker());
     if link.inner.is_crowded.swap(false, Ordering::Relaxed) && !*has_yielded && !link.is_closing() {
@@ -216,10 +237,21 @@ fn poll_writing(link: &Link, has_yielded: &mut bool, cx: &mut Context<'_>) -> Po
         return Poll::Pending;
     }
     *has_yielded = false;
-    let drained = link.output().poll_drain(link, usize::MAX, cx);
-    match drained {
+    // Elsewhere bytes cost less than it takes to wake a thread for them.
+    let burst_max = if link.transport().is_encrypted() { BURST_BYTES } else { usize::MAX };
+    let mut output = link.output();
+    match output.poll_drain(link, burst_max, cx) {
         Poll::Ready(Err(error)) => Poll::Ready(Err(error)),
-        _ if link.is_closing() => Poll::Ready(Ok(())),
-        _ => Poll::Pending,
+        _ if link.is_closing() => Poll::Ready(Ok(Pause::Closing)),
+        Poll::Ready(Ok(())) if output.burst >= burst_max => {
+            output.burst = 0;
+            Poll::Ready(Ok(Pause::GiveWay))
+        }
+        Poll::Ready(Ok(())) => Poll::Pending,
+        // The socket tells when it goes on: somebody looks at it.
+        Poll::Pending => {
+            output.burst = 0;
+            Poll::Pending
+        }
     }
 }

@@ -1,4 +1,4 @@
-//! Links that come too late: for a proxy that ends, or because they have ended themselves.
+//! Links that come too late: for a proxy that ends, or because they have ended themselves; and workers that are to move.
 
 use tokio::io::duplex;
 use tokio::sync::{Semaphore, mpsc};
@@ -286,6 +286,43 @@ async fn next<T>(heard: &mut mpsc::UnboundedReceiver<(Channel, Message)>, wanted
     tokio::time::timeout(DEADLINE, waiting).await.expect("it is said")
 }
 
+/// From now on all workers belong to a control node that cannot be reached.
+fn belongs_elsewhere(shared: &Shared) {
+    let other = view::Member { incarnation: run(201), listen: Vec::new(), next_hop: Some(id("c2")) };
+    shared.view.send_modify(|view| {
+        let view = Arc::make_mut(view);
+        view.live.insert(id("c2"), other);
+        view.ring = crate::ring::Ring::new(view.ring.size(), [id("c2")]);
+    });
+    shared.directory.find(&id("w1")).expect("known").cast(Msg::View);
+}
+
+#[tokio::test]
+async fn a_worker_that_belongs_elsewhere_works_on_here_until_it_is_its_turn_to_move() {
+    let shared = control();
+    let (ear, mut heard) = mpsc::unbounded_channel();
+    let (parts, worker) = wired_to(Played(ear));
+    workers::start(&shared, parts, None);
+    worker.channel_zero().message(&Message::Describe(describe()));
+    let adopted = |channel: Channel, message: Message| matches!(message, Message::Adopt(_)).then_some(channel);
+    let channel = next(&mut heard, adopted).await;
+    channel.message(&Message::Adopted(Adopted::Granted { term: 1, ticket: Ticket::from_bytes([7; 16]) }));
+    let proxy = shared.directory.find(&id("w1")).expect("known");
+    eventually("it is adopted", || proxy.current().is_some()).await;
+    // As many others move as may at once.
+    let all = u32::try_from(shared.moves.available_permits()).expect("few");
+    let others = Arc::clone(&shared.moves).acquire_many_owned(all).await.expect("open");
+    belongs_elsewhere(&shared);
+    // Whatever the actor does about it, it does on this thread, and as soon as it can.
+    for _ in 0..100 {
+        tokio::task::yield_now().await;
+    }
+    assert!(proxy.current().is_some() && !proxy.is_moving(), "calls reach it as before");
+    drop(others);
+    // Its turn comes, its new owner does not answer, and it is asked back.
+    assert_eq!(next(&mut heard, adopted).await.id(), channel.id());
+}
+
 #[tokio::test]
 async fn what_was_on_its_way_when_a_move_has_failed_makes_no_gap_of_what_was_not_heard() {
     let shared = control();
@@ -312,13 +349,7 @@ async fn what_was_on_its_way_when_a_move_has_failed_makes_no_gap_of_what_was_not
     send(&channel, 1);
     assert_eq!(next(&mut heard, acknowledged).await, 1);
     // It belongs to a control node that cannot be reached: nothing is heard while that is tried, and then the worker is asked back on the same channel.
-    let other = view::Member { incarnation: run(201), listen: Vec::new(), next_hop: Some(id("c2")) };
-    shared.view.send_modify(|view| {
-        let view = Arc::make_mut(view);
-        view.live.insert(id("c2"), other);
-        view.ring = crate::ring::Ring::new(view.ring.size(), [id("c2")]);
-    });
-    shared.directory.find(&id("w1")).expect("known").cast(Msg::View);
+    belongs_elsewhere(&shared);
     let again = next(&mut heard, adopted).await;
     assert_eq!(again.id(), channel.id());
     // The second event was sent while nobody heard; the third one before the worker knows that it is asked.

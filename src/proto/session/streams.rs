@@ -160,6 +160,10 @@ impl Streams {
         self.budget.round_trip(measured);
     }
 
+    pub(super) fn set_fast(&mut self, is_fast: bool) {
+        self.budget.set_fast(is_fast);
+    }
+
     pub(super) fn ours(&self, stream: u32) -> bool {
         (stream % 2 == 1) == (self.side == Side::Dialler)
     }

@@ -11,7 +11,8 @@
 //! what came with the last growth: one that says so before is not believed, or said it while more was on its way.
 //!
 //! No window is larger than the shortest round trip of the link asks for: a link whose socket is the bottleneck looks starved as well, and more on its way
-//! would only wait there, with the pings behind it.
+//! would only wait there, with the pings behind it. Unless the receiver is slower than the way: what waits then, waits at its end and for milliseconds, and both
+//! ends work at the same time instead of in turns ([`WINDOW_BYTES_FAST`]).
 //!
 //! Every window has [`STREAM_WINDOW_BYTES`]. What it has beyond that comes out of the [`Budget`] of its link, of which a stream may take as much as it leaves to all
 //! others together: the first one finds plenty, and a thousand of them share it without any of them being asked. Credit that was given cannot be taken
@@ -29,6 +30,8 @@ pub const WINDOW_BUDGET_BYTES: usize = 64 * 1024 * 1024;
 const STEP_BYTES: usize = 128 * 1024;
 /// The rate for which windows are made: 160 MB/s.
 const BYTES_PER_MICROSECOND: usize = 168;
+/// Largest window of a link whose receiver is slower than the way, however short that is.
+const WINDOW_BYTES_FAST: usize = 2 * 1024 * 1024;
 /// The part of itself that a window gives back when its reader is the slower one.
 const SHRINK_PART: usize = 8;
 
@@ -38,11 +41,13 @@ pub(super) struct Budget {
     used: usize,
     /// Shortest round trip that was seen on the link.
     round_trip: Option<Duration>,
+    /// Whether bytes come as fast as they can be looked at.
+    is_fast: bool,
 }
 
 impl Budget {
     pub(super) fn new() -> Self {
-        Self { used: 0, round_trip: None }
+        Self { used: 0, round_trip: None, is_fast: false }
     }
 
     /// A round trip was measured.
@@ -50,10 +55,15 @@ impl Budget {
         self.round_trip = Some(self.round_trip.map_or(measured, |known| known.min(measured)));
     }
 
+    pub(super) fn set_fast(&mut self, is_fast: bool) {
+        self.is_fast = is_fast;
+    }
+
     /// The largest window that the way is long enough for. What is more than that waits in buffers on the way, and pings wait behind it.
     fn window_max(&self) -> usize {
         let micros = self.round_trip.map_or(0, |round_trip| usize::try_from(round_trip.as_micros()).unwrap_or(usize::MAX));
-        micros.saturating_mul(BYTES_PER_MICROSECOND).clamp(STREAM_WINDOW_BYTES, STREAM_WINDOW_BYTES_MAX)
+        let least = if self.is_fast { WINDOW_BYTES_FAST } else { STREAM_WINDOW_BYTES };
+        micros.saturating_mul(BYTES_PER_MICROSECOND).clamp(least, STREAM_WINDOW_BYTES_MAX)
     }
 }
 
@@ -165,6 +175,21 @@ mod tests {
                 window.top_up();
             }
             assert_eq!(window.size, most, "{millis} ms");
+        }
+    }
+
+    #[test]
+    fn a_receiver_that_is_slower_than_the_way_has_more_on_it_for_as_long_as_it_is() {
+        let (mut window, mut budget) = (Window::new(), Budget::new());
+        budget.round_trip(Duration::from_micros(50));
+        for (is_fast, most) in [(false, STREAM_WINDOW_BYTES), (true, WINDOW_BYTES_FAST), (false, STREAM_WINDOW_BYTES)] {
+            budget.set_fast(is_fast);
+            for _ in 0..20 {
+                window.arrived(window.granted(), true, &mut budget);
+                window.taken(window.unread, &mut budget);
+                window.top_up();
+            }
+            assert_eq!(window.size, most, "fast: {is_fast}");
         }
     }
 

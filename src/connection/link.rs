@@ -22,6 +22,7 @@ use self::bulk::Bulk;
 pub use self::calls::{Cancellation, IncomingCall, PendingAnswer};
 use self::drive::ReadLoop;
 use self::output::{Company, Output, write_loop};
+use self::pace::Pace;
 use super::establish::Established;
 use super::stream::ByteStream;
 use crate::error::{Error, ErrorCode};
@@ -157,6 +158,8 @@ impl Link {
         let Established { wire, peer, .. } = parts.established;
         let (transport, remote) = (wire.facts().transport, wire.facts().remote.clone());
         let bulk = wire.side_streams().map(Bulk::new);
+        // Elsewhere bytes cost less than it takes to wake a thread for them.
+        let burst_max = if wire.is_enciphering() { pace::BURST_BYTES } else { usize::MAX };
         let (reader, writer) = wire.into_split();
         let mut session = Session::new(parts.side, peer.role);
         if bulk.is_some() {
@@ -180,7 +183,7 @@ impl Link {
             transport,
             remote,
             state: Mutex::new(state),
-            output: Mutex::new(Output::new(writer)),
+            output: Mutex::new(Output::new(writer, burst_max)),
             reader: AtomicWaker::new(),
             writer: AtomicWaker::new(),
             is_crowded: AtomicBool::new(false),
@@ -195,7 +198,7 @@ impl Link {
         let link = Link { inner: Arc::new(inner) };
         let handler = handler(&link);
         let writer = tokio::spawn(write_loop(link.clone()));
-        let reader = ReadLoop::new(link.clone(), reader, Arc::clone(&handler), options);
+        let reader = ReadLoop::new(link.clone(), reader, Pace::new(burst_max), Arc::clone(&handler), options);
         let driven = link.clone();
         let beside = bulk::start(&link, &handler);
         tokio::spawn(async move {

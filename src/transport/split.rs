@@ -44,7 +44,7 @@ impl<T> Shared<T> {
         cx: &mut Context<'_>,
         act: impl FnOnce(&mut T, &mut Context<'_>) -> Poll<R>,
     ) -> Poll<R> {
-        let mut stream = match self.take() {
+        let stream = match self.take() {
             Some(stream) => stream,
             None => {
                 waiting.register(cx.waker());
@@ -55,10 +55,9 @@ impl<T> Shared<T> {
                 }
             }
         };
-        let done = act(&mut stream, cx);
-        drop(stream);
-        other.wake();
-        done
+        // Dropped behind the stream, in reverse order; also if this half panics.
+        let (_wakes, mut stream) = (WakeOnDrop(other), stream);
+        act(&mut stream, cx)
     }
 
     fn take(&self) -> Option<MutexGuard<'_, T>> {
@@ -68,6 +67,15 @@ impl<T> Shared<T> {
             Err(TryLockError::Poisoned(poisoned)) => Some(poisoned.into_inner()),
             Err(TryLockError::WouldBlock) => None,
         }
+    }
+}
+
+/// Tells the other half that the stream is free.
+struct WakeOnDrop<'a>(&'a AtomicWaker);
+
+impl Drop for WakeOnDrop<'_> {
+    fn drop(&mut self) {
+        self.0.wake();
     }
 }
 

@@ -99,7 +99,12 @@ impl Wire {
         &self.facts
     }
 
-    /// Reader and writer for separate tasks, neither of which ever holds up the thread of the other. To be asked for once the peer is trusted: from then on more of what
+    /// Whether each byte costs much more than its way through the system, as those of TLS do; not known of streams that somebody else made.
+    pub fn is_enciphering(&self) -> bool {
+        matches!(self.io, Io::Tls(_))
+    }
+
+    /// Reader and writer for separate tasks; those of TLS and WebSocket never hold up each other's threads. To be asked for once the peer is trusted: from then on more of what
     /// it sends may be read than was asked for.
     pub fn into_split(self) -> (ReadHalf, WriteHalf) {
         match self.io {

@@ -14,7 +14,7 @@ use tokio::time::Instant;
 use super::super::stream::ByteStream;
 use super::bulk;
 use super::calls::{Arrived, IncomingCall};
-use super::pace::Pace;
+use super::pace::{self, Pace};
 use super::{Link, LinkHandler, LinkOptions, PongReceived, Token, unix_time_ms};
 use crate::error::{Error, ErrorCode};
 use crate::proto::frame::{self, LINK_CHANNEL};
@@ -114,8 +114,8 @@ enum Turn {
 }
 
 impl ReadLoop {
-    pub(super) fn new(link: Link, reader: ReadHalf, handler: Arc<dyn LinkHandler>, options: LinkOptions) -> Self {
-        Self { link, reader, buffer: ReadBuffer::new(), handler, options, heard: Instant::now(), end: None, pace: Pace::default() }
+    pub(super) fn new(link: Link, reader: ReadHalf, pace: Pace, handler: Arc<dyn LinkHandler>, options: LinkOptions) -> Self {
+        Self { link, reader, buffer: ReadBuffer::new(), handler, options, heard: Instant::now(), end: None, pace }
     }
 
     /// Returns why the link ends.
@@ -125,7 +125,6 @@ impl ReadLoop {
         let mut timer = pin!(tokio::time::sleep(silence));
         let mut incoming = Vec::new();
         let mut misses = 0;
-        let is_encrypted = self.link.transport().is_encrypted();
         let (mut is_fast, mut gives_way) = (false, false);
         // Nothing is on its way yet, so this is the round trip of the network alone.
         self.probe();
@@ -154,7 +153,7 @@ impl ReadLoop {
             }
             if std::mem::take(&mut gives_way) {
                 // Whoever waits for what came gets to it, and somebody looks at the sockets.
-                tokio::task::yield_now().await;
+                pace::give_way().await;
             }
             self.buffer.prepare();
             #[cfg(test)]
@@ -189,7 +188,7 @@ impl ReadLoop {
                     misses = 0;
                     self.heard = Instant::now();
                     self.buffer.read(count);
-                    gives_way = is_encrypted && self.pace.came(count);
+                    gives_way = self.pace.came(count);
                 }
                 Turn::Read(Err(error)) => return Error::new(ErrorCode::ConnectionFailed, read_error(&error)),
                 Turn::Closing => {

@@ -25,7 +25,7 @@ use tokio::io::AsyncWrite as _;
 use super::Link;
 use super::bulk::{self, Bulk};
 use super::drive::read_error;
-use super::pace::BURST_BYTES;
+use super::pace;
 use crate::error::{Error, ErrorCode};
 use crate::proto::session::{Outbox, StreamKey};
 use crate::transport::WriteHalf;
@@ -65,15 +65,16 @@ pub(super) struct Output {
     writable: Vec<StreamKey>,
     /// Something was written that the transport may still hold.
     is_unflushed: bool,
-    /// Bytes that were written since the writer's task gave way.
+    /// Bytes that were written since the writer's task gave way, and after how many it does again.
     burst: usize,
+    burst_max: usize,
     /// Met by whoever wrote at once; the writer's task tells it.
     failed: Option<io::Error>,
 }
 
 impl Output {
-    pub(super) fn new(half: WriteHalf) -> Self {
-        Self { half: Some(half), ..Self::default() }
+    pub(super) fn new(half: WriteHalf, burst_max: usize) -> Self {
+        Self { half: Some(half), burst_max, ..Self::default() }
     }
 
     /// Whether everything that was taken has left, so that the writer's task waits for nothing but news.
@@ -81,14 +82,16 @@ impl Output {
         self.outbox.is_empty() && !self.is_unflushed && self.failed.is_none()
     }
 
-    /// Writes what the lanes hold, until that were `bytes_max` or a little more; ready when nothing of it is left here.
-    fn poll_drain(&mut self, link: &Link, bytes_max: usize, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+    /// Writes what the lanes hold, at most `turns` times and until it is a burst; ready when nothing of it is left here.
+    fn poll_drain(&mut self, link: &Link, turns: usize, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         if let Some(error) = self.failed.take() {
             return Poll::Ready(Err(error));
         }
         let Some(half) = &mut self.half else { return Poll::Ready(Ok(())) };
-        let mut taken = 0;
-        while taken < bytes_max {
+        for _ in 0..turns {
+            if self.burst >= self.burst_max {
+                break;
+            }
             // What has not left yet is not added to: a peer that does not read would be written for without bound, and the session would never notice.
             if self.outbox.is_empty() {
                 let is_relaying = {
@@ -107,7 +110,6 @@ impl Output {
             if self.outbox.is_empty() {
                 break;
             }
-            taken += self.outbox.len();
             while !self.outbox.is_empty() {
                 let mut slices = [io::IoSlice::new(&[]); PIECES_MAX];
                 let mut used = 0;
@@ -172,7 +174,7 @@ impl Link {
             // Somebody writes, or waits for the socket: the task looks again when that is over.
             Ok(_) | Err(TryLockError::WouldBlock | TryLockError::Poisoned(_)) => return self.wake_writer(),
         };
-        let drained = output.poll_drain(self, WRITE_BYTES, &mut Context::from_waker(Waker::noop()));
+        let drained = output.poll_drain(self, 1, &mut Context::from_waker(Waker::noop()));
         if let Poll::Ready(Err(error)) = drained {
             output.failed = Some(error);
         } else if drained.is_ready() && !self.lock().session.has_output() {
@@ -189,7 +191,7 @@ pub(super) async fn write_loop(link: Link) {
     let mut has_yielded = false;
     let written = loop {
         match poll_fn(|cx| poll_writing(&link, &mut has_yielded, cx)).await {
-            Ok(Pause::GiveWay) => tokio::task::yield_now().await,
+            Ok(Pause::GiveWay) => pace::give_way().await,
             Ok(Pause::Closing) => break Ok(()),
             Err(error) => break Err(error),
         }
@@ -198,6 +200,7 @@ pub(super) async fn write_loop(link: Link) {
         Ok(()) => {
             // The last words: replies that were given, the reason of a fault.
             let last = async {
+                link.output().burst_max = usize::MAX;
                 poll_fn(|cx| link.output().poll_drain(&link, usize::MAX, cx)).await?;
                 bulk::sent(&link).await;
                 poll_fn(|cx| link.output().poll_shutdown(cx)).await
@@ -237,13 +240,11 @@ fn poll_writing(link: &Link, has_yielded: &mut bool, cx: &mut Context<'_>) -> Po
         return Poll::Pending;
     }
     *has_yielded = false;
-    // Elsewhere bytes cost less than it takes to wake a thread for them.
-    let burst_max = if link.transport().is_encrypted() { BURST_BYTES } else { usize::MAX };
     let mut output = link.output();
-    match output.poll_drain(link, burst_max, cx) {
+    match output.poll_drain(link, usize::MAX, cx) {
         Poll::Ready(Err(error)) => Poll::Ready(Err(error)),
         _ if link.is_closing() => Poll::Ready(Ok(Pause::Closing)),
-        Poll::Ready(Ok(())) if output.burst >= burst_max => {
+        Poll::Ready(Ok(())) if output.burst >= output.burst_max => {
             output.burst = 0;
             Poll::Ready(Ok(Pause::GiveWay))
         }

@@ -89,6 +89,7 @@ impl JobClass for Odd {
         let attempt = match request {
             Request::Wait { attempt, .. } => attempt,
             Request::Close { .. } => return Ok(Reply::Closed { batches: Vec::new() }),
+            Request::Watch { .. } => return Ok(Reply::Unknown),
         };
         let end = self.ends.lock().expect("no panic").get(&attempt).cloned();
         Ok(match (self.oddity, end) {

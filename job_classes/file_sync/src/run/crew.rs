@@ -18,7 +18,7 @@ use futures_util::StreamExt as _;
 use nkcluster::cluster::{CallOptions, Cluster, NodesReply, Retry};
 use nkcluster::job::{JobClass as _, TypedCalls as _};
 use nkcluster::types::{NodeId, NodeStatus, Selector, TaskId};
-use tokio::sync::{Notify, mpsc};
+use tokio::sync::{Notify, Semaphore, mpsc};
 use tokio::task::{JoinHandle, JoinSet};
 use tokio::time::{Duration, Instant};
 
@@ -33,18 +33,19 @@ use crate::queue::{JobName, SharedStore, WorkerId, WorkerStatus};
 const NODES_PAUSE: Duration = Duration::from_secs(2);
 /// How often it is thought again about whoever rests, and what nobody has taken.
 const TICK: Duration = Duration::from_secs(1);
-/// How long a worker waits for something to happen before it answers all the same.
+/// How long a worker waits for something to happen before it answers all the same; less, if they are so many that they take turns.
 const WATCH: Duration = Duration::from_secs(10);
+/// Workers that are watched at one time, and those that are told something: together fewer than the calls that one connection carries.
+const WATCHED_AT_ONCE: usize = 1024;
+const TOLD_AT_ONCE: usize = 512;
 /// The same at the end, when nothing may happen any more but its end.
 const WATCH_END: Duration = Duration::from_millis(500);
-/// How long the end of a run waits for its workers to finish what they have begun.
+/// How long the end of a run waits for all its workers to finish what they have begun.
 const END_TIMEOUT: Duration = Duration::from_secs(15);
-/// Workers that are told the end at one time.
-const ENDED_AT_ONCE: usize = 64;
 /// What happened in the run and waits to be heard; then the controller waits.
 const NEWS_MAX: usize = 1024;
-/// Workers that are not used and told of at the end of a run that found none.
-const REASONS_MAX: usize = 3;
+/// Workers that are named where there may be many.
+const SOME_MAX: usize = 3;
 
 /// Workers of a cluster that work for a queue.
 #[derive(Clone, Debug)]
@@ -71,7 +72,9 @@ impl Crew {
         let (news, hears) = mpsc::channel(NEWS_MAX);
         let crew = Self::clone(self);
         let task = task_of(run);
-        let working = Working { crew, run, remote, task, store, controller, told, members: Members::new(run), calls: JoinSet::new() };
+        let [watching, telling] = [WATCHED_AT_ONCE, TOLD_AT_ONCE].map(|places| Arc::new(Semaphore::new(places)));
+        let (members, calls) = (Members::new(run), JoinSet::new());
+        let working = Working { crew, run, remote, task, store, controller, told, members, calls, watching, telling };
         Employed { run, news, task: AbortOnDrop(tokio::spawn(working.work(hears))) }
     }
 }
@@ -149,6 +152,8 @@ struct Working {
     told: mpsc::Sender<Told>,
     members: Members,
     calls: JoinSet<Answer>,
+    watching: Arc<Semaphore>,
+    telling: Arc<Semaphore>,
 }
 
 impl Working {
@@ -196,7 +201,7 @@ impl Working {
         if !elsewhere {
             self.end().await;
         }
-        self.members.refused().take(REASONS_MAX).map(|(node, why)| format!("{node}: {why}")).collect()
+        self.members.unused().take(SOME_MAX).map(|(node, why)| format!("{node}: {why}")).collect()
     }
 
     fn see(&mut self, nodes: nkcluster::Result<NodesReply>, now: Instant) {
@@ -215,22 +220,29 @@ impl Working {
     async fn perform(&mut self, action: Action) {
         let Some(task) = self.task.clone() else { return };
         let (cluster, run) = (self.crew.cluster.clone(), self.run);
+        let (watching, telling) = (self.watching.clone(), self.telling.clone());
         match action {
             Action::Start(node) => {
                 let spec = Spec::Work { cluster: self.remote.clone(), run };
                 let options = CallOptions { task_id: Some(task), retry: Retry::UntilDeadline, ..CallOptions::timeout(CALL_TIMEOUT) };
                 drop(self.calls.spawn(async move {
+                    let _place = telling.acquire().await;
                     let started = cluster.start::<FileSync>(&node, &spec, options).await.map(drop);
                     Answer::Started(node, started)
                 }));
             }
-            Action::Watch { node, seen, pause } => drop(self.calls.spawn(async move {
-                tokio::time::sleep(pause).await;
-                let request = Request::Watch { run, seen, millis: WATCH.as_millis() as u64 };
-                let watched = cluster.ask::<FileSync>(&node, &request, CallOptions::timeout(WATCH + CALL_TIMEOUT)).await;
-                Answer::Watched(node, watched)
-            })),
+            Action::Watch { node, seen, pause } => {
+                let wait = WATCH * WATCHED_AT_ONCE as u32 / self.members.working().max(WATCHED_AT_ONCE) as u32;
+                drop(self.calls.spawn(async move {
+                    tokio::time::sleep(pause).await;
+                    let _place = watching.acquire().await;
+                    let request = Request::Watch { run, seen, millis: wait.as_millis() as u64 };
+                    let watched = cluster.ask::<FileSync>(&node, &request, CallOptions::timeout(wait + CALL_TIMEOUT)).await;
+                    Answer::Watched(node, watched)
+                }));
+            }
             Action::Look(node) => drop(self.calls.spawn(async move {
+                let _place = telling.acquire().await;
                 // One that is lost is made up for by the next, or by the look of a worker that nobody tells to.
                 let _ = cluster.tell::<FileSync>(&node, &task, &Command::Look, CallOptions::timeout(CALL_TIMEOUT)).await;
                 Answer::Looked(node)
@@ -245,21 +257,26 @@ impl Working {
         // What was to be started may have been.
         self.calls.shutdown().await;
         let this = &*self;
+        let deadline = Instant::now() + END_TIMEOUT;
         let nodes: Vec<NodeId> = self.members.employed().cloned().collect();
         let ends = nodes.into_iter().map(|node| async move {
-            let ended = tokio::time::timeout(END_TIMEOUT, this.end_of(&node)).await;
-            (node, ended)
-        });
-        let ends: Vec<_> = futures_util::stream::iter(ends).buffer_unordered(ENDED_AT_ONCE).collect().await;
-        for (node, ended) in ends {
-            match ended {
-                Ok(true) => {}
-                Ok(false) => self.forget(&node).await,
-                Err(_) => {
-                    let what = format!("worker {node} still finishes what it has begun; it gives back the rest");
-                    let _ = self.told.send(Told::Notice(what)).await;
+            let ended = tokio::time::timeout_at(deadline, async {
+                if !this.end_of(&node).await {
+                    this.forget(&node).await;
                 }
-            }
+            });
+            ended.await.is_err().then_some(node)
+        });
+        let late: Vec<NodeId> =
+            futures_util::stream::iter(ends).buffer_unordered(TOLD_AT_ONCE).filter_map(std::future::ready).collect().await;
+        if !late.is_empty() {
+            let some: Vec<_> = late.iter().take(SOME_MAX).map(NodeId::as_str).collect();
+            let what = format!(
+                "{} workers still finish what they have begun, and give back the rest; some of them: {}",
+                late.len(),
+                some.join(", ")
+            );
+            let _ = self.told.send(Told::Notice(what)).await;
         }
     }
 

@@ -58,8 +58,10 @@ struct Member {
     is_there: bool,
     /// Its node was asked to start it, so it may have left something.
     was_started: bool,
-    /// It is not used: why.
-    refused: Option<String>,
+    /// Why it did not begin.
+    why: Option<String>,
+    /// It is not asked again.
+    is_refused: bool,
     /// Times that it has seen no such run.
     no_run: u32,
     rests_until: Option<Instant>,
@@ -109,14 +111,19 @@ impl Members {
         std::mem::take(&mut self.actions)
     }
 
+    /// How many are at work, or wait for some.
+    pub(super) fn working(&self) -> usize {
+        self.members.values().filter(|member| member.at == At::Working).count()
+    }
+
     /// Nodes that may have a task.
     pub(super) fn employed(&self) -> impl Iterator<Item = &NodeId> {
         self.members.iter().filter(|(_, member)| member.was_started || member.at == At::Starting).map(|(node, _)| node)
     }
 
-    /// Workers that are not used, and why.
-    pub(super) fn refused(&self) -> impl Iterator<Item = (&NodeId, &str)> {
-        self.members.iter().filter_map(|(node, member)| Some((node, member.refused.as_deref()?)))
+    /// Workers that did not begin, and why.
+    pub(super) fn unused(&self) -> impl Iterator<Item = (&NodeId, &str)> {
+        self.members.iter().filter_map(|(node, member)| Some((node, member.why.as_deref()?)))
     }
 
     /// These nodes are ready, and no others.
@@ -125,7 +132,7 @@ impl Members {
             member.is_there = ready.contains(node);
             if !member.is_there {
                 // When it is back, it may be another: started with another configuration, with the storage mounted.
-                (member.refused, member.no_run) = (None, 0);
+                (member.is_refused, member.no_run) = (false, 0);
             }
         }
         for node in ready {
@@ -168,8 +175,9 @@ impl Members {
                 member.was_started |= error.may_have_run();
                 member.at = At::Away;
                 member.no_run += u32::from(error.code().name() == NO_RUN);
+                member.why = Some(error.message().to_owned());
                 if is_final(error) || member.no_run >= NO_RUN_MAX {
-                    member.refused = Some(error.message().to_owned());
+                    member.is_refused = true;
                     self.actions.push(Action::Tell(format!("worker {node} is not used: {}", error.message())));
                 } else {
                     tracing::debug!(%node, %error, "a worker did not begin");
@@ -246,7 +254,7 @@ impl Members {
 
     fn start_some(&mut self, now: Instant) {
         for (node, member) in &mut self.members {
-            let is_free = member.at == At::Away && member.is_there && member.refused.is_none();
+            let is_free = member.at == At::Away && member.is_there && !member.is_refused;
             if is_free && member.rests_until.is_none_or(|until| until <= now) {
                 member.at = At::Starting;
                 self.actions.push(Action::Start(node.clone()));

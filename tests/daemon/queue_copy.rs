@@ -14,10 +14,10 @@ use crate::support::{Cli, Daemon, Ran, wait_for};
 const RUN: &str = "abcdefghijklmnopqrst";
 
 /// A control node, workers that may copy, and what they are to copy.
-struct Stage {
+pub(crate) struct Stage {
     control: Daemon,
-    workers: Vec<Daemon>,
-    room: Room,
+    pub(crate) workers: Vec<Daemon>,
+    pub(crate) room: Room,
 }
 
 impl Stage {
@@ -27,8 +27,17 @@ impl Stage {
         Self { control, workers: Vec::new(), room }
     }
 
+    /// Kills the control node; another life of it is at the same address.
+    pub(crate) fn restart_control(&mut self) {
+        let address = self.control.uri();
+        self.control.signal(Signal::KILL);
+        self.control.wait();
+        let arguments = ["--control", "--node-id", "c1", "--listen", &address];
+        self.control = Daemon::start(self.control.dir(), &arguments);
+    }
+
     /// A worker, which works in a directory.
-    fn worker(&mut self, id: &str, directory: &Path) -> usize {
+    pub(crate) fn worker(&mut self, id: &str, directory: &Path) -> usize {
         let arguments = ["--worker", "--node-id", id, "--cluster-addr", &self.control.uri(), "--meta", "storage"];
         let worker = Daemon::start_with(&self.room.path("nodes").join(id), &arguments, |command| {
             may_copy(command);
@@ -39,7 +48,7 @@ impl Stage {
         self.workers.len() - 1
     }
 
-    fn with_workers<const N: usize>(ids: [&str; N]) -> Self {
+    pub(crate) fn with_workers<const N: usize>(ids: [&str; N]) -> Self {
         let mut stage = Self::new();
         for id in ids {
             stage.worker(id, &stage.room.path(""));
@@ -47,7 +56,7 @@ impl Stage {
         stage
     }
 
-    fn cli(&self) -> Cli {
+    pub(crate) fn cli(&self) -> Cli {
         Cli::to(&self.control)
     }
 
@@ -60,7 +69,7 @@ impl Stage {
     }
 
     /// That a worker has no task any more.
-    fn has_left(&self, worker: &str) {
+    pub(crate) fn has_left(&self, worker: &str) {
         // The command has waited for it; the list of tasks follows.
         wait_for(&format!("{worker} to have no task"), || {
             self.cli().json(&["task", "list", worker, "file_sync"]).as_array().filter(|tasks| tasks.is_empty()).map(|_| ())
@@ -69,7 +78,7 @@ impl Stage {
 }
 
 /// Through a queue in `work`, by workers of a cluster.
-fn copy(room: &Room, cli: &Cli, on: &str, rate: &str, more: &[&str]) -> std::process::Command {
+pub(crate) fn copy(room: &Room, cli: &Cli, on: &str, rate: &str, more: &[&str]) -> std::process::Command {
     let [source, destination, work] = ["source", "destination", "work"].map(|name| room.text(name));
     let copy = ["--json", "copy", &source, &destination, "--cluster", &work, "--on", on, "--run-id", RUN];
     let how = ["--cluster-batch-files", "10", "--cluster-lease", "4s", "--bwlimit", rate];

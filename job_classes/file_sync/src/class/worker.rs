@@ -32,6 +32,8 @@ use crate::remote::without_secrets;
 const QUEUES_MAX: usize = 64;
 /// How often a worker looks that nobody tells to: a notification may have been lost.
 const LOOK_UNASKED: Duration = Duration::from_secs(30);
+/// Silence of a controller after which the worker sees for itself whether the run is over; one that lives asks at least every ten seconds.
+const CONTROLLER_SILENT: Duration = Duration::from_secs(20);
 /// How long a worker stays that has no work, finds none, and hears of no controller: another one may resume the run.
 const FORGOTTEN_AFTER: Duration = Duration::from_secs(180);
 /// Things that happened and are kept for whoever asks.
@@ -145,7 +147,6 @@ impl FileSync {
         // Whoever asks with what another life of the worker has told hears at once.
         let waited = tokio::time::timeout(longest, log.wait_for(|happened| happened.count != seen)).await;
         drop(waited);
-        task.hear();
         // It may have ended meanwhile.
         match lock(&self.queues).get(&run).is_some_and(|now| Arc::ptr_eq(&now.log, &task.log)) {
             true => Reply::Working(task.log.borrow().since(seen)),
@@ -213,7 +214,7 @@ impl WorkTask {
 
     /// A controller that lives tells the end itself.
     async fn is_over(&self, store: &SharedStore, run: RunId) -> bool {
-        self.silence() >= LOOK_UNASKED && is_under_way(store, run).await == Ok(false)
+        self.silence() >= CONTROLLER_SILENT && is_under_way(store, run).await == Ok(false)
     }
 }
 

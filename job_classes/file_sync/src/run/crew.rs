@@ -106,7 +106,7 @@ pub(super) enum News {
 
 impl Employed {
     pub(super) async fn tell(&self, news: News) {
-        // A crew that is lost is missed by its controller, which says so.
+        // Whoever ends it learns that it was lost.
         let _ = self.news.send(news).await;
     }
 

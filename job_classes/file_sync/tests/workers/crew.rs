@@ -84,6 +84,7 @@ async fn workers_that_are_to_stop_with_the_run_do_so_and_leave_no_word_of_it() {
     let options = Options { cluster_quit_workers: true, ..options() };
     let (summary, told) = room.queue_with(RunStart::New, options, &Control::default()).await;
     assert_eq!((summary.end, summary.stats.transfers), (End::Success, FILES as u64), "{summary:?} {told:?}");
+    assert!(!tells(&told, &["lost"]) && !tells(&told, &["not used"]), "{told:?}");
     assert_eq!(left(&room), Vec::<String>::new());
     room.is_left("honest").await;
 }

@@ -91,6 +91,8 @@ pub(super) struct Members {
     /// Workers that are to be told, as soon as there are any without work.
     due: usize,
     tellings: u64,
+    /// The run is over, and its workers are told to stop.
+    is_over: bool,
     actions: Vec<Action>,
 }
 
@@ -102,7 +104,7 @@ pub(super) fn node_of(worker: &WorkerId, run: RunId) -> Option<String> {
 
 impl Members {
     pub(super) fn new(run: RunId) -> Self {
-        Self { run, members: BTreeMap::new(), open: BTreeSet::new(), due: 0, tellings: 0, actions: Vec::new() }
+        Self { run, members: BTreeMap::new(), open: BTreeSet::new(), due: 0, tellings: 0, is_over: false, actions: Vec::new() }
     }
 
     /// What is to be done now.
@@ -198,8 +200,10 @@ impl Members {
             lost => {
                 member.at = At::Away;
                 member.rests_until = Some(now + START_PAUSE);
-                let why = lost.map_or_else(|error| error.message().to_owned(), |_| "it has ended, or was restarted".to_owned());
-                self.actions.push(Action::Tell(format!("worker {node} is lost: {why}")));
+                if !self.is_over {
+                    let why = lost.map_or_else(|error| error.message().to_owned(), |_| "it has ended, or was restarted".to_owned());
+                    self.actions.push(Action::Tell(format!("worker {node} is lost: {why}")));
+                }
             }
         }
     }
@@ -246,13 +250,17 @@ impl Members {
         self.open.remove(job);
     }
 
-    /// A worker of the queue is to stop; one of ours must look to learn it.
+    /// A worker of the queue is to stop, as the run is over; one of ours must look to learn it.
     pub(super) fn handle_told_to_stop(&mut self, worker: &WorkerId) {
+        self.is_over = true;
         let node = self.members.keys().find(|node| worker_id(node, self.run).as_ref() == Some(worker));
         self.actions.extend(node.cloned().map(Action::Look));
     }
 
     fn start_some(&mut self, now: Instant) {
+        if self.is_over {
+            return;
+        }
         for (node, member) in &mut self.members {
             let is_free = member.at == At::Away && member.is_there && !member.is_refused;
             if is_free && member.rests_until.is_none_or(|until| until <= now) {

@@ -155,6 +155,17 @@ fn a_worker_that_is_lost_is_started_again_and_one_that_has_gone_on_is_told_to_lo
 }
 
 #[test]
+fn a_worker_that_stops_as_it_was_told_at_the_end_is_not_lost_and_not_started_again() {
+    let now = Instant::now();
+    let mut members = crew(["w1"], now);
+    members.handle_told_to_stop(&worker_id(&node("w1"), run()).expect("an id"));
+    assert_eq!(members.actions(), [Action::Look(node("w1"))]);
+    members.handle_watched(&node("w1"), Ok(Reply::Unknown), now);
+    members.handle_nodes(nodes(["w1"]), now + START_PAUSE);
+    assert_eq!(members.actions(), []);
+}
+
+#[test]
 fn a_worker_of_the_cluster_is_shown_by_the_name_of_its_node() {
     for name in ["w1", "a:b", ".a", "a.b"] {
         assert_eq!(node_of(&worker_id(&node(name), run()).expect("an id"), run()).as_deref(), Some(name));

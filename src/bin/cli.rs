@@ -300,11 +300,12 @@ Examples:
   nkcluster copy /data /backup --on storage --detach                    the same; tells the id of the run, and ends
   nkcluster copy /data /backup --on storage --resume --run-id ID        follow a run that goes on
   nkcluster copy /data /backup --cluster /work                          by workers that share /work, see `nkcluster rcd`
+  nkcluster copy /data /backup --cluster /work --on storage             by those, and workers of a running nkcluster, which begin at once
   nkcluster copy /data /backup --cluster /work --resume --run-id ID     go on with a run whose controller has ended
 
 Flags are rclone's. Exit codes: 0 done, 1 failed, 2 wrong usage, 3 no such source, 5 failed and may succeed later, 7 had to end,
 or with --on no control node was reached.
-With --on a control node directs the run, and goes on without this command; where none may, this command directs it. Ctrl-C ends the run.
+With --on a control node directs the run, and goes on without this command; where none may, or with --cluster, this command directs it. Ctrl-C ends the run.
 SRC may be one file; DST is always a directory.")]
     Copy(Box<SyncArgs<CopyFlags>>),
     /// Make the destination the same as the source; what is only there is deleted.

@@ -20,7 +20,7 @@ use nkcluster::cluster::{CallOptions, Cluster, ConnectOptions};
 use nkcluster::config::Config;
 use nkcluster::transport::Resolver;
 use nkcluster::types::Secret;
-use nkcluster_file_sync::Task;
+use nkcluster_file_sync::{Crew, Task};
 use tokio::io::AsyncReadExt;
 
 use crate::arguments;
@@ -87,18 +87,29 @@ async fn run(cli: Cli, form: Form) -> Outcome {
     }
 }
 
-/// A run of the distributed copy; with `--on` a control node directs it, and the workers of its cluster do the work.
+/// A run of the distributed copy. With `--on` the workers of a cluster do the work; a control node of it directs the run, or this process, if there is a queue.
 async fn copy<F: sync::RunFlags>(kind: Task, args: SyncArgs<F>, delete_empty_src_dirs: bool, global: &Global, form: Form) -> Outcome {
     let Some(selector) = args.cluster.on.clone() else {
-        return sync::run(kind, args, delete_empty_src_dirs, form).await;
+        return sync::run(kind, args, delete_empty_src_dirs, None, form).await;
     };
-    let run = PlacedRun::new(kind, selector, args, delete_empty_src_dirs).await?;
-    let session = match Session::open(global, form).await {
+    let open = async || match Session::open(global, form).await {
         // The usual code means here that there is no such source.
-        Err(failure @ Failure::Told { exit: exit::UNREACHED, .. }) => return Err(failure.with_exit(exit::FATAL)),
-        opened => opened?,
+        Err(failure @ Failure::Told { exit: exit::UNREACHED, .. }) => Err(failure.with_exit(exit::FATAL)),
+        opened => opened,
     };
-    let outcome = run.follow(session.cluster.clone(), form).await;
+    let (session, outcome) = if args.cluster.cluster.is_some() {
+        let cluster = args.cluster.clone().checked()?;
+        let args = SyncArgs { cluster, ..args };
+        let session = open().await?;
+        let crew = Crew::new(session.cluster.clone(), selector);
+        let outcome = sync::run(kind, args, delete_empty_src_dirs, Some(crew), form).await;
+        (session, outcome)
+    } else {
+        let run = PlacedRun::new(kind, selector, args, delete_empty_src_dirs).await?;
+        let session = open().await?;
+        let outcome = run.follow(session.cluster.clone(), form).await;
+        (session, outcome)
+    };
     let _ = tokio::time::timeout(GOODBYE, session.cluster.close()).await;
     outcome
 }

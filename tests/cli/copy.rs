@@ -192,10 +192,14 @@ fn workers_of_a_cluster_have_no_queue_to_speak_of() {
     let on = ["copy", "source", "destination", "--on", "storage"];
     let run = "aaaaaaaaaaaaaaaaaaaa";
     let others: [&[&str]; 4] =
-        [&["--cluster", "work"], &["--cluster-lease", "5s"], &["--cluster-quit-workers"], &["--cluster-cleanup", "none"]];
+        [&["--cluster-lease", "5s"], &["--cluster-quit-workers"], &["--cluster-cleanup", "none"], &["--cluster-id", "0"]];
     for other in others {
         room.run(&[&on[..], other].concat()).fails(2, "invalid_usage").naming(&["--on", other[0]]);
     }
+    // With a queue they are told when there is work in it. Its controller is this process, which cannot be left alone, nor be a worker.
+    let queue = [&on[..], &["--cluster", "work"]].concat();
+    room.run(&[&queue[..], &["--cluster-id", "w1"]].concat()).fails(2, "invalid_usage").naming(&["--on", "--cluster-id"]);
+    room.run(&[&queue[..], &["--detach"]].concat()).fails(2, "invalid_usage").naming(&["--cluster", "--detach"]);
     // A run is found again where it is, and by its id; and nobody follows one that is left alone.
     let copy = ["copy", "source", "destination"];
     room.run(&[&copy[..], &["--resume", "--run-id", run]].concat()).fails(2, "invalid_usage").naming(&["--on"]);
@@ -205,6 +209,8 @@ fn workers_of_a_cluster_have_no_queue_to_speak_of() {
     // What is only a default is no contradiction. 3 would say that there is no source.
     let nobody = ["--connect", "nkcluster://127.0.0.1:1;transport=tcp", "--timeout", "10s"];
     room.run(&[&nobody[..], &on].concat()).fails(7, "no_connections");
+    room.run(&[&nobody[..], &queue].concat()).fails(7, "no_connections");
+    assert!(!room.path("work").exists());
     assert!(room.is_untouched());
 }
 

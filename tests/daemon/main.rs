@@ -12,6 +12,8 @@ mod members;
 mod placed_chaos;
 mod placed_copy;
 mod plane;
+mod queue_chaos;
+mod queue_copy;
 mod quic;
 mod reload;
 mod security;

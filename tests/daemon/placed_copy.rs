@@ -20,7 +20,7 @@ const RUN: &str = "abcdefghijklmnopqrst";
 /// The workers, and no control node.
 const WORKERS: &str = "id=w1 || id=w2";
 
-fn may_copy(command: &mut Command) {
+pub(crate) fn may_copy(command: &mut Command) {
     command.env("NKCLUSTER_GRANTS", "file_sync");
 }
 
@@ -99,7 +99,7 @@ impl Stage {
 
 /// Waits until a command has ended with this code.
 #[track_caller]
-fn ends_with(mut command: Process, code: i32) {
+pub(crate) fn ends_with(mut command: Process, code: i32) {
     let ended = wait_for("the command to end", || command.has_ended());
     let mut said = String::new();
     if let Some(stderr) = &mut command.0.stderr {

@@ -4,11 +4,15 @@
 //! |---|---|---|
 //! | task | `{"run":{"kind":"copy","source":"/a","destination":"/b"}}` | events, see [`Event`]; the last one is `ended` |
 //! | task | `{"batch":{"attempt":…,"batch":{…}}}` | none; whoever started it waits for its end by a request |
+//! | task | `{"work":{"cluster":"/work","run":…}}` | none; whoever started it watches it by requests |
 //! | request | `{"wait":{"attempt":…,"millis":500}}` | `{"running":…}`, `{"ended":…}` or `"unknown"` |
 //! | request | `{"close":{"run":…}}` | `{"closed":{"batches":[…]}}` |
-//! | command | `"progress"`, `"pause"`, `"resume"`, `"cancel"`, `"abandon"`, `{"set_bandwidth":"10M"}` | numbers, see [`Snapshot`] |
+//! | request | `{"watch":{"run":…,"seen":0,"millis":500}}` | `{"working":…}`, see [`WorkReport`], or `"unknown"` |
+//! | command | `"progress"`, `"pause"`, `"resume"`, `"look"`, `"cancel"`, `"abandon"`, `{"set_bandwidth":"10M"}` | numbers, see [`Snapshot`] |
 //!
 //! It reads and writes wherever the operations say, so a worker needs the class in its `grants`.
+
+mod worker;
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -21,12 +25,14 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use tokio::sync::watch;
 
+pub(crate) use self::worker::{NO_QUEUE, NO_RUN, worker_id};
+pub use self::worker::{WorkReport, WorkTask};
 use crate::attempt::{Attempt, RunId};
 use crate::executor::Executor;
 use crate::operation::Operation;
 use crate::options::Rate;
 use crate::queue::{Batch, BatchResult, Execute, Failure, Work};
-use crate::remote::{RemoteConfig, Remotes};
+use crate::remote::{RemoteConfig, Remotes, without_secrets};
 use crate::run::{Control, Here, Order, Snapshot, Summary, Told, run};
 use crate::stats::StatsReport;
 
@@ -47,6 +53,8 @@ pub struct FileSync {
     remotes: Arc<Remotes>,
     executor: Executor,
     batches: Arc<Mutex<Batches>>,
+    /// The queues that it works for, by the run for whose sake it does.
+    queues: worker::Queues,
 }
 
 /// The batches that a worker has, or remembers.
@@ -73,6 +81,15 @@ pub enum Request {
         /// Which.
         run: RunId,
     },
+    /// What happens in the worker of a queue; waits until something does.
+    Watch {
+        /// The run that it was started for.
+        run: RunId,
+        /// What was told last, by [`WorkReport::seen`]; 0 at first.
+        seen: u64,
+        /// How long at most.
+        millis: u64,
+    },
 }
 
 /// What is answered.
@@ -91,6 +108,8 @@ pub enum Reply {
         /// Its batches that this worker has, or remembers.
         batches: Vec<Attempt>,
     },
+    /// What has happened in the worker of a queue.
+    Working(WorkReport),
     /// This worker knows nothing of it: it never had it, was restarted, or has forgotten.
     Unknown,
 }
@@ -121,6 +140,13 @@ pub enum Spec {
         /// The batch as it stands in a queue.
         batch: Value,
     },
+    /// A worker of a queue, until the run is over. It takes batches of other runs in that queue too, as all its workers do.
+    Work {
+        /// The storage of the queue, as this node finds it.
+        cluster: String,
+        /// The run, which must be under way there.
+        run: RunId,
+    },
 }
 
 /// What can be told to a task.
@@ -133,9 +159,11 @@ pub enum Command {
     Pause,
     /// Go on.
     Resume,
+    /// There may be work in the queue: look at once. Whatever is no worker of a queue has nothing to look for.
+    Look,
     /// End soon: what has begun is finished.
     Cancel,
-    /// End now: what has begun has no effect any more.
+    /// End now: what has begun has no effect any more. A worker of a queue ends as by `cancel`.
     Abandon,
     /// Bytes per second, such as `10M`; `off` is no limit.
     SetBandwidth(String),
@@ -173,6 +201,8 @@ pub enum SyncTask {
     Run(Control),
     /// A batch.
     Batch(BatchTask),
+    /// A worker of a queue.
+    Work(WorkTask),
 }
 
 /// A batch as its commands see it.
@@ -186,7 +216,7 @@ impl FileSync {
     /// One that finds its remotes in a configuration and carries out so many files at the same time.
     pub fn new(remotes: RemoteConfig, transfers: usize) -> Self {
         let remotes = Arc::new(Remotes::new(remotes));
-        Self { executor: Executor::new(remotes.clone(), transfers), remotes, batches: Arc::default() }
+        Self { executor: Executor::new(remotes.clone(), transfers), remotes, batches: Arc::default(), queues: Arc::default() }
     }
 
     pub(crate) fn remotes(&self) -> &Arc<Remotes> {
@@ -355,6 +385,7 @@ impl JobClass for FileSync {
         let (attempt, millis) = match request {
             Request::Wait { attempt, millis } => (attempt, millis),
             Request::Close { run } => return Ok(Reply::Closed { batches: self.close(run) }),
+            Request::Watch { run, seen, millis } => return Ok(self.watch(run, seen, Duration::from_millis(millis).min(WAIT_MAX)).await),
         };
         let Some(held) = self.find(attempt) else { return Ok(Reply::Unknown) };
         let mut end = held.end.subscribe();
@@ -384,6 +415,10 @@ impl TaskClass for FileSync {
                 ctx.require_grant("carry out a batch of file operations")?;
                 self.start_batch(attempt, &batch)
             }
+            Spec::Work { cluster, run } => {
+                ctx.require_grant(&format!("work for the queue {}", without_secrets(&cluster)))?;
+                self.start_work(ctx.node_id(), &cluster, run).await
+            }
         }
     }
 
@@ -397,14 +432,14 @@ impl TaskClass for FileSync {
         };
         match task {
             SyncTask::Run(control) => match command {
-                Command::Progress => {}
+                Command::Progress | Command::Look => {}
                 Command::Pause => control.gate().close(),
                 Command::Resume => control.gate().open(),
                 Command::Cancel | Command::Abandon => control.cancel(),
                 Command::SetBandwidth(_) => control.set_bandwidth(rate.flatten()),
             },
             SyncTask::Batch(batch) => match command {
-                Command::Progress => {}
+                Command::Progress | Command::Look => {}
                 Command::Pause => batch.held.work.gate().close(),
                 Command::Resume => batch.held.work.gate().open(),
                 Command::Cancel => batch.held.give_back(),
@@ -412,19 +447,30 @@ impl TaskClass for FileSync {
                 // It holds for all batches of the worker.
                 Command::SetBandwidth(_) => batch.executor.set_bandwidth(rate.flatten()),
             },
+            SyncTask::Work(work) => match command {
+                Command::Progress => {}
+                Command::Look => work.look(),
+                Command::Cancel | Command::Abandon => work.stop(),
+                Command::SetBandwidth(_) => self.executor.set_bandwidth(rate.flatten()),
+                Command::Pause | Command::Resume => {
+                    return Err(Error::new(ErrorCode::NotAllowed, "a worker of a queue does not rest; stop it, and start it again"));
+                }
+            },
         }
         Ok(match task {
             SyncTask::Run(control) => control.snapshot(),
             SyncTask::Batch(batch) => Snapshot { stats: batch.held.stats(), ..Snapshot::default() },
+            SyncTask::Work(_) => Snapshot::default(),
         })
     }
 
     async fn status(&self, task: &SyncTask, status: NodeStatus) {
-        if status == NodeStatus::Stopping {
-            match task {
-                SyncTask::Run(control) => control.cancel(),
-                SyncTask::Batch(batch) => batch.held.give_back(),
-            }
+        match (task, status) {
+            (SyncTask::Run(control), NodeStatus::Stopping) => control.cancel(),
+            (SyncTask::Batch(batch), NodeStatus::Stopping) => batch.held.give_back(),
+            // What it claims is new work, which only a worker that is ready takes.
+            (SyncTask::Work(work), NodeStatus::Stopping | NodeStatus::Standby) => work.stop(),
+            _ => {}
         }
     }
 }

@@ -34,7 +34,7 @@ mod storage;
 mod test_tree;
 
 pub use crate::attempt::{Attempt, RunId, RunIdError};
-pub use crate::class::{BatchEnd, Command, Event, FileSync, Reply, Request, Spec, SyncTask};
+pub use crate::class::{BatchEnd, Command, Event, FileSync, Reply, Request, Spec, SyncTask, WorkReport, WorkTask};
 pub use crate::engine::{Bandwidth, Cancel, Done, Effect, Engine, EngineOptions, Failure, Links, OperationError, Verify};
 pub use crate::entry::{Entry, EntryKind};
 pub use crate::executor::Executor;
@@ -57,6 +57,6 @@ pub use crate::remote::{
     ConfigError, Place, Remote, RemoteConfig, RemoteError, RemoteSpec, Remotes, SPEC_BYTES_MAX, STAGING_PREFIX, SpecError, is_staging_name,
     without_secrets,
 };
-pub use crate::run::{Control, End, Here, Order, OrderError, Queue, Snapshot, Summary, Told, Way, Workers, run};
+pub use crate::run::{Control, Crew, End, Here, Order, OrderError, Queue, Snapshot, Summary, Told, Way, Workers, run};
 pub use crate::stats::{Counter, Stats, StatsReport, TransferGuard, Transferring};
 pub use crate::storage::{Abilities, Condition, Content, ErrorKind, Hash, Storage, StorageError, WriteOptions, Writer};

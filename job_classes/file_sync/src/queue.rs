@@ -44,8 +44,10 @@ pub use batch::{Batch, BatchNote, BatchResult, FILE_BYTES_MAX, Failure, FormatEr
 pub use controller::{ControllerOptions, Totals};
 pub use lease::Lease;
 pub use name::{ATTEMPT_MAX, FAMILY, JobName, PLANNED_BATCHES_MAX, WorkerId, WorkerIdError};
-pub use run::{Cleanup, Fence, Fenced, RunEnd, RunError, RunEvent, RunHandle, RunListener, RunOptions, RunStart, start_run};
+pub use run::{Cleanup, Fence, Fenced, RunEnd, RunError, RunEvent, RunHandle, RunListener, RunOptions, RunStart, is_under_way, start_run};
 pub use status::{STATUS_BYTES_MAX, StatusNote, WorkerStatus};
+#[cfg(test)]
+pub(crate) use store::memory;
 pub use store::{Content as StoredContent, Honours, LISTED_MAX, Listed, LocalStore, ObjectStore, QueueStore, SharedStore, StoreError};
 pub use work::{Execute, Taken, Work};
 pub use worker::{Waits, WorkerEnd, WorkerEvent, WorkerHandle, WorkerListener, WorkerOptions, run_worker};

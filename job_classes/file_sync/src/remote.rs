@@ -20,8 +20,9 @@ pub use self::spec::{Place, RemoteSpec, SPEC_BYTES_MAX, SpecError, without_secre
 
 use self::local::{LinkView, LocalTree};
 use self::object::{Account, ObjectTree};
+use crate::attempt::RunId;
 use crate::path::EntryPath;
-use crate::queue::{LocalStore, ObjectStore, SharedStore, StoreError};
+use crate::queue::{LocalStore, ObjectStore, SharedStore, StoreError, is_under_way};
 use crate::storage::{Abilities, Storage, StorageError};
 
 /// Remotes that [`Remotes`] holds open; the one that was used longest ago is closed for a further one.
@@ -176,6 +177,21 @@ impl Remote {
             Access::Local(tree) => Arc::new(LocalStore::open(tree.path()).await?),
             Access::Object(access) => Arc::new(ObjectStore::open_below(access.tree.operator().clone(), access.prefix.as_str()).await?),
         })
+    }
+
+    /// Opens a queue for a run that must be under way there; none if it is not. Where it is not, nothing is written: the path may show anything.
+    ///
+    /// # Errors
+    /// If it cannot be read, or, with the run, not be written.
+    pub async fn open_queue_of(&self, run: RunId) -> Result<Option<SharedStore>, StoreError> {
+        let read: SharedStore = match &self.access {
+            Access::Local(tree) => Arc::new(LocalStore::for_reading(tree.path())),
+            Access::Object(access) => Arc::new(ObjectStore::for_reading_below(access.tree.operator().clone(), access.prefix.as_str())),
+        };
+        match is_under_way(&read, run).await? {
+            true => self.open_queue().await.map(Some),
+            false => Ok(None),
+        }
     }
 
     pub(crate) fn access(&self) -> &Access {

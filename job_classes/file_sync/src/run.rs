@@ -14,6 +14,7 @@
 mod carrier;
 pub(crate) mod closing;
 mod control;
+mod crew;
 mod here;
 pub(crate) mod ledger;
 mod narrow;
@@ -24,6 +25,7 @@ mod tries;
 mod workers;
 
 pub use self::control::{Control, Snapshot};
+pub use self::crew::Crew;
 pub(crate) use self::here::engine_options;
 pub use self::order::{Order, OrderError};
 pub use self::through_queue::Queue;

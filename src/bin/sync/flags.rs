@@ -232,8 +232,8 @@ pub(crate) struct FilterFlags {
     ignore_case: bool,
 }
 
-/// What only a queue has, so that it says nothing to the workers of `--on`.
-const QUEUE_ARGUMENTS: [&str; 5] = ["cluster", "cluster_id", "cluster_quit_workers", "cluster_cleanup", "cluster_lease"];
+/// The default of `--cluster-lease`.
+const LEASE: &str = "10s";
 
 /// Who does the work.
 #[derive(Clone, Debug, Args)]
@@ -248,10 +248,10 @@ pub(crate) struct ClusterFlags {
     /// Tell the workers to stop when the run has ended.
     #[arg(long)]
     pub(crate) cluster_quit_workers: bool,
-    /// Files after which a batch is sent; with --on at most 256.
+    /// Files after which a batch is sent; with --on and no --cluster at most 256.
     #[arg(long, value_name = "N", default_value_t = 1000)]
     pub(crate) cluster_batch_files: u32,
-    /// Bytes after which a batch is sent; with --on at most 256 MiB.
+    /// Bytes after which a batch is sent; with --on and no --cluster at most 256 MiB.
     #[arg(long, value_name = "SIZE", default_value = "1Ti")]
     pub(crate) cluster_batch_size: SizeSuffix,
     /// What is left of the queue's files of a batch that is done: full (nothing), completed (those that failed), none (all stay).
@@ -261,16 +261,17 @@ pub(crate) struct ClusterFlags {
     #[arg(long, value_name = "TIME", default_value = "60s")]
     pub(crate) no_worker_timeout: Span,
     /// Silence after which a batch is taken from its worker.
-    #[arg(long, value_name = "TIME", default_value = "10s")]
+    #[arg(long, value_name = "TIME", default_value = LEASE)]
     pub(crate) cluster_lease: Span,
     /// Names the run, so that it can be resumed.
     #[arg(long, value_name = "ID")]
     pub(crate) run_id: Option<RunId>,
-    /// Go on with the run of --run-id whose controller has ended; with --on follow the one that goes on by itself.
+    /// Go on with the run of --run-id whose controller has ended; with --on and no --cluster follow the one that goes on by itself.
     #[arg(long, requires = "run_id")]
     pub(crate) resume: bool,
-    /// Send the work to these workers of a running nkcluster (labels and fields, as in `nodes --select`).
-    #[arg(long, value_name = "SELECTOR", conflicts_with_all = QUEUE_ARGUMENTS)]
+    /// Send the work to these workers of a running nkcluster (labels and fields, as in `nodes --select`); with --cluster they work for its queue, and are told when
+    /// there is work.
+    #[arg(long, value_name = "SELECTOR")]
     pub(crate) on: Option<Selector>,
     /// With --on: tell the id of the run on standard output when it has begun, and end.
     #[arg(long, requires = "on", conflicts_with_all = ["resume", "progress"])]
@@ -300,8 +301,20 @@ impl ClusterFlags {
 
     /// Refuses what has no place: a run to be resumed nowhere, and a worker without a queue: it would carry out the whole run by itself, as would all the others.
     pub(crate) fn checked(self) -> Outcome<Self> {
+        let wrong = |what: String| Err(Failure::usage("invalid_usage", what));
         if self.resume && self.on.is_none() && self.cluster.is_none() {
-            return Err(Failure::usage("invalid_usage", "--resume needs --cluster or --on, to find the run"));
+            return wrong("--resume needs --cluster or --on, to find the run".to_owned());
+        }
+        if self.on.is_some() && self.is_worker() {
+            return wrong("--cluster-id makes this process a worker, and --on is said to a controller".to_owned());
+        }
+        if self.detach && self.cluster.is_some() {
+            return wrong(
+                "--detach leaves a run to a control node, but with --cluster this process is the controller of the run".to_owned(),
+            );
+        }
+        if let Some(flag) = self.needs_queue().filter(|_| self.on.is_some() && self.cluster.is_none()) {
+            return wrong(format!("{flag} concerns a queue, which --on has only with --cluster"));
         }
         match self.is_worker() && self.cluster.as_deref().is_none_or(str::is_empty) {
             true => {
@@ -309,6 +322,17 @@ impl ClusterFlags {
             }
             false => Ok(self),
         }
+    }
+
+    /// A flag that says something only to a queue.
+    fn needs_queue(&self) -> Option<&'static str> {
+        let said = [
+            ("--cluster-id", self.cluster_id.is_some()),
+            ("--cluster-quit-workers", self.cluster_quit_workers),
+            ("--cluster-cleanup", self.cluster_cleanup != Cleanup::Full),
+            ("--cluster-lease", LEASE.parse() != Ok(self.cluster_lease)),
+        ];
+        said.into_iter().find_map(|(flag, is_said)| is_said.then_some(flag))
     }
 
     /// Sets what concerns the cluster.

@@ -6,7 +6,9 @@ use std::time::Duration;
 
 use clap::Args;
 use nkcluster_file_sync::queue::RunStart;
-use nkcluster_file_sync::{Control, End, Here, Order, Queue, Remotes, RunId, Snapshot, Span, Summary, Task, Told, Way, run as follow};
+use nkcluster_file_sync::{
+    Control, Crew, End, Here, Order, Queue, Remotes, RunId, Snapshot, Span, Summary, Task, Told, Way, run as follow,
+};
 use serde_json::json;
 use tokio::sync::mpsc;
 
@@ -76,8 +78,14 @@ impl From<Box<DeleteArgs>> for SyncArgs<DeleteFlags> {
     }
 }
 
-/// `copy`, `sync`, `move` and `delete`, directed by this process.
-pub(crate) async fn run<F: RunFlags>(kind: Task, args: SyncArgs<F>, delete_empty_src_dirs: bool, form: Form) -> Outcome {
+/// `copy`, `sync`, `move` and `delete`, directed by this process. The crew works for its queue, beside other workers.
+pub(crate) async fn run<F: RunFlags>(
+    kind: Task,
+    args: SyncArgs<F>,
+    delete_empty_src_dirs: bool,
+    crew: Option<Crew>,
+    form: Form,
+) -> Outcome {
     let SyncArgs { source, destination, flags, cluster, display, remotes } = args;
     let cluster = cluster.checked()?;
     let mut options = flags.options();
@@ -88,7 +96,7 @@ pub(crate) async fn run<F: RunFlags>(kind: Task, args: SyncArgs<F>, delete_empty
     let way: Box<dyn Way> = match &cluster.cluster {
         None => Box::new(Here),
         Some(_) if cluster.is_worker() => return worker::serve(&cluster, &remotes, options.transfers as usize, form).await,
-        Some(remote) => Box::new(queue(remote, &cluster, &remotes, form).await?),
+        Some(remote) => Box::new(Queue { crew, ..queue(remote, &cluster, &remotes, form).await? }),
     };
     let order = Order::new(kind, source, destination, &options);
     let signals = StopSignals::install().map_err(|error| Failure::io("cannot listen for signals", &error))?;
@@ -105,7 +113,7 @@ async fn queue(remote: &str, cluster: &ClusterFlags, remotes: &Remotes, form: Fo
     }
     let start = if cluster.resume { RunStart::Resume } else { RunStart::New };
     let lease = lease_of(cluster.cluster_lease)?;
-    Ok(Queue { store, remote: remote.to_owned(), run, start, lease })
+    Ok(Queue { store, remote: remote.to_owned(), run, start, lease, crew: None })
 }
 
 fn lease_of(span: Span) -> Outcome<Duration> {

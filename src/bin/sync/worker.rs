@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use clap::Args;
-use nkcluster_file_sync::queue::{SharedStore, WorkerEnd, WorkerEvent, WorkerId, WorkerOptions, run_worker};
+use nkcluster_file_sync::queue::{SharedStore, WorkerEvent, WorkerId, WorkerOptions, run_worker};
 use nkcluster_file_sync::{Executor, Rate, Remotes};
 use rand::RngExt as _;
 use rand::distr::Alphanumeric;
@@ -101,22 +101,11 @@ async fn work(remote: &str, options: WorkerOptions, remotes: &Arc<Remotes>, exec
             }
         }
     };
-    let why = match end {
-        WorkerEnd::Stopped => "stopped",
-        WorkerEnd::Quit => "the controller told it to stop",
-        WorkerEnd::Idle => "there was no work for too long",
-    };
-    form.print(&json!({ "ended": why }), || format!("worker {id} has ended: {why}"))
+    form.print(&json!({ "ended": end.to_string() }), || format!("worker {id} has ended: {end}"))
 }
 
 fn tell(event: &WorkerEvent, verbose: bool, form: Form) {
-    let (what, is_odd) = match event {
-        WorkerEvent::Claimed(job) => (format!("batch {job} begins"), false),
-        WorkerEvent::Finished(job) => (format!("batch {job} is done"), false),
-        WorkerEvent::Abandoned(job) => (format!("batch {job} was taken away; what it still does is void"), true),
-        WorkerEvent::Split { job, child, files } => (format!("batch {job} gave {files} files away as {child}"), false),
-        WorkerEvent::Warning(what) => (what.clone(), true),
-    };
+    let (what, is_odd) = (event.to_string(), event.is_odd());
     if !is_odd && !verbose {
         return;
     }

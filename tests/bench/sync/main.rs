@@ -41,6 +41,7 @@ const ROWS: &[(&str, Budget)] = &[
     ("copy_workers_4", Budget::None),
     ("copy_peak_mib", Budget::AtMost(200.0)),
     ("copy_one_cluster", Budget::AtMost(50.0)),
+    ("copy_one_queue", Budget::AtMost(100.0)),
     ("idle_calls_cluster", Budget::AtMost(0.0)),
     ("idle_calls_queue", Budget::AtMost(4.0)),
 ];

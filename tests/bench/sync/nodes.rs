@@ -9,8 +9,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use nkcluster::cluster::{Cluster, ConnectOptions};
-use nkcluster::types::{NodeStatus, NodeUri, Secret};
-use nkcluster_file_sync::{Control, End, Here, Options, Order, RemoteConfig, Remotes, Task, Way, Workers, run};
+use nkcluster::types::{NodeStatus, NodeUri, Secret, Selector};
+use nkcluster_file_sync::queue::RunStart;
+use nkcluster_file_sync::{Control, Crew, End, Here, Options, Order, Queue, RemoteConfig, Remotes, RunId, Task, Way, Workers, run};
 use tempfile::TempDir;
 use tokio::sync::mpsc;
 
@@ -27,27 +28,40 @@ const WATCHED: Duration = Duration::from_secs(20);
 const SETTLED: Duration = Duration::from_secs(5);
 
 pub(crate) fn rows(report: &mut Report, room: &Path) {
-    if !report.wants_any(&["copy_one_cluster", "idle_calls_cluster", "idle_calls_queue"]) {
+    if !report.wants_any(&["copy_one_cluster", "copy_one_queue", "idle_calls_cluster", "idle_calls_queue"]) {
         return;
     }
     let dir = TempDir::new_in(room).expect("a directory");
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().expect("a runtime");
     let nodes = Nodes::start(dir.path());
-    let workers = Workers::new(runtime.block_on(nodes.connect()), "bench".parse().expect("a selector"));
-    if report.wants("copy_one_cluster") {
-        let mut copies = One { dir: dir.path(), number: 0 };
+    let (cluster, selector) = (runtime.block_on(nodes.connect()), "bench".parse().expect("a selector"));
+    let mut copies = One { dir: dir.path(), number: 0 };
+    // By the way that is measured and in the process itself, in turns.
+    let mut one = |name, way: &dyn Way| {
         // Both are warm before anything counts.
         let mut times = [Vec::new(), Vec::new()];
         for round in 0..=COPIES {
-            for (way, times) in [&workers as &dyn Way, &Here].into_iter().zip(&mut times) {
+            for (way, times) in [way, &Here].into_iter().zip(&mut times) {
                 let time = runtime.block_on(copies.next(way));
                 if round > 0 {
                     times.push(time);
                 }
             }
         }
-        let [cluster, here] = times.map(median);
-        report.row(Row { name: "copy_one_cluster", value: cluster, unit: "ms", baseline: here });
+        let [value, baseline] = times.map(median);
+        Row { name, value, unit: "ms", baseline }
+    };
+    let workers = Workers::new(cluster.clone(), Selector::clone(&selector));
+    if report.wants("copy_one_cluster") {
+        report.row(one("copy_one_cluster", &workers));
+    }
+    if report.wants("copy_one_queue") {
+        let remote = dir.path().join("work").to_str().expect("text").to_owned();
+        let opened = Remotes::new(RemoteConfig::default()).open(&remote).expect("opened");
+        let store = runtime.block_on(opened.open_queue()).expect("a queue");
+        // Nothing stays of a run that has ended, so each may have the same id.
+        let (run, crew) = (RunId::from_random([1; 20]), Some(Crew::new(cluster, selector)));
+        report.row(one("copy_one_queue", &Queue { store, remote, run, start: RunStart::New, lease: READY, crew }));
     }
     if report.wants_any(&["idle_calls_cluster", "idle_calls_queue"]) && has("rclone") {
         let server = S3::start(dir.path());

@@ -116,6 +116,8 @@ pub(crate) enum Action {
 /// What people are told.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Notice {
+    /// A part of a batch, which its holder has offered.
+    Offered(JobName, usize),
     Claimed(JobName, WorkerId),
     WorkerAppeared(WorkerId),
     WorkerLost(WorkerId),
@@ -524,6 +526,7 @@ impl Controller {
                 (batch.files, batch.bytes) = (split.kept.len(), size(&split.kept));
             }
             if !self.batches.contains_key(&split.child) && !self.counted.contains(&split.child) {
+                self.notices.push(Notice::Offered(child.clone(), split.inputs.len()));
                 self.batches
                     .insert(split.child, InFlight::new(child, split.inputs.len(), size(&split.inputs), State::Offered { nowhere: 0 }));
             }

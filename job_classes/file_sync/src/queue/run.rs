@@ -188,6 +188,17 @@ pub async fn start_run(
     Ok(RunHandle { operations, cancel, wake, end, queued: Mutex::new(queued) })
 }
 
+/// Whether a queue has a run that no controller has ended.
+///
+/// # Errors
+/// If the storage fails.
+pub async fn is_under_way(store: &SharedStore, run: RunId) -> Result<bool, StoreError> {
+    match Files::last_controller(store, run).await? {
+        Some(last) => Ok(!Files::is_closed(store, run, last).await?),
+        None => Ok(false),
+    }
+}
+
 /// Reads what an earlier controller left; returns the next number of a batch, and which operations are in one.
 async fn load(files: &Files, controller: &mut Controller) -> Result<(u64, HashSet<u128>), RunError> {
     let of_store = |error: StoreError| RunError::Store(error.what);
@@ -431,6 +442,7 @@ impl Desk {
         for notice in self.controller.notices() {
             self.pacing.hurry();
             (self.listener)(match notice {
+                Notice::Offered(job, files) => RunEvent::Offered { job, files },
                 Notice::Claimed(job, worker) => RunEvent::Claimed { job, worker },
                 Notice::WorkerAppeared(worker) => RunEvent::WorkerAppeared(worker),
                 Notice::WorkerLost(worker) => RunEvent::WorkerLost(worker),
@@ -579,6 +591,7 @@ impl Desk {
                         let path = crate::queue::worker::quit_path(worker);
                         let note = crate::queue::worker::quit_note(self.eyes.life(worker));
                         self.files.store.replace(&path, note.into()).await?;
+                        (self.listener)(RunEvent::ToldToStop(worker.clone()));
                     }
                 }
                 self.files.end().await

@@ -56,7 +56,8 @@ pub struct WorkerOptions {
 pub enum Waits {
     /// It looks, at most this long after it looked last.
     Looks(Duration),
-    /// It is [woken](WorkerHandle::wake), and without work it makes no calls of the storage.
+    /// It is [woken](WorkerHandle::wake), and without work it makes no calls of the storage. Where nothing makes claims exclusive, batches are only for workers that
+    /// tell that they live; there it tells that, and nothing else.
     IsWoken,
 }
 
@@ -92,9 +93,31 @@ pub enum WorkerEvent {
         child: JobName,
         /// Inputs of the part.
         files: usize,
+        /// The file in `queue/wanted` of whoever asked for it; none if the worker gives everything back.
+        asked: Option<String>,
     },
     /// Something is odd: for people.
     Warning(String),
+}
+
+impl WorkerEvent {
+    /// Whether people are told it even if they asked for nothing.
+    pub fn is_odd(&self) -> bool {
+        matches!(self, Self::Abandoned(_) | Self::Warning(_))
+    }
+}
+
+/// For people.
+impl std::fmt::Display for WorkerEvent {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Claimed(job) => write!(f, "batch {job} begins"),
+            Self::Finished(job) => write!(f, "batch {job} is done"),
+            Self::Abandoned(job) => write!(f, "batch {job} was taken away; what it still does is void"),
+            Self::Split { job, child, files, .. } => write!(f, "batch {job} gave {files} files away as {child}"),
+            Self::Warning(what) => f.write_str(what),
+        }
+    }
 }
 
 /// Whoever is told what happens.
@@ -111,6 +134,17 @@ pub enum WorkerEnd {
     Idle,
 }
 
+/// For people.
+impl std::fmt::Display for WorkerEnd {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Stopped => "stopped",
+            Self::Quit => "the controller told it to stop",
+            Self::Idle => "there was no work for too long",
+        })
+    }
+}
+
 /// A worker that is on its way. Dropped, it stops gracefully.
 #[derive(Debug)]
 pub struct WorkerHandle {
@@ -120,7 +154,7 @@ pub struct WorkerHandle {
 }
 
 impl WorkerHandle {
-    /// There is work, or there may be a worker without work: look at once.
+    /// There is work, or there may be a worker without work: look at once. One that finds no work says once more that it wants some.
     pub fn wake(&self) -> Arc<Notify> {
         Arc::clone(&self.wake)
     }
@@ -176,7 +210,9 @@ pub fn run_worker(store: SharedStore, execute: Arc<dyn Execute>, options: Worker
         lost: std::collections::BTreeSet::new(),
         old_quit: None,
         has_looked: false,
+        has_failed: false,
         wants: false,
+        wants_again: false,
         refused: false,
     };
     let end = tokio::spawn(worker.run(stopped, Arc::clone(&wake)));
@@ -209,8 +245,12 @@ struct Worker {
     /// The marker of a `QUIT.json` that was there before this worker. rclone never deletes them.
     old_quit: Option<u64>,
     has_looked: bool,
+    /// The last look failed, so there may be work.
+    has_failed: bool,
     /// It has said that it has no work.
     wants: bool,
+    /// Whoever gave it work took that away, and another may have been quicker.
+    wants_again: bool,
     /// It was told that jobs of rclone are not taken here.
     refused: bool,
     pacing: Pacing,
@@ -240,7 +280,9 @@ impl Worker {
                 break WorkerEnd::Stopped;
             }
             if Instant::now() >= look {
-                match self.look().await {
+                let looked = self.look().await;
+                self.has_failed = looked.is_err();
+                match looked {
                     Ok(Look::Quit) => break WorkerEnd::Quit,
                     Ok(Look::Claimed) => self.pacing.hurry(),
                     Ok(Look::Nothing) => {}
@@ -260,11 +302,18 @@ impl Worker {
                 break WorkerEnd::Idle;
             }
             // Without work, a worker that is woken waits for that and nothing else.
-            let sleeps = self.held.is_empty() && self.options.waits == Waits::IsWoken && self.has_looked && self.pacing.is_slow();
+            let sleeps = self.held.is_empty()
+                && self.options.waits == Waits::IsWoken
+                && self.has_looked
+                && !self.has_failed
+                && self.pacing.is_slow();
             tokio::select! {
                 biased;
                 _ = stopped.changed() => {}
-                () = wake.notified() => (look, give) = { self.pacing.hurry(); (Instant::now(), Instant::now()) },
+                () = wake.notified() => {
+                    self.wants_again = true;
+                    (look, give) = (Instant::now(), Instant::now());
+                }
                 () = tokio::time::sleep_until(look), if !sleeps => {}
                 () = tokio::time::sleep_until(give), if !self.held.is_empty() => {}
                 () = tokio::time::sleep_until(busy + idle.unwrap_or_default()), if idle.is_some() => {}
@@ -283,7 +332,8 @@ impl Worker {
     fn start_status(&self) -> board::Writer {
         let idle = match self.options.waits {
             Waits::Looks(_) => Some(self.options.status_interval * IDLE_STATUS),
-            Waits::IsWoken => None,
+            Waits::IsWoken if self.store.honours().creates_once => None,
+            Waits::IsWoken => Some(self.options.status_interval * IDLE_STATUS),
         };
         board::Writer::start(Arc::clone(&self.store), Arc::clone(&self.board), self.options.status_interval, idle)
     }
@@ -317,9 +367,9 @@ impl Worker {
         if self.is_told_to_quit(&listed, quit).await? {
             return Ok(Look::Quit);
         }
-        if !self.wants {
+        if !self.wants || self.wants_again {
             self.store.replace(&self.wanted_path(), bytes::Bytes::from_static(b"{}")).await?;
-            self.wants = true;
+            (self.wants, self.wants_again) = (true, false);
         }
         Ok(Look::Nothing)
     }
@@ -416,7 +466,7 @@ impl Worker {
             }
             // Whoever is served asks again if it comes too late. The channel holds one order, so a batch is not split twice before anybody looked.
             self.store.delete(&format!("queue/wanted/{}", other.name)).await?;
-            let _ = self.held[&job].orders.try_send(hold::Order::Split);
+            let _ = self.held[&job].orders.try_send(hold::Order::Split(other.name.clone()));
             Ok::<_, StoreError>(())
         };
         if let Err(error) = give.await {
@@ -431,6 +481,7 @@ impl Worker {
             for job in running {
                 self.held.remove(&job);
                 self.board.end(&job, false);
+                (self.listener)(WorkerEvent::Abandoned(job));
             }
             return;
         };

@@ -1,4 +1,4 @@
-//! Operations go through a queue, to workers that share its storage.
+//! Operations go through a queue, to workers that share its storage; some of them may be those of a cluster, which are told when there is work.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -11,13 +11,15 @@ use tokio::sync::{mpsc, oneshot};
 
 use super::carrier::{Failed, Outcome, Sent, Sink, carrier};
 use super::control::Control;
+use super::crew::{Crew, Employed, News};
 use super::tries::{Carrying, Journey, Told, Way};
 use crate::attempt::{Attempt, RunId};
 use crate::fence::{self, FenceStrength};
 use crate::operation::Operation;
 use crate::options::{self, Audience};
 use crate::queue::{
-    Cleanup, ControllerOptions, Failure, Fence, Fenced, RunEnd, RunEvent, RunHandle, RunOptions, RunStart, SharedStore, Totals, start_run,
+    Cleanup, ControllerOptions, Failure, Fence, Fenced, RunEnd, RunError, RunEvent, RunHandle, RunOptions, RunStart, SharedStore, Totals,
+    WorkerId, start_run,
 };
 use crate::remote::Remotes;
 use crate::stats::{Counter, StatsReport};
@@ -37,6 +39,8 @@ pub struct Queue {
     pub start: RunStart,
     /// Silence after which a batch is taken from its worker.
     pub lease: Duration,
+    /// Workers of a cluster that work for it while the run lasts, beside those that look into the queue by themselves.
+    pub crew: Option<Crew>,
 }
 
 impl Way for Queue {
@@ -70,10 +74,12 @@ impl Queue {
                 let _ = told.send(Told::Notice(what)).await;
             }
         }
-        let (control, run) = (control.clone(), self.run);
-        Ok(Carrying(carrier(move |sink| {
-            carry(sink, handle, (events, heard), Ears { control, told, deletes: Arc::default() }, effects, run)
-        })))
+        let remote = remotes.open(&self.remote).map_err(|error| error.to_string())?.portable();
+        let employ = |crew: &Crew| crew.employ(self.run, remote, self.store.clone(), handle.wake(), told.clone());
+        let crew = self.crew.as_ref().map(employ);
+        let ears = Ears { control: control.clone(), told, deletes: Arc::default(), crew };
+        let run = self.run;
+        Ok(Carrying(carrier(move |sink| carry(sink, handle, (events, heard), ears, effects, run))))
     }
 
     fn run_options(&self, options: &options::Options) -> RunOptions {
@@ -179,8 +185,15 @@ async fn carry(
     while let Ok(heard) = events.try_recv() {
         ears.take(heard, &teller).await;
     }
-    if let Some(error) = end.error {
-        return Err(error.to_string());
+    let is_elsewhere = end.error == Some(RunError::Superseded);
+    let unused = match ears.crew.take() {
+        Some(crew) => crew.end(is_elsewhere).await,
+        None => Vec::new(),
+    };
+    match end.error {
+        None => {}
+        Some(error @ RunError::NoWorkers { .. }) if !unused.is_empty() => return Err(format!("{error}; {}", unused.join("; "))),
+        Some(error) => return Err(error.to_string()),
     }
     for text in &effects.changed {
         let Ok(remote) = effects.remotes.open(text) else { continue };
@@ -207,6 +220,7 @@ struct Ears {
     told: mpsc::Sender<Told>,
     /// Deletes that were sent and not counted yet. Results tell only how many inputs were done, and deletes mostly come alone, behind a barrier.
     deletes: Arc<AtomicU64>,
+    crew: Option<Employed>,
 }
 
 impl Ears {
@@ -219,9 +233,21 @@ impl Ears {
     }
 
     async fn hear(&mut self, event: RunEvent, teller: &mpsc::Sender<Outcome>) {
+        if let Some(crew) = &self.crew {
+            match &event {
+                RunEvent::Offered { job, .. } => crew.tell(News::Offered(job.clone())).await,
+                RunEvent::Claimed { job, .. } | RunEvent::Counted { job, .. } | RunEvent::Revoked { job, .. } => {
+                    crew.tell(News::Taken(job.clone())).await;
+                }
+                RunEvent::ToldToStop(worker) => crew.tell(News::ToldToStop(worker.clone())).await,
+                // It tells by itself who takes part, and its workers are silent while they have no work.
+                RunEvent::WorkerAppeared(worker) | RunEvent::WorkerLost(worker) if crew.node_of(worker).is_some() => return,
+                _ => {}
+            }
+        }
         let notice = match event {
             RunEvent::Counted { job, worker, totals, failures } => {
-                self.count(worker.as_ref().map(|worker| worker.to_string()), &totals, &failures);
+                self.count(worker.map(|worker| self.shown(&worker)), &totals, &failures);
                 for failure in failures {
                     let path = if failure.file().is_empty() { job.to_string() } else { failure.file().to_owned() };
                     let failure = Some(Failed { is_retryable: failure.is_retryable(), error: failure.error });
@@ -233,20 +259,25 @@ impl Ears {
             RunEvent::Running(running) => {
                 let mut numbers: BTreeMap<String, StatsReport> = BTreeMap::new();
                 for (worker, _, stats) in running {
-                    *numbers.entry(worker.to_string()).or_default() += &serde_json::from_value(stats).unwrap_or_default();
+                    *numbers.entry(self.shown(&worker)).or_default() += &serde_json::from_value(stats).unwrap_or_default();
                 }
                 return self.control.doing(numbers);
             }
-            RunEvent::Offered { .. } | RunEvent::Claimed { .. } => return,
+            RunEvent::Offered { .. } | RunEvent::Claimed { .. } | RunEvent::ToldToStop(_) => return,
             RunEvent::WorkerAppeared(worker) => format!("worker {worker} takes part"),
             RunEvent::WorkerLost(worker) => format!("worker {worker} is silent or has stopped"),
             RunEvent::Revoked { job, worker, .. } => {
-                let worker = worker.map_or_else(|| "nobody known".to_owned(), |worker| worker.to_string());
+                let worker = worker.map_or_else(|| "nobody known".to_owned(), |worker| self.shown(&worker));
                 format!("batch {job} was taken from {worker} and is offered again")
             }
             RunEvent::Warning(what) => what,
         };
         let _ = self.told.send(Told::Notice(notice)).await;
+    }
+
+    /// A worker of the cluster has the name of its node.
+    fn shown(&self, worker: &WorkerId) -> String {
+        self.crew.as_ref().and_then(|crew| crew.node_of(worker)).unwrap_or_else(|| worker.to_string())
     }
 
     fn count(&mut self, worker: Option<String>, totals: &Totals, failures: &[Failure]) {

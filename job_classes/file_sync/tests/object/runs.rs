@@ -90,6 +90,7 @@ async fn workers_share_a_queue_in_a_store() {
         run: RunId::from_random([7; 20]),
         start: RunStart::New,
         lease: Duration::from_secs(10),
+        crew: None,
     };
     let summary = follow(Task::Copy, &bench.root("source"), &server.remote("tree"), &queue, &remotes).await;
     assert_eq!((summary.end, summary.stats.transfers), (End::Success, 40), "{summary:?}");

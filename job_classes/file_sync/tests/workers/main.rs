@@ -1,5 +1,7 @@
 //! A run over workers of which one is not as it should be: real nodes on the memory network, and a class of the same name that lies, is silent, or has heard it before.
 
+mod crew;
+
 use std::collections::{BTreeMap, VecDeque};
 use std::fs;
 use std::path::Path;
@@ -16,7 +18,7 @@ use nkcluster::{Error, ErrorCode};
 use nkcluster_file_sync::queue::Batch;
 use nkcluster_file_sync::{
     Attempt, BatchEnd, Command, Control, End, Event, FileSync, Operation, Options, Order, RemoteConfig, Remotes, Reply, Request, RunId,
-    Snapshot, Spec, StatsReport, Summary, SyncTask, Task, Told, Workers, run,
+    Snapshot, Spec, StatsReport, Summary, SyncTask, Task, Told, Way, Workers, run,
 };
 use tempfile::TempDir;
 use tokio::sync::mpsc;
@@ -89,6 +91,7 @@ impl JobClass for Odd {
         let attempt = match request {
             Request::Wait { attempt, .. } => attempt,
             Request::Close { .. } => return Ok(Reply::Closed { batches: Vec::new() }),
+            Request::Watch { .. } => return Ok(Reply::Unknown),
         };
         let end = self.ends.lock().expect("no panic").get(&attempt).cloned();
         Ok(match (self.oddity, end) {
@@ -111,7 +114,7 @@ impl TaskClass for Odd {
     type Task = SyncTask;
 
     async fn task(&self, _: TaskContext<Self>, spec: Spec) -> nkcluster::Result<Started<Self>> {
-        let Spec::Batch { attempt, batch } = spec else { panic!("only batches") };
+        let Spec::Batch { attempt, batch } = spec else { return Err(Error::new(ErrorCode::NotAllowed, "it takes nothing")) };
         let batch = Batch::from_json(&serde_json::to_vec(&batch).expect("encodes")).expect("a batch");
         let end = self.end_of(batch.inputs);
         self.ends.lock().expect("no panic").insert(attempt, end);
@@ -125,6 +128,20 @@ impl TaskClass for Odd {
         self.commands.lock().expect("no panic").push(command);
         Ok(Snapshot::default())
     }
+}
+
+/// Follows an order to its end; what was told as well.
+async fn follow(order: &Order, way: &dyn Way, remotes: &Arc<Remotes>, control: &Control) -> (Summary, Vec<Told>) {
+    let (told, mut hears) = mpsc::channel(16);
+    let hearing = tokio::spawn(async move {
+        let mut heard = Vec::new();
+        while let Some(told) = hears.recv().await {
+            heard.push(told);
+        }
+        heard
+    });
+    let summary = tokio::time::timeout(2 * PATIENCE, run(order, way, remotes, control, told)).await.expect("the run ends");
+    (summary, hearing.await.expect("no panic"))
 }
 
 /// A control node, workers, and two trees.
@@ -185,18 +202,7 @@ impl Room {
         let options = Options { cluster_batch_files: 5, retries: 1, ..Options::default() };
         let order = Order::new(Task::Copy, path("source"), path("destination"), &options);
         let workers = Workers::new(self.cluster(), "copier".parse().expect("a selector"));
-        let (told, mut hears) = mpsc::channel(16);
-        let hearing = tokio::spawn(async move {
-            let mut heard = Vec::new();
-            while let Some(told) = hears.recv().await {
-                heard.push(told);
-            }
-            heard
-        });
-        let remotes = Arc::new(Remotes::new(RemoteConfig::default()));
-        let copied = tokio::time::timeout(2 * PATIENCE, run(&order, &workers, &remotes, control, told));
-        let summary = copied.await.expect("the run ends");
-        (summary, hearing.await.expect("no panic"))
+        follow(&order, &workers, &Arc::new(Remotes::new(RemoteConfig::default())), control).await
     }
 
     #[track_caller]

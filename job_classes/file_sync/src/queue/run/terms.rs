@@ -183,6 +183,8 @@ pub enum RunEvent {
     WorkerAppeared(WorkerId),
     /// A worker is silent, or has stopped.
     WorkerLost(WorkerId),
+    /// The run is over, and a worker is told to stop.
+    ToldToStop(WorkerId),
     /// Something is odd: for people.
     Warning(String),
     /// What the workers do at the moment: who, which job, and its progress with the keys of rclone's `core/stats`.

@@ -28,11 +28,16 @@ impl LocalStore {
     /// # Errors
     /// If it cannot be made or written.
     pub async fn open(root: impl Into<PathBuf>) -> Result<Self, StoreError> {
-        let root: Arc<Path> = root.into().into();
-        let mut store = Self { root, honours: Honours { creates_once: false, renames: false } };
+        let mut store = Self::for_reading(root);
         let probed = store.clone();
         store.honours = store.blocking(move |_| probed.probe()).await?;
         Ok(store)
+    }
+
+    /// One that is only read, of which nothing is tried; a directory that is not there is not made.
+    pub(crate) fn for_reading(root: impl Into<PathBuf>) -> Self {
+        let root: PathBuf = root.into();
+        Self { root: root.into(), honours: Honours { creates_once: false, renames: false } }
     }
 
     /// Creates one file twice, and renames one file onto another. A network file system may lack either.

@@ -39,8 +39,8 @@ impl ObjectStore {
     /// # Errors
     /// If it cannot be written.
     pub async fn open_below(operator: Operator, prefix: &str) -> Result<Self, StoreError> {
-        let prefix = if prefix.is_empty() { String::new() } else { format!("{}/", prefix.trim_matches('/')) };
-        let mut store = Self { operator, prefix, honours: Honours { creates_once: true, renames: false } };
+        let mut store = Self::for_reading_below(operator, prefix);
+        store.honours.creates_once = true;
         let path = format!("queue/probe/{:032x}", rand::random::<u128>());
         let first = store.create(&path, Bytes::from_static(b"1")).await;
         let creates_once = match first {
@@ -55,6 +55,12 @@ impl ObjectStore {
         store.delete(&path).await?;
         store.honours.creates_once = creates_once;
         Ok(store)
+    }
+
+    /// One below a prefix that is only read, of which nothing is tried.
+    pub(crate) fn for_reading_below(operator: Operator, prefix: &str) -> Self {
+        let prefix = if prefix.is_empty() { String::new() } else { format!("{}/", prefix.trim_matches('/')) };
+        Self { operator, prefix, honours: Honours { creates_once: false, renames: false } }
     }
 
     fn key(&self, path: &str) -> String {

@@ -23,8 +23,8 @@ const RESULT_TRIES_MAX: u32 = 100;
 /// What a batch is asked for.
 #[derive(Debug)]
 pub(super) enum Order {
-    /// Give half of what nobody has begun to another worker.
-    Split,
+    /// Give half of what nobody has begun to another worker, which has asked by this file.
+    Split(String),
     /// Give all of it back.
     Stop,
 }
@@ -68,8 +68,8 @@ impl Hold {
                     break;
                 }
                 order = orders.recv(), if takes_orders => match order {
-                    Some(Order::Split) => self.split(false).await,
-                    Some(Order::Stop) => self.split(true).await,
+                    Some(Order::Split(asked)) => self.split(Some(asked)).await,
+                    Some(Order::Stop) => self.split(None).await,
                     None => takes_orders = false,
                 },
                 _ = check.tick() => if self.is_taken_away().await { self.work.abandon() },
@@ -115,13 +115,13 @@ impl Hold {
         matches!(next, Ok(Content::Bytes(_) | Content::TooLong)) || matches!(first, Ok(Content::Missing))
     }
 
-    /// Gives inputs away that nobody has begun: half of them, or all. They are recorded first; if the record cannot be written, the batch is not ours any more.
-    async fn split(&mut self, all: bool) {
+    /// Gives inputs away that nobody has begun: half of them to whoever asked, or all. They are recorded first; if the record cannot be written, the batch is not ours any more.
+    async fn split(&mut self, asked: Option<String>) {
         let Some(attempt) = self.job.attempt() else { return };
         let width = self.work.width();
         let Some((child, half)) = child_of(attempt.batch, width) else { return };
         let Some(name) = self.job.sibling(child) else { return };
-        let cut = self.work.cut(all);
+        let cut = self.work.cut(asked.is_none());
         if cut.is_empty() {
             return;
         }
@@ -152,7 +152,7 @@ impl Hold {
         // If this fails, the controller finds the record.
         let (pending, content) = (name.pending(), Bytes::from(batch.to_json()));
         match again(|| self.store.create(&pending, content.clone())).await {
-            Ok(_) => (self.listener)(WorkerEvent::Split { job: self.job.clone(), child: name, files: split.inputs.len() }),
+            Ok(_) => (self.listener)(WorkerEvent::Split { job: self.job.clone(), child: name, files: split.inputs.len(), asked }),
             Err(error) => (self.listener)(WorkerEvent::Warning(format!("{name} could not be offered: {error}"))),
         }
     }

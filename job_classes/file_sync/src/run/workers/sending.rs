@@ -65,7 +65,7 @@ impl Sending {
                     heard = Instant::now();
                     self.control.does(self.node.as_str(), self.attempt.batch, *stats);
                 }
-                Ok(Reply::Unknown | Reply::Closed { .. }) => {
+                Ok(Reply::Unknown | Reply::Closed { .. } | Reply::Working(_)) => {
                     return Verdict::Lost("the worker does not know it; it was restarted".to_owned());
                 }
                 Err(error) if heard.elapsed() >= SILENCE => {

@@ -258,6 +258,7 @@ async fn answer(shared: &Arc<Shared>, request: PeerRequest, stream: Option<ByteS
     let reply = match request {
         PeerRequest::Nodes { select } => PeerReply::Nodes(super::backend::local_nodes(shared, select.as_deref())?),
         PeerRequest::Placed(placed) => PeerReply::Placed(placed::handle(shared, &placed, timeout).await?.into()),
+        PeerRequest::PlacedKeys(search) => PeerReply::PlacedKeys(placed::local_keys(shared, search)),
         PeerRequest::Arrive(belongings) => {
             placed::arrive(shared, *belongings).await?;
             PeerReply::Done

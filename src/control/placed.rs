@@ -17,9 +17,11 @@
 mod actor;
 mod copies;
 mod durable;
+mod listing;
 mod shelf;
 #[cfg(test)]
 mod tests;
+mod troubles;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::path::Path;
@@ -36,7 +38,9 @@ use tokio::time::Instant;
 use self::actor::{Ask, MAILBOX_MAX};
 use self::copies::{Copies, Known};
 pub(super) use self::durable::{discard, keep, resume};
+pub(super) use self::listing::local_keys;
 use self::shelf::Shelf;
+use self::troubles::Troubles;
 use super::messages::{PeerReply, PeerRequest};
 use super::shared::Shared;
 use super::view::View;
@@ -94,6 +98,7 @@ pub(super) struct Belongings {
 struct State {
     actors: BTreeMap<PlacedKey, Host>,
     copies: Copies,
+    troubles: Troubles,
     /// Of the views that were seen, the latest first.
     rings: VecDeque<Ring>,
     next: u64,
@@ -150,6 +155,13 @@ impl Placed {
             state.actors.remove(&belongings.key);
         }
         state.copies.pack(belongings);
+    }
+
+    /// An actor has not started. Whether that is news to somebody who reads the log.
+    fn is_news(&self, key: &PlacedKey, why: &Error) -> bool {
+        let mut state = self.lock();
+        // Of one that nobody has a record of only its caller wants to know, who is told.
+        !state.copies.contains(key) || state.troubles.failed(key, why, Instant::now(), rand::rng().random())
     }
 
     /// Ends every actor, without a word to anybody.

@@ -115,9 +115,17 @@ pub(super) async fn run(mut birth: Birth, mut asks: mpsc::Receiver<Ask>) {
     let gone = Gone(&birth);
     let (recording, mut wishes, keeping) = Recording::new();
     let (mut actor, stamp, is_resumed) = match start(&birth, arrived, recording).await {
-        Ok(started) => started,
+        Ok(started) => {
+            birth.shared.placed.lock().troubles.over(&birth.key);
+            started
+        }
         Err(error) => {
-            tracing::warn!(actor = %birth.key, %error, "a placed actor did not start");
+            match birth.shared.placed.is_news(&birth.key, &error) {
+                true => {
+                    tracing::warn!(actor = %birth.key, %error, "a placed actor did not start; if there is a record of it, that is tried again and again")
+                }
+                false => tracing::debug!(actor = %birth.key, %error, "a placed actor did not start, as before"),
+            }
             drop(gone);
             asks.close();
             while let Some(ask) = asks.recv().await {

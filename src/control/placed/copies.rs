@@ -2,8 +2,10 @@
 
 use std::collections::{BTreeMap, VecDeque};
 
+use super::listing::of_kind;
 use super::{Belongings, RECORD_BYTES_MAX, Record, Stamp};
 use crate::cluster::PlacedKey;
+use crate::types::ClassName;
 
 /// Bytes of all copies.
 const BYTES_MAX: usize = 64 * 1024 * 1024;
@@ -87,6 +89,10 @@ impl Copies {
         self.belongings(key).map(|kept| kept.record)
     }
 
+    pub(super) fn contains(&self, key: &PlacedKey) -> bool {
+        self.copies.contains_key(key)
+    }
+
     /// The same, as it is kept.
     pub(super) fn belongings(&self, key: &PlacedKey) -> Option<Belongings> {
         self.copies.get(key).map(|(_, kept)| kept.clone())
@@ -96,6 +102,18 @@ impl Copies {
     pub(super) fn of(&self, wants: impl Fn(&PlacedKey) -> bool) -> Vec<(PlacedKey, u64, Stamp)> {
         let wanted = self.copies.iter().filter(|(key, _)| wants(key));
         wanted.map(|(key, (_, kept))| (key.clone(), kept.hash, kept.record.stamp)).collect()
+    }
+
+    /// The first `most` of one kind behind a key, with their places; and as many of those that are being handed over, which are mostly among them.
+    pub(super) fn behind<'a>(
+        &'a self,
+        kind: &'a ClassName,
+        after: Option<&'a PlacedKey>,
+        most: usize,
+    ) -> impl Iterator<Item = (&'a PlacedKey, u64)> {
+        let kept = of_kind(&self.copies, kind, after).map(|(key, (_, kept))| (key, kept.hash));
+        let packed = of_kind(&self.own, kind, after).map(|(key, packed)| (key, packed.belongings.hash));
+        kept.take(most).chain(packed.take(most))
     }
 
     /// Gives away what is known here.
@@ -149,7 +167,6 @@ impl Copies {
 mod tests {
     use super::super::Stamp;
     use super::*;
-    use crate::types::ClassName;
 
     fn belongings(key: usize, version: u64, bytes: usize) -> Belongings {
         let key = PlacedKey { kind: ClassName::new("counter").expect("valid"), key: key.to_string() };

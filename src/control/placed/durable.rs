@@ -20,14 +20,14 @@ use tokio::time::Instant;
 use super::super::messages::PeerRequest;
 use super::super::shared::Shared;
 use super::super::view::View;
-use super::{ARRIVE_TIMEOUT, Belongings, COPIES, Record, Stamp, host, place};
+use super::{ARRIVE_TIMEOUT, Belongings, COPIES, Record, Stamp, State, host, place};
 use crate::cluster::PlacedKey;
 use crate::job::Kept;
 use crate::ring::KeyHash;
 use crate::types::{NodeId, Payload};
 
 /// How long the view must have been the same before actors are started from records.
-const SETTLED: Duration = Duration::from_secs(2);
+pub(super) const SETTLED: Duration = Duration::from_secs(2);
 /// The same for a node that sees none of those with which it is to be: it may only not have found them yet, and what it has records of may live there. Longer than a
 /// split takes to be noticed, and than the pauses between two dials.
 const ALONE: Duration = Duration::from_secs(30);
@@ -177,22 +177,30 @@ pub(in super::super) async fn resume(shared: Weak<Shared>) {
     if let Some(shared) = shared.upgrade() {
         load(&shared).await;
     }
+    let mut known = Arc::clone(&views.borrow_and_update());
     let (mut changed_at, mut is_offered) = (Instant::now(), false);
     loop {
         tokio::select! {
-            changed = views.changed() => match changed {
-                Ok(()) => (changed_at, is_offered) = (Instant::now(), false),
-                Err(_) => return,
-            },
+            changed = views.changed() => if changed.is_err() { return },
             () = tokio::time::sleep(LOOK_PAUSE) => {}
         }
         let Some(shared) = shared.upgrade() else { return };
         let view = Arc::clone(&views.borrow_and_update());
+        // Also if it has changed in the moment in which the pause was over.
+        if !Arc::ptr_eq(&view, &known) {
+            (changed_at, is_offered) = (Instant::now(), false);
+            shared.placed.lock().troubles.hurry(changed_at);
+            known = Arc::clone(&view);
+        }
         let is_alone = view.live.len() <= 1 && !shared.config.cluster_addr.is_empty();
         if view.frozen || shared.will_stop() || changed_at.elapsed() < if is_alone { ALONE } else { SETTLED } {
             continue;
         }
-        let kept = shared.placed.lock().copies.of(|key| shared.is_durable(key));
+        let kept = {
+            let State { copies, troubles, .. } = &mut *shared.placed.lock();
+            troubles.retain(|key| copies.contains(key));
+            copies.of(|key| shared.is_durable(key))
+        };
         let (mut left, mut are_taken) = (STARTS_MAX, true);
         for (key, hash, stamp) in kept {
             match place(&view, hash) {
@@ -215,14 +223,22 @@ async fn load(shared: &Arc<Shared>) {
     shared.placed.is_loaded.send_replace(true);
 }
 
-/// Starts an actor that is known by a record alone; false if it is there already.
+/// Starts an actor that is known by a record alone; false if it is there already, or was tried just before.
 fn start(shared: &Arc<Shared>, key: &PlacedKey, hash: u64) -> bool {
-    if shared.placed.lock().actors.contains_key(key) {
-        return false;
-    }
+    let is_tried_before = {
+        let state = shared.placed.lock();
+        if state.actors.contains_key(key) || !state.troubles.may_start(key, Instant::now()) {
+            return false;
+        }
+        state.troubles.of(key).is_some()
+    };
     match host(shared, key, hash, None) {
+        Ok(_) if is_tried_before => tracing::debug!(actor = %key, node = %shared.id, "a placed actor is tried again here"),
         Ok(_) => tracing::info!(actor = %key, node = %shared.id, "a placed actor goes on here"),
-        Err(error) => tracing::warn!(actor = %key, %error, "a placed actor that belongs here was not started; it is tried again"),
+        Err(error) if shared.placed.is_news(key, &error) => {
+            tracing::warn!(actor = %key, %error, "a placed actor that belongs here was not started; it is tried again");
+        }
+        Err(error) => tracing::debug!(actor = %key, %error, "a placed actor that belongs here was not started, as before"),
     }
     true
 }

@@ -4,6 +4,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use tokio::sync::Notify;
 
+pub(super) use super::super::durable::SETTLED;
 use super::*;
 use crate::types::ClassName;
 
@@ -31,6 +32,12 @@ pub(super) enum Say {
 
 /// Lets actors go on that add by themselves.
 static GO: Notify = Notify::const_new();
+/// Starts of actors that cannot: those whose key is `broken`.
+static BROKEN_STARTS: AtomicU64 = AtomicU64::new(0);
+
+pub(super) fn broken_starts() -> u64 {
+    BROKEN_STARTS.load(Ordering::SeqCst)
+}
 
 impl PlacedActor for Account {
     const NAME: &'static str = "account";
@@ -40,6 +47,10 @@ impl PlacedActor for Account {
     const DURABLE: bool = true;
 
     async fn start(ctx: PlacedContext, record: Option<Balance>) -> Result<Self> {
+        if &*ctx.key == "broken" {
+            BROKEN_STARTS.fetch_add(1, Ordering::SeqCst);
+            return Err(Error::new(ErrorCode::Internal, "it does not start, as asked"));
+        }
         let Balance { lives, sum } = record.unwrap_or_default();
         Ok(Self { ctx, lives: lives + 1, sum: Arc::new(sum.into()), over: false })
     }
@@ -84,7 +95,7 @@ impl Account {
     }
 }
 
-fn key(name: &str) -> PlacedKey {
+pub(super) fn key(name: &str) -> PlacedKey {
     PlacedKey { kind: ClassName::new(Account::NAME).expect("valid"), key: name.to_owned() }
 }
 
@@ -92,7 +103,7 @@ fn hash(name: &str) -> u64 {
     KeyHash::of(name).bits()
 }
 
-async fn until(what: &str, mut is_true: impl FnMut() -> bool) {
+pub(super) async fn until(what: &str, mut is_true: impl FnMut() -> bool) {
     let deadline = Instant::now() + DEADLINE;
     while !is_true() {
         assert!(Instant::now() < deadline, "waited too long for {what}");
@@ -101,7 +112,7 @@ async fn until(what: &str, mut is_true: impl FnMut() -> bool) {
 }
 
 impl Plane {
-    async fn say(&self, through: &str, name: &str, say: Say) -> Balance {
+    pub(super) async fn say(&self, through: &str, name: &str, say: Say) -> Balance {
         self.cluster(through).placed::<Account>(name, &say, DEADLINE).await.expect("answered")
     }
 
@@ -116,7 +127,7 @@ impl Plane {
     }
 
     /// A key that this node owns, as the first one sees it.
-    fn name_of(&self, owner: &str) -> String {
+    pub(super) fn name_of(&self, owner: &str) -> String {
         let view = self.nodes[0].shared.view();
         (0..).map(|number| format!("key{number}")).find(|name| view.ring.owner(name) == Some(&id(owner))).expect("it owns some")
     }

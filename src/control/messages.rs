@@ -80,7 +80,12 @@ pub(super) enum PeerReply {
     Surrendered {
         #[serde(default)]
         record: Option<placed::Record>,
+        /// The last record of an actor of the key that is over.
+        #[serde(default)]
+        over: Option<Stamp>,
     },
+    /// Of `keep`: the actor is over, and this was its last record. Nothing was kept.
+    Over { stamp: Stamp },
     /// Of `proxies`.
     Proxies(u32),
     /// Of `membership`.

@@ -32,7 +32,7 @@ pub use self::operation::{
     EventBody, EventFilter, EventRecord, FullUri, LatencyInfo, MemberInfo, NodeInfo, NodesReply, Operation, OperationReply, PlanInfo,
     ProxyInfo, RingInfo, TransferInfo,
 };
-pub use self::placed::{PLACED_KEY_BYTES_MAX, PlacedAnswer, PlacedCall, PlacedKey};
+pub use self::placed::{PLACED_KEY_BYTES_MAX, PLACED_KEYS_MAX, PlacedAnswer, PlacedCall, PlacedInfo, PlacedKey, PlacedKeys, PlacedSearch};
 pub use self::remote::ConnectOptions;
 use crate::connection::ByteStream;
 use crate::error::{Error, ErrorCode, Result};
@@ -255,6 +255,21 @@ impl Cluster {
         }
         match self.operate(Operation::Placed(Box::new(call)), timeout).await? {
             OperationReply::Placed(answer) => Ok(Payload::from_bytes(bytes::Bytes::from(answer))),
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    /// The placed actors of a kind, wherever they live, and who did not answer; typed questions are `PlacedCalls` of `job`. All control nodes are asked at once, and none
+    /// is waited for longer than two seconds.
+    ///
+    /// # Errors
+    /// `invalid_name` for a key that is too long; those of the way to the control node.
+    pub async fn search_placed(&self, search: PlacedSearch, timeout: Duration) -> Result<PlacedKeys> {
+        if search.after.as_ref().is_some_and(|key| key.len() > PLACED_KEY_BYTES_MAX) {
+            return Err(Error::new(ErrorCode::InvalidName, format!("a key has at most {PLACED_KEY_BYTES_MAX} bytes")));
+        }
+        match self.operate(Operation::PlacedKeys(search), timeout).await? {
+            OperationReply::PlacedKeys(keys) => Ok(keys),
             other => Err(unexpected(&other)),
         }
     }

@@ -341,8 +341,18 @@ Examples:
 
 Ends with 1 if anything differs.")]
     Check(Box<CheckArgs>),
-    /// Show a queue of a distributed copy: what waits, what is in work where, what is done.
-    #[command(after_help = "Example:\n  nkcluster queue --cluster /work")]
+    /// List and steer the runs of the distributed copy, or show a queue on a storage.
+    #[command(after_help = "\
+Examples:
+  nkcluster queue                                                       the runs that control nodes direct (`--on`)
+  nkcluster queue show abcdefghijklmnopqrst                             one of them, with the files that failed
+  nkcluster queue pause abcdefghijklmnopqrst                            also resume, cancel
+  nkcluster queue bwlimit abcdefghijklmnopqrst 10M                      bytes per second of each of its workers
+  nkcluster --json queue | jq -r '.[] | select(.state != \"ended\") | .run'
+  nkcluster queue --cluster /work                                       what waits, what is in work where, what is done
+
+States: waiting (and for what), running, paused, ending (it was cancelled), ended with the exit code of the command. An end is known for a day.
+Ends with 4 if there is no such run.")]
     Queue(QueueArgs),
     /// Be a worker of a distributed copy until stopped.
     #[command(after_help = "\
@@ -570,6 +580,14 @@ mod tests {
             "fetch w1 a b",
             "ping w1 -c 3",
             "dev --controls 3 --workers 2 --base-port 15001 --dir d --once",
+            "queue",
+            "queue --cluster /work",
+            "queue --after abcdefghijklmnopqrst",
+            "queue show abcdefghijklmnopqrst",
+            "queue pause abcdefghijklmnopqrst",
+            "queue resume abcdefghijklmnopqrst",
+            "queue cancel abcdefghijklmnopqrst",
+            "queue bwlimit abcdefghijklmnopqrst 10M",
             "keygen --roles --out f",
             "keygen --control-key --password-file f --cluster-name n",
         ];

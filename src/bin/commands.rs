@@ -29,7 +29,7 @@ use crate::dev;
 use crate::exit;
 use crate::failure::{Failure, Outcome};
 use crate::output::Form;
-use crate::sync::{self, PlacedRun, SyncArgs};
+use crate::sync::{self, Asked, PlacedRun, SyncArgs};
 
 /// Longest JSON that is read from standard input; a payload has the same bound.
 const INPUT_BYTES_MAX: u64 = 16 * 1024 * 1024;
@@ -71,7 +71,7 @@ async fn run(cli: Cli, form: Form) -> Outcome {
         Command::Keygen(args) => keygen::run(args, &global, form).await,
         Command::Resolve { uri } => resolve::run(&uri, &global, form).await,
         Command::Check(args) => sync::check(*args, form).await,
-        Command::Queue(args) => sync::queue(args, form).await,
+        Command::Queue(args) => queue(args.asked()?, &global, form).await,
         Command::Rcd(args) => sync::rcd(args, form).await,
         Command::Copy(args) => copy(Task::Copy, *args, false, &global, form).await,
         Command::Sync(args) => copy(Task::Sync, *args, false, &global, form).await,
@@ -110,6 +110,18 @@ async fn copy<F: sync::RunFlags>(kind: Task, args: SyncArgs<F>, delete_empty_src
         let outcome = run.follow(session.cluster.clone(), form).await;
         (session, outcome)
     };
+    let _ = tokio::time::timeout(GOODBYE, session.cluster.close()).await;
+    outcome
+}
+
+/// A queue on a storage, or the runs of the cluster.
+async fn queue(asked: Asked, global: &Global, form: Form) -> Outcome {
+    let asked = match asked {
+        Asked::Storage(remote, remotes) => return sync::queue(&remote, remotes, form).await,
+        Asked::Runs(asked) => asked,
+    };
+    let session = Session::open(global, form).await?;
+    let outcome = sync::runs(&session.cluster, asked, session.timeout, form).await;
     let _ = tokio::time::timeout(GOODBYE, session.cluster.close()).await;
     outcome
 }

@@ -1,6 +1,6 @@
 //! `copy`, `sync`, `move`, `delete`, `check`, `queue` and `rcd`: the distributed copy.
 //!
-//! They need no cluster, unless `--on` names its workers. Numbers and errors go to standard error, so that standard output has only what was asked for.
+//! They need no cluster, unless `--on` names its workers, or `queue` is asked for the runs that these do. Numbers and errors go to standard error, so that standard output has only what was asked for.
 
 mod check;
 mod flags;
@@ -8,6 +8,7 @@ mod placed;
 mod progress;
 mod queue;
 mod run;
+mod runs;
 mod worker;
 
 use std::path::PathBuf;
@@ -18,8 +19,9 @@ use nkcluster_file_sync::{RemoteConfig, Remotes};
 pub(crate) use self::check::{CheckArgs, run as check};
 pub(crate) use self::flags::{CopyFlags, RunFlags, SyncFlags};
 pub(crate) use self::placed::PlacedRun;
-pub(crate) use self::queue::{QueueArgs, run as queue};
+pub(crate) use self::queue::{Asked, QueueArgs, run as queue};
 pub(crate) use self::run::{DeleteArgs, MoveArgs, SyncArgs, run};
+pub(crate) use self::runs::run as runs;
 pub(crate) use self::worker::{RcdArgs, run as rcd};
 use crate::failure::{Failure, Outcome};
 use crate::output;

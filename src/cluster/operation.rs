@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::placed::{PlacedAnswer, PlacedCall};
+use super::placed::{PlacedAnswer, PlacedCall, PlacedKeys, PlacedSearch};
 use crate::proto::head::Rank;
 use crate::proto::message::BuiltinEvent;
 use crate::types::{ClassName, Incarnation, Meta, NodeId, NodeStats, NodeStatus, NodeUri, Payload, TaskId};
@@ -54,6 +54,8 @@ pub enum Operation {
     Subscribe(EventFilter),
     /// A message for a placed actor.
     Placed(Box<PlacedCall>),
+    /// The placed actors of a kind.
+    PlacedKeys(PlacedSearch),
     /// The control node that owns the name of a class.
     Leader {
         /// The class.
@@ -76,6 +78,8 @@ pub enum OperationReply {
     },
     /// Of `placed`.
     Placed(PlacedAnswer),
+    /// Of `placed_keys`.
+    PlacedKeys(PlacedKeys),
     /// Of `leader`.
     Leader {
         /// The control node.

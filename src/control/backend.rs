@@ -151,6 +151,7 @@ async fn operate(shared: Arc<Shared>, operation: Operation, timeout: Duration) -
             if is_member || known { Ok(OperationReply::Done) } else { Err(route::unknown(&node)) }
         }
         Operation::Placed(call) => Ok(OperationReply::Placed(placed::call(&shared, *call, timeout).await?.into())),
+        Operation::PlacedKeys(search) => Ok(OperationReply::PlacedKeys(fan_out::placed_keys(&shared, search, timeout).await)),
         Operation::Leader { class } => Ok(OperationReply::Leader { node: placed::leader(&shared, class.as_str())? }),
         Operation::Subscribe(_) => Err(Error::new(ErrorCode::NotAllowed, "a subscription needs a call with a stream")),
     }

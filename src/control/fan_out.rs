@@ -1,4 +1,4 @@
-//! Questions that every control node answers for the workers whose proxies it has, put together.
+//! Questions that every control node answers for what it has: workers, and placed actors. The answers are put together.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -9,8 +9,9 @@ use tokio::time::Instant;
 
 use super::backend::local_nodes;
 use super::messages::{PeerReply, PeerRequest};
+use super::placed::local_keys;
 use super::shared::Shared;
-use crate::cluster::{NodeInfo, NodesReply};
+use crate::cluster::{NodeInfo, NodesReply, PlacedKeys, PlacedSearch};
 use crate::error::Result;
 use crate::types::{NodeId, NodeStatus};
 
@@ -55,6 +56,24 @@ pub(super) async fn nodes(shared: &Arc<Shared>, select: Option<String>, timeout:
     silent.sort();
     let nodes = found.into_values().map(|info| NodeInfo { proxies: Vec::new(), ..info }).collect();
     Ok(NodesReply { nodes, silent })
+}
+
+/// The placed actors of a kind, and the control nodes that did not answer.
+pub(super) async fn placed_keys(shared: &Arc<Shared>, search: PlacedSearch, timeout: Duration) -> PlacedKeys {
+    let mut found = local_keys(shared, search.clone());
+    let mut asked = ask(shared, &PeerRequest::PlacedKeys(search), timeout);
+    while let Some(answer) = asked.join_next().await {
+        match answer {
+            Ok((_, Ok(PeerReply::PlacedKeys(known)))) => found.join(known),
+            Ok((peer, answer)) => {
+                tracing::debug!(%peer, ?answer, "a control node did not name its placed actors");
+                found.silent.push(peer);
+            }
+            Err(error) => tracing::error!(%error, "a question to a control node was lost"),
+        }
+    }
+    found.silent.sort();
+    found
 }
 
 /// Everything that is known of one node anywhere, with all of its proxies.

@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 use super::events::Marks;
 use super::placed::{self, Belongings, Stamp};
 use super::proxy::state::LinkKey;
-use crate::cluster::{EventFilter, FullUri, NodeInfo, NodesReply, PlacedAnswer, PlacedCall, PlacedKey};
+use crate::cluster::{EventFilter, FullUri, NodeInfo, NodesReply, PlacedAnswer, PlacedCall, PlacedKey, PlacedKeys, PlacedSearch};
 use crate::proto::identity::Ticket;
 use crate::proto::message::Describe;
 use crate::types::{Incarnation, NodeId, Transport};
@@ -29,6 +29,8 @@ pub(super) enum PeerRequest {
     Info { node: NodeId },
     /// A message for a placed actor that should live there.
     Placed(Box<PlacedCall>),
+    /// The placed actors of a kind of which it knows.
+    PlacedKeys(PlacedSearch),
     /// An actor that belongs there and comes from here.
     Arrive(Box<Belongings>),
     /// A copy to be kept for the case that we die.
@@ -72,11 +74,18 @@ pub(super) enum PeerReply {
     Info(Option<Box<NodeInfo>>),
     /// Of `placed`.
     Placed(PlacedAnswer),
+    /// Of `placed_keys`.
+    PlacedKeys(PlacedKeys),
     /// Of `surrender`.
     Surrendered {
         #[serde(default)]
         record: Option<placed::Record>,
+        /// The last record of an actor of the key that is over.
+        #[serde(default)]
+        over: Option<Stamp>,
     },
+    /// Of `keep`: the actor is over, and this was its last record. Nothing was kept.
+    Over { stamp: Stamp },
     /// Of `proxies`.
     Proxies(u32),
     /// Of `membership`.

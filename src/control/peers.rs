@@ -258,19 +258,23 @@ async fn answer(shared: &Arc<Shared>, request: PeerRequest, stream: Option<ByteS
     let reply = match request {
         PeerRequest::Nodes { select } => PeerReply::Nodes(super::backend::local_nodes(shared, select.as_deref())?),
         PeerRequest::Placed(placed) => PeerReply::Placed(placed::handle(shared, &placed, timeout).await?.into()),
+        PeerRequest::PlacedKeys(search) => PeerReply::PlacedKeys(placed::local_keys(shared, search)),
         PeerRequest::Arrive(belongings) => {
             placed::arrive(shared, *belongings).await?;
             PeerReply::Done
         }
-        PeerRequest::Keep(belongings) => {
-            placed::keep(shared, *belongings).await;
-            PeerReply::Done
-        }
+        PeerRequest::Keep(belongings) => match placed::keep(shared, *belongings).await {
+            Ok(()) => PeerReply::Done,
+            Err(stamp) => PeerReply::Over { stamp },
+        },
         PeerRequest::Discard { key, stamp } => {
             placed::discard(shared, &key, stamp).await;
             PeerReply::Done
         }
-        PeerRequest::Surrender { key, hash } => PeerReply::Surrendered { record: placed::surrender(shared, &key, hash).await? },
+        PeerRequest::Surrender { key, hash } => {
+            let (record, over) = placed::surrender(shared, &key, hash).await?;
+            PeerReply::Surrendered { record, over }
+        }
         PeerRequest::Proxies => PeerReply::Proxies(u32::try_from(shared.directory.all().len()).unwrap_or(u32::MAX)),
         PeerRequest::Membership => {
             let view = shared.view();

@@ -12,14 +12,18 @@
 //! ```
 //!
 //! A record carries a [`Stamp`]: how often the actor was resumed, and how many records it has written since. The higher one is newer, so a copy that was kept by
-//! a node which has been away is never preferred. A key is started blank only if everybody who might know of it has answered.
+//! a node which has been away is never preferred. A key is started blank only if everybody who might know of it has answered. Of an actor of a durable kind that is over a
+//! mark stays, so that such a copy does not bring it back.
 
 mod actor;
 mod copies;
 mod durable;
+mod listing;
+mod marks;
 mod shelf;
 #[cfg(test)]
 mod tests;
+mod troubles;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::path::Path;
@@ -33,10 +37,12 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::Instant;
 
-use self::actor::{Ask, MAILBOX_MAX};
-use self::copies::{Copies, Known};
+use self::actor::{Ask, Cause, MAILBOX_MAX};
+use self::copies::{Copies, Given};
 pub(super) use self::durable::{discard, keep, resume};
+pub(super) use self::listing::local_keys;
 use self::shelf::Shelf;
+use self::troubles::Troubles;
 use super::messages::{PeerReply, PeerRequest};
 use super::shared::Shared;
 use super::view::View;
@@ -83,7 +89,7 @@ pub(super) struct Record {
 }
 
 /// A record with the actor that it is of, as it travels.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub(super) struct Belongings {
     pub(super) key: PlacedKey,
     pub(super) hash: u64,
@@ -94,6 +100,7 @@ pub(super) struct Belongings {
 struct State {
     actors: BTreeMap<PlacedKey, Host>,
     copies: Copies,
+    troubles: Troubles,
     /// Of the views that were seen, the latest first.
     rings: VecDeque<Ring>,
     next: u64,
@@ -152,6 +159,13 @@ impl Placed {
         state.copies.pack(belongings);
     }
 
+    /// An actor has not started. Whether that is news to somebody who reads the log.
+    fn is_news(&self, key: &PlacedKey, why: &Error) -> bool {
+        let mut state = self.lock();
+        // Of one that nobody has a record of only its caller wants to know, who is told.
+        !state.copies.contains(key) || state.troubles.failed(key, why, Instant::now(), rand::rng().random())
+    }
+
     /// Ends every actor, without a word to anybody.
     pub(super) fn cut(&self) {
         self.lock().actors.clear();
@@ -207,7 +221,7 @@ pub(super) async fn call(shared: &Arc<Shared>, call: PlacedCall, timeout: Durati
 /// # Errors
 /// `moved` if it belongs elsewhere: nothing was done.
 pub(super) async fn handle(shared: &Arc<Shared>, call: &PlacedCall, timeout: Duration) -> Result<Bytes> {
-    let mailbox = host(shared, &call.key, call.hash, None)?;
+    let mailbox = host(shared, &call.key, call.hash, Cause::Message)?;
     let (answer, answered) = oneshot::channel();
     let deadline = Instant::now() + timeout;
     let ask = Ask::Handle { message: Payload::from_bytes(call.message.clone()), deadline, answer };
@@ -231,7 +245,7 @@ fn moved(key: &PlacedKey) -> Error {
 }
 
 /// The mailbox of an actor, which is started if it is not there.
-fn host(shared: &Arc<Shared>, key: &PlacedKey, hash: u64, arrived: Option<Record>) -> Result<mpsc::Sender<Ask>> {
+fn host(shared: &Arc<Shared>, key: &PlacedKey, hash: u64, cause: Cause) -> Result<mpsc::Sender<Ask>> {
     let view = shared.view();
     if view.frozen || place(&view, hash) != Some(&shared.id) {
         return Err(moved(key));
@@ -260,14 +274,14 @@ fn host(shared: &Arc<Shared>, key: &PlacedKey, hash: u64, arrived: Option<Record
     let (mailbox, asks) = mpsc::channel(MAILBOX_MAX);
     state.actors.insert(key.clone(), Host { hash, mailbox: mailbox.clone(), number });
     drop(state);
-    let birth = actor::Birth { shared: Arc::clone(shared), key: key.clone(), hash, number, kind, arrived };
+    let birth = actor::Birth { shared: Arc::clone(shared), key: key.clone(), hash, number, kind, cause };
     tokio::spawn(actor::run(birth, asks));
     Ok(mailbox)
 }
 
 /// Another node hands over an actor that belongs here.
 pub(super) async fn arrive(shared: &Arc<Shared>, belongings: Belongings) -> Result<()> {
-    let Belongings { key, hash, record } = belongings;
+    let Belongings { key, hash, mut record } = belongings;
     if record.bytes.len() > RECORD_BYTES_MAX {
         return Err(Error::new(ErrorCode::PayloadTooLarge, format!("a record has at most {RECORD_BYTES_MAX} bytes")));
     }
@@ -277,9 +291,14 @@ pub(super) async fn arrive(shared: &Arc<Shared>, belongings: Belongings) -> Resu
         None => {
             // Whoever hands over drops its own when it has the answer, and what starts here may fail to.
             if shared.classes.placed(&key.kind).is_some_and(|kind| kind.is_durable) {
-                keep(shared, Belongings { key: key.clone(), hash, record: record.clone() }).await;
+                let belongings = |record: &Record| Belongings { key: key.clone(), hash, record: record.clone() };
+                if let Err(over) = keep(shared, belongings(&record)).await {
+                    // It has lived since, elsewhere; another one of its key was over meanwhile.
+                    record.stamp = Stamp { life: over.life.saturating_add(1), version: 0 };
+                    let _ = keep(shared, belongings(&record)).await;
+                }
             }
-            host(shared, &key, hash, Some(record)).map(drop)
+            host(shared, &key, hash, Cause::Arrived(record)).map(drop)
         }
         Some(mailbox) => {
             let (answer, joined) = oneshot::channel();
@@ -292,8 +311,17 @@ pub(super) async fn arrive(shared: &Arc<Shared>, belongings: Belongings) -> Resu
     }
 }
 
-/// What is known here of an actor that starts elsewhere. A live one is ended, and handed over.
-pub(super) async fn surrender(shared: &Arc<Shared>, key: &PlacedKey, hash: u64) -> Result<Option<Record>> {
+/// The newest that is known of a key.
+#[derive(Debug, Default)]
+struct Known {
+    /// The last record of its actor.
+    record: Option<Record>,
+    /// The last one of an actor that is over; a record that is not newer is of that.
+    over: Option<Stamp>,
+}
+
+/// What is known here of an actor that starts elsewhere: its last record, and whether it is over. A live one is ended, and handed over.
+pub(super) async fn surrender(shared: &Arc<Shared>, key: &PlacedKey, hash: u64) -> Result<(Option<Record>, Option<Stamp>)> {
     if !*shared.placed.is_loaded.borrow() {
         return Err(moved(key));
     }
@@ -313,10 +341,11 @@ pub(super) async fn surrender(shared: &Arc<Shared>, key: &PlacedKey, hash: u64) 
         }
         None => {}
     }
-    match shared.placed.lock().copies.give(key) {
-        Known::Nothing => Ok(None),
-        Known::Record(record) => Ok(Some(record)),
-        Known::OnItsWay => Err(moved(key)),
+    let State { copies, .. } = &mut *shared.placed.lock();
+    match copies.give(key) {
+        Given::Nothing => Ok((None, copies.over(key))),
+        Given::Record(record) => Ok((Some(record), copies.over(key))),
+        Given::OnItsWay => Err(moved(key)),
     }
 }
 
@@ -324,7 +353,7 @@ pub(super) async fn surrender(shared: &Arc<Shared>, key: &PlacedKey, hash: u64) 
 ///
 /// # Errors
 /// `not_connected` if one of them, alive by our view, does not answer: it may host the actor at this moment.
-async fn find(shared: &Arc<Shared>, key: &PlacedKey, hash: u64) -> Result<Option<Record>> {
+async fn find(shared: &Arc<Shared>, key: &PlacedKey, hash: u64) -> Result<Known> {
     let view = shared.view();
     let asked: BTreeSet<NodeId> = {
         let mut state = shared.placed.lock();
@@ -350,7 +379,7 @@ async fn find(shared: &Arc<Shared>, key: &PlacedKey, hash: u64) -> Result<Option
                 Ok(reply) => Ok(reply),
                 // Whatever it had is lost, but for the copies of others.
                 Err(error) if *error.code() != ErrorCode::Moved && !view.live.contains_key(&node) => {
-                    Ok(PeerReply::Surrendered { record: None })
+                    Ok(PeerReply::Surrendered { record: None, over: None })
                 }
                 Err(error) => {
                     let what = format!("control node {node}, which may know of it, does not answer: {}", error.message());
@@ -359,15 +388,23 @@ async fn find(shared: &Arc<Shared>, key: &PlacedKey, hash: u64) -> Result<Option
             }
         });
     }
-    let mut newest = shared.placed.lock().copies.find(key);
+    let mut newest = {
+        let State { copies, .. } = &*shared.placed.lock();
+        Known { record: copies.find(key), over: copies.over(key) }
+    };
     while let Some(reply) = questions.join_next().await {
         let reply = reply.map_err(|_| Error::new(ErrorCode::Internal, "a question to another control node panicked"))??;
-        if let PeerReply::Surrendered { record: Some(record) } = reply
-            && newest.as_ref().is_none_or(|newest| newest.stamp < record.stamp)
-        {
-            newest = Some(record);
+        if let PeerReply::Surrendered { record, over } = reply {
+            newest.over = newest.over.max(over);
+            if let Some(record) = record
+                && newest.record.as_ref().is_none_or(|newest| newest.stamp < record.stamp)
+            {
+                newest.record = Some(record);
+            }
         }
     }
+    let over = newest.over;
+    newest.record = newest.record.filter(|record| over.is_none_or(|over| record.stamp > over));
     Ok(newest)
 }
 

@@ -84,7 +84,7 @@ fn audited(operation: &Operation) -> Option<String> {
         Operation::Commit => Some("commit".to_owned()),
         Operation::Members | Operation::Ring | Operation::Plan => None,
         Operation::Nodes { .. } | Operation::Info { .. } | Operation::Subscribe(_) => None,
-        Operation::Placed(_) | Operation::Leader { .. } => None,
+        Operation::Placed(_) | Operation::PlacedKeys(_) | Operation::Leader { .. } => None,
     }
 }
 

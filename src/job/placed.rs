@@ -26,7 +26,7 @@ use serde::de::DeserializeOwned;
 use tokio::sync::watch;
 
 use super::class::decode;
-use crate::cluster::{BoxFuture, Cluster, PlacedCall, PlacedKey};
+use crate::cluster::{BoxFuture, Cluster, PlacedCall, PlacedKey, PlacedKeys, PlacedSearch};
 use crate::error::{Error, ErrorCode, Result};
 use crate::ring::KeyHash;
 use crate::types::{ClassName, NodeId, Payload};
@@ -166,6 +166,13 @@ pub trait PlacedCalls {
     /// Those of the actor; `timeout`; `not_connected` while its control node cannot be reached; `unknown_class` where that node does not know the kind.
     /// [`crate::Error::may_have_run`] says whether the message may have been handled.
     fn placed<A: PlacedActor>(&self, key: &str, message: &A::Message, timeout: Duration) -> impl Future<Output = Result<A::Reply>> + Send;
+
+    /// The keys of a kind behind one, or from the first: those that live, and, of a durable kind, those that are to go on from a record. All control nodes are asked at
+    /// once, none for longer than two seconds; who did not answer is told.
+    ///
+    /// # Errors
+    /// Those of the way to the control node.
+    fn placed_keys<A: PlacedActor>(&self, after: Option<&str>, timeout: Duration) -> impl Future<Output = Result<PlacedKeys>> + Send;
 }
 
 impl PlacedCalls for Cluster {
@@ -173,6 +180,11 @@ impl PlacedCalls for Cluster {
         let key = PlacedKey { kind: super::registry::name_of(A::NAME), key: key.to_owned() };
         let call = PlacedCall { hash: A::placement(&key.key).bits(), key, message: Payload::encode(message)?.into_bytes().into() };
         self.call_placed(call, timeout).await?.decode()
+    }
+
+    async fn placed_keys<A: PlacedActor>(&self, after: Option<&str>, timeout: Duration) -> Result<PlacedKeys> {
+        let search = PlacedSearch { kind: super::registry::name_of(A::NAME), after: after.map(str::to_owned) };
+        self.search_placed(search, timeout).await
     }
 }
 

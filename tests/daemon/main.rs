@@ -11,6 +11,7 @@ mod handover;
 mod members;
 mod placed_chaos;
 mod placed_copy;
+mod placed_runs;
 mod plane;
 mod queue_chaos;
 mod queue_copy;

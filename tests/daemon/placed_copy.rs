@@ -16,9 +16,9 @@ use crate::several::{NAMES, Plane, index, without};
 use crate::support::{Cli, DEADLINE, Daemon, Ran, wait_for};
 
 /// Names every run here; each has a cluster of its own.
-const RUN: &str = "abcdefghijklmnopqrst";
+pub(crate) const RUN: &str = "abcdefghijklmnopqrst";
 /// The workers, and no control node.
-const WORKERS: &str = "id=w1 || id=w2";
+pub(crate) const WORKERS: &str = "id=w1 || id=w2";
 
 pub(crate) fn may_copy(command: &mut Command) {
     command.env("NKCLUSTER_GRANTS", "file_sync");
@@ -79,7 +79,7 @@ impl Stage {
     }
 
     /// Waits until batches have been done, and others are under way; tells who directs the run.
-    fn until_under_way(&self) -> String {
+    pub(crate) fn until_under_way(&self) -> String {
         wait_for("the run to be under way", || {
             let status = self.status()?;
             assert_eq!(status.end, None, "it has ended before anything could happen");
@@ -90,7 +90,7 @@ impl Stage {
 
     /// That everything is there, once, and nothing else.
     #[track_caller]
-    fn is_done_once(&self) {
+    pub(crate) fn is_done_once(&self) {
         self.room.is_copied();
         let ran = self.follow();
         assert_eq!(stats(&ran)["transfers"], FILES, "each file is counted once: {ran:?}");

@@ -28,10 +28,10 @@ use tokio::sync::watch;
 pub(crate) use self::worker::{NO_QUEUE, NO_RUN, worker_id};
 pub use self::worker::{WorkReport, WorkTask};
 use crate::attempt::{Attempt, RunId};
-use crate::executor::Executor;
+use crate::executor::{Executor, RunShare};
 use crate::operation::Operation;
 use crate::options::Rate;
-use crate::queue::{Batch, BatchResult, Execute, Failure, Work};
+use crate::queue::{Batch, BatchResult, Failure, Work};
 use crate::remote::{RemoteConfig, Remotes, without_secrets};
 use crate::run::{Control, Here, Order, Snapshot, Summary, Told, run};
 use crate::stats::StatsReport;
@@ -165,7 +165,7 @@ pub enum Command {
     Cancel,
     /// End now: what has begun has no effect any more. A worker of a queue ends as by `cancel`.
     Abandon,
-    /// Bytes per second, such as `10M`; `off` is no limit.
+    /// Bytes per second of the run at this worker, such as `10M`; `off` is no limit.
     SetBandwidth(String),
 }
 
@@ -209,7 +209,8 @@ pub enum SyncTask {
 #[derive(Clone, Debug)]
 pub struct BatchTask {
     held: Arc<HeldBatch>,
-    executor: Executor,
+    /// Shared with the other batches of its run.
+    share: Arc<RunShare>,
 }
 
 impl FileSync {
@@ -278,12 +279,14 @@ impl FileSync {
         let held =
             Arc::new(HeldBatch { work: Arc::new(Work::new(attempt, batch)), given_back: Mutex::default(), end: watch::Sender::new(None) });
         self.hold(held.clone())?;
-        let (executor, task) = (self.executor.clone(), BatchTask { held: held.clone(), executor: self.executor.clone() });
+        // At once: whoever is told that the batch has begun may change its limit.
+        let share = self.executor.share(&held.work);
+        let (executor, task) = (self.executor.clone(), BatchTask { held: held.clone(), share: share.clone() });
         // Also if the task is killed, before it has begun even.
         let ends = Ends(held.clone());
         let future = async move {
             let _ends = ends;
-            executor.execute(held.work.clone()).await;
+            executor.carry_out(held.work.clone(), share).await;
             Ok(())
         };
         Ok(Started::future(SyncTask::Batch(task), future))
@@ -444,8 +447,8 @@ impl TaskClass for FileSync {
                 Command::Resume => batch.held.work.gate().open(),
                 Command::Cancel => batch.held.give_back(),
                 Command::Abandon => batch.held.work.abandon(),
-                // It holds for all batches of the worker.
-                Command::SetBandwidth(_) => batch.executor.set_bandwidth(rate.flatten()),
+                // It holds for all batches of the run that this worker has.
+                Command::SetBandwidth(_) => batch.share.set_limit(rate.flatten()),
             },
             SyncTask::Work(work) => match command {
                 Command::Progress => {}

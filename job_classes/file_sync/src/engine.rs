@@ -79,13 +79,13 @@ pub enum Effect {
 #[derive(Clone, Debug)]
 pub struct Engine {
     inner: Arc<Inner>,
+    bandwidth: Arc<Bandwidth>,
 }
 
 #[derive(Debug)]
 struct Inner {
     options: EngineOptions,
     remotes: Arc<Remotes>,
-    bandwidth: Bandwidth,
 }
 
 /// What belongs to one call: shared by all its operations.
@@ -100,8 +100,13 @@ struct Work {
 impl Engine {
     /// One that finds its remotes in `remotes`.
     pub fn new(options: EngineOptions, remotes: Arc<Remotes>) -> Self {
-        let bandwidth = Bandwidth::new(options.bandwidth);
-        Self { inner: Arc::new(Inner { options, remotes, bandwidth }) }
+        let bandwidth = Arc::new(Bandwidth::new(options.bandwidth));
+        Self { inner: Arc::new(Inner { options, remotes }), bandwidth }
+    }
+
+    /// The same engine under another limit of bandwidth, which it may share with others.
+    pub(crate) fn limited_by(&self, bandwidth: Arc<Bandwidth>) -> Self {
+        Self { inner: Arc::clone(&self.inner), bandwidth }
     }
 
     /// The options.
@@ -116,7 +121,7 @@ impl Engine {
 
     /// The limit of bandwidth, which may be changed at any time.
     pub fn bandwidth(&self) -> &Bandwidth {
-        &self.inner.bandwidth
+        &self.bandwidth
     }
 
     /// Carries out one operation. Counts transfers, bytes, deletes and errors in `stats`, not the totals, which are the plan's.

@@ -7,6 +7,8 @@
 //! ```
 //!
 //! `--transfers` is a number of places that all batches of a worker share. What has no place yet stays in its batch, where it can be given away to an idle worker.
+//! `--bwlimit` belongs to a run: its batches share one limit here, and runs that use the same worker do not share theirs. What waits for its limit would keep the places
+//! from the others, so a run with a limit has as many of its own.
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -17,10 +19,11 @@ use futures_util::stream::{FuturesUnordered, StreamExt as _};
 use serde_json::{Map, Value};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-use crate::engine::{Cancel, Engine, EngineOptions, OperationError};
+use crate::attempt::RunId;
+use crate::engine::{Bandwidth, Cancel, Engine, EngineOptions, OperationError};
 use crate::fence::{ClaimError, Fence};
 use crate::operation::Operation;
-use crate::options::{Options, OptionsJson};
+use crate::options::{Options, OptionsJson, rate_in, without_rate};
 use crate::queue::{Execute, Failure, Taken, Work};
 use crate::remote::Remotes;
 use crate::run::engine_options;
@@ -28,6 +31,8 @@ use crate::stats::Stats;
 
 /// Engines that are kept: one for each set of options that batches came with.
 const ENGINES_MAX: usize = 8;
+/// Runs whose limits of bandwidth are kept, but for those that have batches here.
+const LIMITS_MAX: usize = 64;
 /// Files of one piece, which has one place.
 const PIECE_FILES_MAX: usize = 64;
 /// Bytes of a piece; a file that is larger is a piece of its own.
@@ -37,7 +42,7 @@ const PIECES_PER_PLACE: usize = 4;
 /// How often the progress of a batch is told.
 const PROGRESS_PAUSE: Duration = Duration::from_millis(500);
 
-/// Carries out batches. Cheap to clone; clones share places, remotes and the limit of bandwidth.
+/// Carries out batches. Cheap to clone; clones share places, remotes and the limits of bandwidth.
 #[derive(Clone)]
 pub struct Executor {
     inner: Arc<Inner>,
@@ -48,8 +53,68 @@ struct Inner {
     transfers: usize,
     places: Arc<Semaphore>,
     engines: Mutex<VecDeque<(Map<String, Value>, Engine)>>,
-    /// Set here, so that batches have no say; the inner none is no limit.
-    bandwidth: Mutex<Option<Option<u64>>>,
+    limits: Mutex<Limits>,
+}
+
+/// What the batches of a run share at a worker, and nobody else.
+#[derive(Debug)]
+pub(crate) struct RunShare {
+    bandwidth: Arc<Bandwidth>,
+    /// Used while the run has a limit; none if it is not that of the run.
+    places: Option<Arc<Semaphore>>,
+}
+
+impl RunShare {
+    /// Changes the bytes per second; none is no limit.
+    pub(crate) fn set_limit(&self, limit: Option<u64>) {
+        self.bandwidth.set_limit(limit);
+    }
+
+    /// The places of the run, if it needs its own.
+    fn places(&self) -> Option<&Arc<Semaphore>> {
+        self.places.as_ref().filter(|_| self.bandwidth.limit().is_some())
+    }
+}
+
+/// Who limits the bytes per second.
+struct Limits {
+    transfers: usize,
+    /// Of this worker as a whole: batches have no say then.
+    own: Option<Arc<RunShare>>,
+    /// Of each run, the latest last.
+    runs: VecDeque<(RunId, Arc<RunShare>)>,
+}
+
+impl Limits {
+    fn new(transfers: usize) -> Self {
+        Self { transfers, own: None, runs: VecDeque::new() }
+    }
+
+    /// What limits a batch of a run. What the batch that came last says holds for all of its run: its controller may have been told otherwise since the ones before.
+    fn of_batch(&mut self, run: RunId, limit: Option<u64>) -> Arc<RunShare> {
+        if let Some(own) = &self.own {
+            return Arc::clone(own);
+        }
+        if let Some((_, known)) = self.runs.iter().find(|(known, _)| *known == run) {
+            known.set_limit(limit);
+            return Arc::clone(known);
+        }
+        while self.runs.len() >= LIMITS_MAX
+            && let Some(unused) = self.runs.iter().position(|(_, share)| Arc::strong_count(share) == 1)
+        {
+            self.runs.remove(unused);
+        }
+        let places = Some(Arc::new(Semaphore::new(self.transfers)));
+        let share = Arc::new(RunShare { bandwidth: Arc::new(Bandwidth::new(limit)), places });
+        self.runs.push_back((run, Arc::clone(&share)));
+        share
+    }
+
+    fn set_own(&mut self, limit: Option<u64>) {
+        self.own.get_or_insert_with(|| Arc::new(RunShare { bandwidth: Arc::new(Bandwidth::new(limit)), places: None })).set_limit(limit);
+        // Batches that are under way keep theirs.
+        self.runs.iter().for_each(|(_, known)| known.set_limit(limit));
+    }
 }
 
 impl std::fmt::Debug for Executor {
@@ -59,8 +124,8 @@ impl std::fmt::Debug for Executor {
 }
 
 impl Executor {
-    /// One with `transfers` places, which finds its remotes in `remotes`. A limit of bandwidth holds for each set of options that batches come with; that of the
-    /// batch applies unless one was [set](Executor::set_bandwidth) here.
+    /// One with `transfers` places, which finds its remotes in `remotes`. The limit of bandwidth is that of each run, which its batches say, unless one for all of
+    /// them was [set](Executor::set_bandwidth) here.
     pub fn new(remotes: Arc<Remotes>, transfers: usize) -> Self {
         let transfers = transfers.max(1);
         let inner = Inner {
@@ -68,42 +133,43 @@ impl Executor {
             transfers,
             places: Arc::new(Semaphore::new(transfers)),
             engines: Mutex::default(),
-            bandwidth: Mutex::default(),
+            limits: Mutex::new(Limits::new(transfers)),
         };
         Self { inner: Arc::new(inner) }
     }
 
-    /// Limits the bytes per second, whatever batches say.
+    /// Limits the bytes per second of all batches together, whatever they say.
     pub fn set_bandwidth(&self, limit: Option<u64>) {
-        *lock(&self.inner.bandwidth) = Some(limit);
-        for (_, engine) in lock(&self.inner.engines).iter() {
-            engine.bandwidth().set_limit(limit);
-        }
+        lock(&self.inner.limits).set_own(limit);
+    }
+
+    /// What a batch shares with the others of its run.
+    pub(crate) fn share(&self, work: &Work) -> Arc<RunShare> {
+        lock(&self.inner.limits).of_batch(work.attempt().run, rate_in(work.config()).bytes_per_second())
     }
 
     /// The engine for the options of a batch. Places bound what happens at the same time, so within a piece one file follows the other.
     fn engine(&self, config: &Map<String, Value>) -> Result<Engine, String> {
+        let config = without_rate(config);
         let mut engines = lock(&self.inner.engines);
-        if let Some(at) = engines.iter().position(|(known, _)| known == config) {
+        if let Some(at) = engines.iter().position(|(known, _)| *known == config) {
             let found = engines.remove(at).expect("it was just found");
             engines.push_front(found);
         } else {
             let json = OptionsJson { config: config.clone(), filter: Map::new() };
             let (options, _unknown) = Options::from_json(&json).map_err(|error| error.to_string())?;
             let engine = Engine::new(EngineOptions { transfers: 1, ..engine_options(&options) }, self.inner.remotes.clone());
-            if let Some(limit) = *lock(&self.inner.bandwidth) {
-                engine.bandwidth().set_limit(limit);
-            }
-            engines.push_front((config.clone(), engine));
+            engines.push_front((config, engine));
             engines.truncate(ENGINES_MAX);
         }
         Ok(engines[0].1.clone())
     }
 
-    async fn carry_out(self, work: Arc<Work>) {
+    /// Carries out a batch with what it [shares](Executor::share).
+    pub(crate) async fn carry_out(self, work: Arc<Work>, share: Arc<RunShare>) {
         let stats = Arc::new(Stats::new());
         let claimed = async {
-            let engine = self.engine(work.config())?;
+            let engine = self.engine(work.config())?.limited_by(Arc::clone(&share.bandwidth));
             let changed = work.changed_remotes();
             let fence = Fence::claim(work.attempt(), &self.inner.remotes, changed.iter().map(String::as_str)).await;
             Ok::<_, String>((engine, fence.map_err(|error: ClaimError| error.to_string())?))
@@ -112,7 +178,7 @@ impl Executor {
             Ok((engine, fence)) => (engine, Arc::new(fence)),
             Err(why) => return refuse(&work, &why),
         };
-        let carrying = Carrying { executor: self, engine, fence, stats, cancel: Cancel::new(), work };
+        let carrying = Carrying { executor: self, share, engine, fence, stats, cancel: Cancel::new(), work };
         tokio::select! {
             () = carrying.pieces() => {}
             // Nothing of it counts any more. What has begun in the file system is void by its fence.
@@ -132,13 +198,15 @@ impl Executor {
 
 impl Execute for Executor {
     fn execute(&self, work: Arc<Work>) -> BoxFuture<'static, ()> {
-        Box::pin(self.clone().carry_out(work))
+        let share = self.share(&work);
+        Box::pin(self.clone().carry_out(work, share))
     }
 }
 
 /// One batch under way.
 struct Carrying {
     executor: Executor,
+    share: Arc<RunShare>,
     engine: Engine,
     fence: Arc<Fence>,
     stats: Arc<Stats>,
@@ -174,8 +242,8 @@ impl Carrying {
     }
 
     async fn place(&self) -> OwnedSemaphorePermit {
-        let inner = &self.executor.inner;
-        let place = inner.places.clone().acquire_owned().await.expect("the places are never closed");
+        let places = self.share.places().unwrap_or(&self.executor.inner.places);
+        let place = places.clone().acquire_owned().await.expect("the places are never closed");
         self.work.gate().passed().await;
         place
     }
@@ -231,4 +299,51 @@ fn refuse(work: &Work, why: &str) {
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn run(number: u8) -> RunId {
+        RunId::from_random([number; 20])
+    }
+
+    #[test]
+    fn the_batches_of_a_run_share_its_limit_which_is_what_the_last_of_them_says() {
+        let mut limits = Limits::new(3);
+        let (first, other) = (limits.of_batch(run(1), Some(10)), limits.of_batch(run(2), None));
+        let second = limits.of_batch(run(1), Some(30));
+        assert!(Arc::ptr_eq(&first, &second) && !Arc::ptr_eq(&first, &other));
+        assert_eq!((first.bandwidth.limit(), other.bandwidth.limit()), (Some(30), None));
+        // Whoever has to wait for its limit takes no place from others.
+        assert_eq!((first.places().map(|places| places.available_permits()), other.places().is_some()), (Some(3), false));
+        first.set_limit(None);
+        assert!(second.places().is_none());
+    }
+
+    #[test]
+    fn the_limit_of_a_worker_holds_for_all_runs_together() {
+        let mut limits = Limits::new(3);
+        let before = limits.of_batch(run(1), Some(10));
+        limits.set_own(Some(5));
+        let (one, other) = (limits.of_batch(run(1), Some(10)), limits.of_batch(run(2), None));
+        assert!(Arc::ptr_eq(&one, &other) && one.places().is_none());
+        assert_eq!((before.bandwidth.limit(), one.bandwidth.limit()), (Some(5), Some(5)));
+        limits.set_own(None);
+        assert_eq!((one.bandwidth.limit(), limits.of_batch(run(1), Some(10)).bandwidth.limit()), (None, None), "no limit is one too");
+    }
+
+    #[test]
+    fn limits_of_runs_that_have_gone_are_dropped_and_others_are_kept() {
+        let mut limits = Limits::new(3);
+        let kept = limits.of_batch(run(1), Some(10));
+        for number in 2..=200 {
+            let name = std::array::from_fn(|at| if at == 0 { number / 32 } else { number % 32 });
+            limits.of_batch(RunId::from_random(name), None);
+        }
+        assert_eq!(limits.runs.len(), LIMITS_MAX);
+        assert!(Arc::ptr_eq(&kept, &limits.of_batch(run(1), Some(20))));
+        assert_eq!(kept.bandwidth.limit(), Some(20));
+    }
 }

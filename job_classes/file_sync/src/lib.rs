@@ -48,7 +48,9 @@ pub use crate::options::{
     UnknownWord,
 };
 pub use crate::path::{EntryPath, PATH_BYTES_MAX, PathError};
-pub use crate::placed::{Heard, ORDER_BYTES_MAX, RunMessage, RunRecord, RunReply, RunStart, RunStatus, SyncRun};
+pub use crate::placed::{
+    FailedFile, Heard, ORDER_BYTES_MAX, RunFacts, RunMessage, RunRecord, RunReply, RunStart, RunState, RunStatus, RunView, SyncRun,
+};
 pub use crate::plan::{
     Checking, Difference, Finding, Location, Notice, NoticeKind, OverlapError, PlanCounts, PlanRequest, Planner, Problem, ProblemKind,
     Relation, Root, Step, Task, check, relation,

@@ -8,6 +8,7 @@ use std::str::FromStr;
 use std::time::Duration;
 
 pub use self::json::{Audience, OptionsJson, OptionsJsonError};
+pub(crate) use self::json::{rate_in, with_rate, without_rate};
 pub use self::units::{Age, SizeSuffix, Span, UnitError};
 use crate::filter::FilterOptions;
 
@@ -254,6 +255,11 @@ pub enum RateError {
 impl Rate {
     /// No limit.
     pub const UNLIMITED: Self = Self(SizeSuffix::OFF);
+
+    /// So many bytes per second; none, or 0, is no limit.
+    pub fn from_bytes_per_second(limit: Option<u64>) -> Self {
+        limit.filter(|limit| *limit > 0).map_or(Self::UNLIMITED, |limit| Self(SizeSuffix::from_bytes(limit)))
+    }
 
     /// Bytes per second; none without a limit.
     pub fn bytes_per_second(self) -> Option<u64> {

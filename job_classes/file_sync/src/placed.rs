@@ -14,6 +14,7 @@
 mod life;
 mod lines;
 mod record;
+mod view;
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
@@ -31,8 +32,11 @@ use tokio::time::Instant;
 pub use self::lines::Heard;
 use self::lines::{Answer, Lines};
 pub use self::record::{RunRecord, RunStart};
+use self::view::FAILURES_MAX;
+pub use self::view::{FailedFile, RunFacts, RunState, RunView};
 use crate::attempt::RunId;
 use crate::class::FileSync;
+use crate::options::Rate;
 use crate::remote::{RemoteConfig, Remotes};
 use crate::run::closing::{Closing, Patience};
 use crate::run::ledger::{Ledger, Life};
@@ -57,7 +61,7 @@ const NAMED_MAX: usize = 64;
 pub enum RunMessage {
     /// Begin. Said again with the same order, it begins nothing.
     Start(Box<RunStart>),
-    /// How is it?
+    /// How is it, for whoever follows it?
     Status {
         /// What was heard of it before.
         seen: Option<Heard>,
@@ -68,6 +72,13 @@ pub enum RunMessage {
     Resume,
     /// End soon.
     Cancel,
+    /// Bytes per second of each worker from now on, in this life and the next ones, such as `10M`; `off` is no limit.
+    SetBandwidth(String),
+    /// How is it, for whoever follows nothing? Answered with [`RunReply::Seen`].
+    Look {
+        /// With the files that failed, as far as they are known.
+        failures: bool,
+    },
 }
 
 /// What a run answers.
@@ -78,6 +89,8 @@ pub enum RunReply {
     Unknown,
     /// This is how it is.
     Known(Box<RunStatus>),
+    /// This is how it looks.
+    Seen(Box<RunView>),
 }
 
 /// A run at one moment.
@@ -161,9 +174,10 @@ impl SyncRun {
     fn live(&mut self) {
         let mut state = self.inner.state();
         let Some(record) = &state.record else { return };
-        let (is_cancelled, is_paused) = (record.is_cancelled, record.is_paused);
+        let (is_cancelled, is_paused, limit) = (record.is_cancelled, record.is_paused, record.limit());
         let obstacle = record.obstacle(now_ms());
         (state.control, state.attempts, state.obstacle) = (Control::default(), None, obstacle);
+        state.control.set_bandwidth(limit);
         if is_cancelled {
             state.control.cancel();
         }
@@ -210,6 +224,8 @@ impl PlacedActor for SyncRun {
             RunMessage::Pause => self.inner.rest(true),
             RunMessage::Resume => self.inner.rest(false),
             RunMessage::Cancel => self.inner.cancel(),
+            RunMessage::SetBandwidth(text) => self.inner.set_bandwidth(&text)?,
+            RunMessage::Look { failures } => return Ok(self.inner.view(failures)),
         };
         Ok(self.inner.status(seen))
     }
@@ -313,6 +329,63 @@ impl Inner {
             state.control.cancel();
         }
         None
+    }
+
+    fn set_bandwidth(&self, text: &str) -> Result<Option<Heard>> {
+        let rate = text.parse::<Rate>().map_err(|error| Error::new(ErrorCode::InvalidPayload, error.to_string()))?;
+        let state = &mut *self.state();
+        if let Some(record) = state.record.as_mut().filter(|record| record.work().is_some()) {
+            record.set_limit(rate.bytes_per_second(), now_ms());
+            state.control.set_bandwidth(rate.bytes_per_second());
+        }
+        Ok(None)
+    }
+
+    /// How the run looks to somebody who does not follow it.
+    fn view(&self, with_failures: bool) -> RunReply {
+        let state = self.state();
+        let Some(record) = &state.record else { return RunReply::Unknown };
+        let (control, attempts, end) = (state.control.clone(), state.attempts, record.end().cloned());
+        let waits_for = control.waits_for().filter(|_| end.is_none());
+        let place = match () {
+            () if end.is_some() => RunState::Ended,
+            () if record.is_cancelled => RunState::Ending,
+            () if record.is_paused => RunState::Paused,
+            () if waits_for.is_some() => RunState::Waiting,
+            () => RunState::Running,
+        };
+        let (facts, bandwidth) = (record.facts(), record.limit().filter(|_| end.is_none()));
+        drop(state);
+        let mut stats = match &end {
+            Some(summary) => summary.stats.clone(),
+            None => {
+                let mut stats = control.snapshot().stats;
+                self.ledger.done_without(attempts).add_to(&mut stats);
+                stats
+            }
+        };
+        stats.transferring.clear();
+        let (mut failures, mut more_failures) = (Vec::new(), 0);
+        if with_failures {
+            let lines = self.lines();
+            let known = lines.failures().count();
+            let latest = lines.failures().skip(known.saturating_sub(FAILURES_MAX));
+            failures = latest.map(|(path, error)| FailedFile { path: path.to_owned(), error: error.to_owned() }).collect();
+            more_failures = (known - failures.len()) as u64;
+        }
+        RunReply::Seen(Box::new(RunView {
+            node: self.ctx.node.clone(),
+            facts,
+            state: place,
+            waits_for,
+            stats,
+            workers: control.workers_in_use(),
+            bandwidth,
+            end: end.as_ref().map(|summary| summary.end),
+            errors: end.map(|summary| summary.errors).filter(|_| with_failures).unwrap_or_default(),
+            failures,
+            more_failures,
+        }))
     }
 
     fn status(&self, seen: Option<Heard>) -> RunReply {

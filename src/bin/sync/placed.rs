@@ -193,7 +193,8 @@ impl Caller {
         loop {
             let (failure, patience) = match self.cluster.placed::<SyncRun>(self.run.as_str(), message, ASK_TIMEOUT).await {
                 Ok(RunReply::Known(status)) => return Ok(status),
-                Ok(RunReply::Unknown) => (unknown(self.run), self.patience.min(UNKNOWN_PATIENCE)),
+                // The other answer is for whoever only looks.
+                Ok(RunReply::Unknown | RunReply::Seen(_)) => (unknown(self.run), self.patience.min(UNKNOWN_PATIENCE)),
                 Err(error) if is_on_the_way(&error) => (lost(&error, self.run), self.patience),
                 Err(error) => return Err(refused(error)),
             };

@@ -1,33 +1,68 @@
-//! `queue`: what waits, what is in work where, and what is done.
+//! `queue`: of a storage, what waits, what is in work where, and what is done; of a cluster, its runs.
 
 use std::path::PathBuf;
 
 use clap::Args;
-use nkcluster_file_sync::StatsReport;
 use nkcluster_file_sync::queue::{Batch, FILE_BYTES_MAX, STATUS_BYTES_MAX, SharedStore, StoreError, StoredContent, WorkerStatus};
+use nkcluster_file_sync::{RunId, StatsReport};
 use serde_json::json;
 
+use super::runs::{RunAction, RunsAsked};
 use crate::failure::{Failure, Outcome};
 use crate::output::{self, Form};
 
 /// Batches of which the inputs are counted; of more only the number is told.
 const COUNTED_MAX: usize = 1_000;
 
-/// A look at a queue.
+/// The variable that names the storage of a queue.
+const STORAGE_VARIABLE: &str = "RCLONE_CLUSTER";
+
+/// A look at a queue, or at the runs of a cluster.
 #[derive(Clone, Debug, Args)]
 pub(crate) struct QueueArgs {
-    /// Storage where the queue lives.
-    #[arg(long, env = "RCLONE_CLUSTER", hide_env_values = true, value_name = "REMOTE")]
-    cluster: String,
+    /// Storage where a queue lives; without it, the runs that the control nodes direct are shown.
+    #[arg(long, env = STORAGE_VARIABLE, hide_env_values = true, value_name = "REMOTE")]
+    cluster: Option<String>,
     /// File of remotes.
     #[arg(long, env = "NKCLUSTER_REMOTES", value_name = "FILE")]
     remotes: Option<PathBuf>,
+    /// Only runs whose ids come behind this one; where there are many, the last one that was shown.
+    #[arg(long, value_name = "RUN")]
+    after: Option<RunId>,
+    #[command(subcommand)]
+    action: Option<RunAction>,
 }
 
-/// `queue`.
-pub(crate) async fn run(args: QueueArgs, form: Form) -> Outcome {
-    let remotes = super::remotes(args.remotes)?;
-    let store = super::worker::open_queue(&args.cluster, &remotes).await?;
+/// Whom it is about.
+pub(crate) enum Asked {
+    /// The queue on a storage, with the file of remotes.
+    Storage(String, Option<PathBuf>),
+    /// The runs of a cluster.
+    Runs(RunsAsked),
+}
+
+impl QueueArgs {
+    /// Whom it is about. The variable names the storage for whoever says nothing else.
+    pub(crate) fn asked(self) -> Outcome<Asked> {
+        let Self { cluster, remotes, after, action } = self;
+        let is_said = cluster.is_some() && cluster != std::env::var(STORAGE_VARIABLE).ok();
+        match (action, after, cluster.filter(|remote| !remote.is_empty())) {
+            (Some(_), _, Some(_)) | (None, Some(_), Some(_)) if is_said => Err(Failure::usage(
+                "invalid_usage",
+                "--cluster names a queue on a storage, whose runs nobody but their controllers can steer; leave it out for the runs of the cluster",
+            )),
+            (Some(action), None, _) => Ok(Asked::Runs(RunsAsked::One(action))),
+            (Some(_), Some(_), _) => Err(Failure::usage("invalid_usage", "--after is for the list of runs")),
+            (None, None, Some(remote)) => Ok(Asked::Storage(remote, remotes)),
+            (None, after, _) => Ok(Asked::Runs(RunsAsked::List(after))),
+        }
+    }
+}
+
+/// `queue --cluster`.
+pub(crate) async fn run(remote: &str, remotes: Option<PathBuf>, form: Form) -> Outcome {
+    let remotes = super::remotes(remotes)?;
+    let store = super::worker::open_queue(remote, &remotes).await?;
     let failed = |error: StoreError| Failure::new("no_queue", error.what);
     let mut directories = Vec::new();
     for name in ["pending", "processing", "done"] {

@@ -197,14 +197,7 @@ pub(super) fn tell(summary: &Summary, kind: Task, form: Form) -> Outcome {
     if form.is_json() {
         form.document(&json!({ "end": summary.end, "stats": summary.stats, "errors": summary.errors }))?;
     }
-    let (code, exit) = match summary.end {
-        End::Success => return Ok(()),
-        End::Failed | End::Cancelled => ("copy_failed", exit::FAILED),
-        End::SourceMissing => ("directory_not_found", exit::DIRECTORY_MISSING),
-        End::Temporary => ("copy_failed", exit::TEMPORARY),
-        End::Fatal => ("copy_failed", exit::FATAL),
-    };
-    let code = if summary.end == End::Cancelled { "cancelled" } else { code };
+    let Some((code, exit)) = ending(summary.end) else { return Ok(()) };
     let verb = match kind {
         Task::Copy => "copy",
         Task::Sync => "sync",
@@ -218,4 +211,16 @@ pub(super) fn tell(summary: &Summary, kind: Task, form: Form) -> Outcome {
         _ => format!("{verb} failed with {count} errors, the first of them{first}"),
     };
     Err(Failure::new(code, what).with_exit(exit))
+}
+
+/// The name of an end that is no success, and the code with which the process ends then: rclone's.
+pub(super) fn ending(end: End) -> Option<(&'static str, u8)> {
+    match end {
+        End::Success => None,
+        End::Failed => Some(("copy_failed", exit::FAILED)),
+        End::Cancelled => Some(("cancelled", exit::FAILED)),
+        End::SourceMissing => Some(("directory_not_found", exit::DIRECTORY_MISSING)),
+        End::Temporary => Some(("copy_failed", exit::TEMPORARY)),
+        End::Fatal => Some(("copy_failed", exit::FATAL)),
+    }
 }

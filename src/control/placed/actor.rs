@@ -8,8 +8,8 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::Instant;
 
 use super::super::shared::Shared;
-use super::durable::{Latest, discard_everywhere, keep, replicate};
-use super::{Belongings, RECORD_BYTES_MAX, Record, Stamp, find, moved};
+use super::durable::{Latest, discard, discard_everywhere, keep, replicate};
+use super::{Belongings, Known, RECORD_BYTES_MAX, Record, Stamp, find, moved};
 use crate::cluster::PlacedKey;
 use crate::error::{Error, Result};
 use crate::job::{ErasedActor, Kept, PlacedContext, PlacedKind, Recording};
@@ -35,8 +35,17 @@ pub(super) struct Birth {
     pub(super) hash: u64,
     pub(super) number: u64,
     pub(super) kind: PlacedKind,
-    /// What another node handed over.
-    pub(super) arrived: Option<Record>,
+    pub(super) cause: Cause,
+}
+
+/// Why an actor starts.
+pub(super) enum Cause {
+    /// Somebody has something to say to it.
+    Message,
+    /// There is a record of it.
+    Record,
+    /// Another node handed it over.
+    Arrived(Record),
 }
 
 /// Removes the actor from the map however its task ends, a panic of a handler included: the next message starts another one from the last record.
@@ -110,14 +119,32 @@ impl Records {
 }
 
 pub(super) async fn run(mut birth: Birth, mut asks: mpsc::Receiver<Ask>) {
-    let arrived = birth.arrived.take();
+    let cause = std::mem::replace(&mut birth.cause, Cause::Message);
     let birth = birth;
     let gone = Gone(&birth);
     let (recording, mut wishes, keeping) = Recording::new();
-    let (mut actor, stamp, is_resumed) = match start(&birth, arrived, recording).await {
-        Ok(started) => started,
+    let (mut actor, stamp, is_resumed) = match start(&birth, cause, recording).await {
+        Ok(Some(started)) => {
+            birth.shared.placed.lock().troubles.over(&birth.key);
+            started
+        }
+        Ok(None) => {
+            tracing::info!(actor = %birth.key, "a placed actor is over already; what was left of it here is dropped");
+            drop(gone);
+            asks.close();
+            // What came in this moment starts another one.
+            while let Some(ask) = asks.recv().await {
+                refuse(ask, &moved(&birth.key));
+            }
+            return;
+        }
         Err(error) => {
-            tracing::warn!(actor = %birth.key, %error, "a placed actor did not start");
+            match birth.shared.placed.is_news(&birth.key, &error) {
+                true => {
+                    tracing::warn!(actor = %birth.key, %error, "a placed actor did not start; if there is a record of it, that is tried again and again")
+                }
+                false => tracing::debug!(actor = %birth.key, %error, "a placed actor did not start, as before"),
+            }
             drop(gone);
             asks.close();
             while let Some(ask) = asks.recv().await {
@@ -226,7 +253,7 @@ pub(super) async fn run(mut birth: Birth, mut asks: mpsc::Receiver<Ask>) {
             let belongings = Belongings { key: birth.key.clone(), hash: birth.hash, record };
             if is_durable {
                 // Should all nodes stop at once, it is not lost on its way.
-                keep(&birth.shared, belongings.clone()).await;
+                let _ = keep(&birth.shared, belongings.clone()).await;
             }
             // In one step: at no moment is nothing known of it here.
             birth.shared.placed.packed(belongings, birth.number);
@@ -246,13 +273,28 @@ fn refuse(ask: Ask, error: &Error) {
     }
 }
 
-/// The actor, its first stamp, and whether it goes on from a record.
-async fn start(birth: &Birth, arrived: Option<Record>, recording: Recording) -> Result<(Box<dyn ErasedActor>, Stamp, bool)> {
+/// The actor, its first stamp, and whether it goes on from a record. None if it was to, and is over.
+async fn start(birth: &Birth, cause: Cause, recording: Recording) -> Result<Option<(Box<dyn ErasedActor>, Stamp, bool)>> {
     // The newest record may be in the state directory.
     let _ = birth.shared.placed.is_loaded.subscribe().wait_for(|is_loaded| *is_loaded).await;
-    let known = match arrived {
-        Some(record) => Some(record),
-        None => find(&birth.shared, &birth.key, birth.hash).await?,
+    let (known, over) = match cause {
+        Cause::Arrived(record) => (Some(record), None),
+        Cause::Message | Cause::Record => {
+            let Known { record, over } = find(&birth.shared, &birth.key, birth.hash).await?;
+            if let Some(over) = over.filter(|_| record.is_none()) {
+                let is_known = {
+                    let copies = &birth.shared.placed.lock().copies;
+                    copies.over(&birth.key) == Some(over) && !copies.contains(&birth.key)
+                };
+                if !is_known {
+                    discard(&birth.shared, &birth.key, over).await;
+                }
+                if matches!(cause, Cause::Record) {
+                    return Ok(None);
+                }
+            }
+            (record, over)
+        }
     };
     let kind = birth.key.kind.clone();
     let ctx = PlacedContext {
@@ -265,10 +307,11 @@ async fn start(birth: &Birth, arrived: Option<Record>, recording: Recording) -> 
     };
     // A first life is younger than whatever may still be kept somewhere of an actor of this key that was over long ago.
     let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(1, |since| since.as_secs().max(1));
-    let life = known.as_ref().map_or(now, |record| record.stamp.life.saturating_add(1));
+    let first = over.map_or(now, |over| now.max(over.life.saturating_add(1)));
+    let life = known.as_ref().map_or(first, |record| record.stamp.life.saturating_add(1));
     let is_resumed = known.is_some();
     let record = known.map(|record| Payload::from_bytes(record.bytes));
     tracing::debug!(actor = %birth.key, resumed = record.is_some(), life, "a placed actor starts");
     let actor = (birth.kind.make)(ctx, record).await?;
-    Ok((actor, Stamp { life, version: 0 }, is_resumed))
+    Ok(Some((actor, Stamp { life, version: 0 }, is_resumed)))
 }

@@ -2,8 +2,11 @@
 
 use std::collections::{BTreeMap, VecDeque};
 
+use super::listing::of_kind;
+use super::marks::Marks;
 use super::{Belongings, RECORD_BYTES_MAX, Record, Stamp};
 use crate::cluster::PlacedKey;
+use crate::types::ClassName;
 
 /// Bytes of all copies.
 const BYTES_MAX: usize = 64 * 1024 * 1024;
@@ -12,6 +15,7 @@ const OVERHEAD_BYTES: usize = 256;
 
 #[derive(Default)]
 pub(super) struct Copies {
+    marks: Marks,
     copies: BTreeMap<PlacedKey, (u64, Belongings)>,
     order: VecDeque<(u64, PlacedKey)>,
     next: u64,
@@ -28,7 +32,7 @@ struct Packed {
 
 /// What is known of an actor that was asked for.
 #[derive(Debug, PartialEq)]
-pub(super) enum Known {
+pub(super) enum Given {
     /// Nothing.
     Nothing,
     /// Its last record; if it ended here, it is given away.
@@ -39,11 +43,19 @@ pub(super) enum Known {
 
 impl Copies {
     /// Keeps a copy, unless a newer one is there. Tells what had to go for it.
-    pub(super) fn keep(&mut self, belongings: Belongings) -> Vec<PlacedKey> {
+    ///
+    /// # Errors
+    /// The mark of an actor that is over, and is not older than the copy.
+    pub(super) fn keep(&mut self, belongings: Belongings) -> Result<Vec<PlacedKey>, Stamp> {
         let (key, record) = (belongings.key.clone(), &belongings.record);
+        match self.marks.of(&key) {
+            Some(over) if over >= record.stamp => return Err(over),
+            Some(_) => self.marks.take_away(&key),
+            None => {}
+        }
         let mut dropped = Vec::new();
         if record.bytes.len() > RECORD_BYTES_MAX || self.copies.get(&key).is_some_and(|(_, kept)| kept.record.stamp >= record.stamp) {
-            return dropped;
+            return Ok(dropped);
         }
         self.forget(&key);
         self.next += 1;
@@ -64,16 +76,28 @@ impl Copies {
                 None => {}
             }
         }
-        dropped
+        Ok(dropped)
     }
 
-    /// Drops a copy, unless it is newer than that; whether there was one.
-    pub(super) fn discard(&mut self, key: &PlacedKey, stamp: Stamp) -> bool {
-        let is_known = self.copies.get(key).is_some_and(|(_, kept)| kept.record.stamp <= stamp);
-        if is_known {
+    /// The actor is over: drops its copy and leaves a mark, unless the copy is newer than that. Tells which other marks had to go.
+    pub(super) fn discard(&mut self, key: &PlacedKey, stamp: Stamp) -> Vec<PlacedKey> {
+        if self.copies.get(key).is_some_and(|(_, kept)| kept.record.stamp > stamp) {
+            return Vec::new();
+        }
+        self.forget(key);
+        self.marks.leave(key, stamp)
+    }
+
+    /// Drops a copy that is kept elsewhere, unless it is newer than that.
+    pub(super) fn give_up(&mut self, key: &PlacedKey, stamp: Stamp) {
+        if self.copies.get(key).is_some_and(|(_, kept)| kept.record.stamp <= stamp) {
             self.forget(key);
         }
-        is_known
+    }
+
+    /// The mark of an actor that is over.
+    pub(super) fn over(&self, key: &PlacedKey) -> Option<Stamp> {
+        self.marks.of(key)
     }
 
     fn forget(&mut self, key: &PlacedKey) {
@@ -87,6 +111,10 @@ impl Copies {
         self.belongings(key).map(|kept| kept.record)
     }
 
+    pub(super) fn contains(&self, key: &PlacedKey) -> bool {
+        self.copies.contains_key(key)
+    }
+
     /// The same, as it is kept.
     pub(super) fn belongings(&self, key: &PlacedKey) -> Option<Belongings> {
         self.copies.get(key).map(|(_, kept)| kept.clone())
@@ -98,20 +126,32 @@ impl Copies {
         wanted.map(|(key, (_, kept))| (key.clone(), kept.hash, kept.record.stamp)).collect()
     }
 
+    /// The first `most` of one kind behind a key, with their places; and as many of those that are being handed over, which are mostly among them.
+    pub(super) fn behind<'a>(
+        &'a self,
+        kind: &'a ClassName,
+        after: Option<&'a PlacedKey>,
+        most: usize,
+    ) -> impl Iterator<Item = (&'a PlacedKey, u64)> {
+        let kept = of_kind(&self.copies, kind, after).map(|(key, (_, kept))| (key, kept.hash));
+        let packed = of_kind(&self.own, kind, after).map(|(key, packed)| (key, packed.belongings.hash));
+        kept.take(most).chain(packed.take(most))
+    }
+
     /// Gives away what is known here.
-    pub(super) fn give(&mut self, key: &PlacedKey) -> Known {
+    pub(super) fn give(&mut self, key: &PlacedKey) -> Given {
         match self.own.get(key) {
-            Some(packed) if packed.on_its_way => Known::OnItsWay,
+            Some(packed) if packed.on_its_way => Given::OnItsWay,
             Some(_) => match self.own.remove(key) {
                 Some(packed) => {
                     let record = packed.belongings.record.clone();
                     // Whoever asked may have stopped waiting. If not, its next record is newer.
-                    self.keep(packed.belongings);
-                    Known::Record(record)
+                    let _ = self.keep(packed.belongings);
+                    Given::Record(record)
                 }
-                None => Known::Nothing,
+                None => Given::Nothing,
             },
-            None => self.find(key).map_or(Known::Nothing, Known::Record),
+            None => self.find(key).map_or(Given::Nothing, Given::Record),
         }
     }
 
@@ -149,7 +189,6 @@ impl Copies {
 mod tests {
     use super::super::Stamp;
     use super::*;
-    use crate::types::ClassName;
 
     fn belongings(key: usize, version: u64, bytes: usize) -> Belongings {
         let key = PlacedKey { kind: ClassName::new("counter").expect("valid"), key: key.to_string() };
@@ -160,7 +199,7 @@ mod tests {
     fn an_older_record_replaces_no_newer_one() {
         let mut copies = Copies::default();
         for version in [2, 1, 3, 2] {
-            copies.keep(belongings(1, version, 8));
+            copies.keep(belongings(1, version, 8)).expect("it is not over");
         }
         assert_eq!(copies.find(&belongings(1, 0, 0).key).map(|record| record.stamp.version), Some(3));
     }
@@ -169,7 +208,7 @@ mod tests {
     fn copies_stay_within_their_room_and_the_latest_remain() {
         let mut copies = Copies::default();
         for key in 0..100 {
-            copies.keep(belongings(key, 1, RECORD_BYTES_MAX));
+            copies.keep(belongings(key, 1, RECORD_BYTES_MAX)).expect("it is not over");
         }
         assert!(copies.bytes <= BYTES_MAX);
         assert!(copies.find(&belongings(99, 0, 0).key).is_some());
@@ -183,20 +222,36 @@ mod tests {
         copies.pack(packed.clone());
         assert_eq!(copies.send_off().len(), 1);
         assert!(copies.send_off().is_empty());
-        assert_eq!(copies.give(&packed.key), Known::OnItsWay);
+        assert_eq!(copies.give(&packed.key), Given::OnItsWay);
         copies.arrived(&packed.key, false);
-        assert_eq!(copies.give(&packed.key), Known::Record(packed.record.clone()));
+        assert_eq!(copies.give(&packed.key), Given::Record(packed.record.clone()));
         assert!(copies.is_empty_handed());
         // The answer may be lost: it can be asked for again.
-        assert_eq!(copies.give(&packed.key), Known::Record(packed.record));
-        assert_eq!(copies.give(&belongings(2, 0, 0).key), Known::Nothing);
+        assert_eq!(copies.give(&packed.key), Given::Record(packed.record));
+        assert_eq!(copies.give(&belongings(2, 0, 0).key), Given::Nothing);
+    }
+
+    #[test]
+    fn what_comes_late_of_an_actor_that_is_over_is_refused_and_what_is_newer_takes_the_place_of_its_mark() {
+        let mut copies = Copies::default();
+        let stamp = |version| Stamp { life: 1, version };
+        copies.keep(belongings(1, 3, 8)).expect("it is not over");
+        copies.discard(&belongings(1, 0, 0).key, stamp(2));
+        assert!(copies.contains(&belongings(1, 0, 0).key), "it has changed since");
+        copies.discard(&belongings(1, 0, 0).key, stamp(5));
+        for version in [1, 5] {
+            assert_eq!(copies.keep(belongings(1, version, 8)), Err(stamp(5)));
+        }
+        assert_eq!((copies.find(&belongings(1, 0, 0).key), copies.bytes), (None, 0));
+        copies.keep(belongings(1, 6, 8)).expect("it lives anew");
+        assert_eq!(copies.over(&belongings(1, 0, 0).key), None);
     }
 
     #[test]
     fn records_of_one_actor_take_the_room_of_one() {
         let mut copies = Copies::default();
         for version in 1..10_000 {
-            copies.keep(belongings(1, version, 8));
+            copies.keep(belongings(1, version, 8)).expect("it is not over");
         }
         assert_eq!(copies.bytes, 8 + OVERHEAD_BYTES);
         assert!(copies.order.len() < 100);

@@ -4,7 +4,7 @@
 //!   a record ──► a copy and a file here ──► copies and files on the next two nodes ──► it is kept
 //!   a copy whose key is ours, and no actor ──► the actor is started, and finds the newest record as with a message
 //!   a copy whose key is another node's      ──► that node gets it once after each change; without a reason to keep it, it goes here
-//!   an actor that is over                   ──► its copies and files go everywhere
+//!   an actor that is over                   ──► its copies and files go everywhere; a mark stays, so that a copy which comes late does not bring it back
 //! ```
 //!
 //! Nothing is started while the control plane changes: nodes that start one after the other would each take what belongs to one of them.
@@ -17,17 +17,19 @@ use futures_util::future::join_all;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
-use super::super::messages::PeerRequest;
+use super::super::messages::{PeerReply, PeerRequest};
 use super::super::shared::Shared;
 use super::super::view::View;
-use super::{ARRIVE_TIMEOUT, Belongings, COPIES, Record, Stamp, host, place};
+use super::actor::Cause;
+use super::shelf::{Found, Mark};
+use super::{ARRIVE_TIMEOUT, Belongings, COPIES, Record, Stamp, State, host, place};
 use crate::cluster::PlacedKey;
 use crate::job::Kept;
 use crate::ring::KeyHash;
 use crate::types::{NodeId, Payload};
 
 /// How long the view must have been the same before actors are started from records.
-const SETTLED: Duration = Duration::from_secs(2);
+pub(super) const SETTLED: Duration = Duration::from_secs(2);
 /// The same for a node that sees none of those with which it is to be: it may only not have found them yet, and what it has records of may live there. Longer than a
 /// split takes to be noticed, and than the pauses between two dials.
 const ALONE: Duration = Duration::from_secs(30);
@@ -53,34 +55,48 @@ impl Shared {
 }
 
 /// Keeps a copy for another node, or for the case that this one dies; returns when it is in its file, if its kind is durable.
-pub(in super::super) async fn keep(shared: &Arc<Shared>, belongings: Belongings) {
+///
+/// # Errors
+/// The mark of an actor that is over, and has not begun anew since.
+pub(in super::super) async fn keep(shared: &Arc<Shared>, belongings: Belongings) -> Result<(), Stamp> {
     let key = belongings.key.clone();
-    let dropped = shared.placed.lock().copies.keep(belongings);
+    let dropped = shared.placed.lock().copies.keep(belongings)?;
     for key in dropped.iter().filter(|key| shared.is_durable(key)) {
         shelve(shared, key).await;
     }
     if shared.is_durable(&key) {
         shelve(shared, &key).await;
     }
+    Ok(())
 }
 
-/// The actor is over: its copy goes, unless it is newer.
+/// The actor is over: its copy goes, unless it is newer, and a mark stays.
 pub(in super::super) async fn discard(shared: &Arc<Shared>, key: &PlacedKey, stamp: Stamp) {
-    shared.placed.lock().copies.discard(key, stamp);
-    // There may be a file without a copy, which had no room.
-    if shared.is_durable(key) {
+    let dropped = shared.placed.lock().copies.discard(key, stamp);
+    for key in dropped.iter().chain([key]).filter(|key| shared.is_durable(key)) {
         shelve(shared, key).await;
     }
 }
 
-/// Makes the file of a key say what its copy says.
+/// A copy that others keep goes, unless it is newer.
+async fn give_up(shared: &Arc<Shared>, key: &PlacedKey, stamp: Stamp) {
+    shared.placed.lock().copies.give_up(key, stamp);
+    // There may be a file without a copy, which had no room.
+    shelve(shared, key).await;
+}
+
+/// Makes the file of a key say what is kept of it here.
 async fn shelve(shared: &Arc<Shared>, key: &PlacedKey) {
     // One at a time, and what is written is what is there then: of two changes the later one stays.
     let mut shelf = Arc::clone(&shared.placed.shelf).lock_owned().await;
-    let (wanted, key) = (shared.placed.lock().copies.belongings(key), key.clone());
-    let written = tokio::task::spawn_blocking(move || match wanted {
-        Some(belongings) => shelf.write(&belongings),
-        None => shelf.remove(&key),
+    let (kept, over, key) = {
+        let State { copies, .. } = &*shared.placed.lock();
+        (copies.belongings(key), copies.over(key), key.clone())
+    };
+    let written = tokio::task::spawn_blocking(move || match (kept, over) {
+        (Some(belongings), _) => shelf.write(&belongings),
+        (None, Some(stamp)) => shelf.mark(&Mark { key, stamp }),
+        (None, None) => shelf.remove(&key),
     });
     let written = written.await.unwrap_or_else(|error| Err(std::io::Error::other(error)));
     let had_failed = shared.placed.shelf_has_failed.swap(written.is_err(), Ordering::Relaxed);
@@ -126,21 +142,21 @@ pub(super) async fn replicate(
 
 /// Whether all that are to keep a copy have taken it.
 async fn send(shared: &Arc<Shared>, view: &View, belongings: Belongings) -> bool {
-    let here = async {
-        if shared.is_durable(&belongings.key) {
-            keep(shared, belongings.clone()).await;
-        }
-    };
+    let here = async { !shared.is_durable(&belongings.key) || keep(shared, belongings.clone()).await.is_ok() };
     let request = PeerRequest::Keep(Box::new(belongings.clone()));
     let elsewhere = other_nodes(view, belongings.hash).map(|node| {
         let (request, key) = (&request, &belongings.key);
         async move {
             let kept = shared.peers.ask(view, &node, request, ARRIVE_TIMEOUT).await;
-            kept.inspect_err(|error| tracing::debug!(actor = %key, %node, %error, "a record was not kept")).is_ok()
+            let is_kept = matches!(kept, Ok(PeerReply::Done));
+            if !is_kept {
+                tracing::debug!(actor = %key, %node, ?kept, "a record was not kept");
+            }
+            is_kept
         }
     });
-    let ((), kept) = tokio::join!(here, join_all(elsewhere));
-    kept.into_iter().all(|is_kept| is_kept)
+    let (is_here, kept) = tokio::join!(here, join_all(elsewhere));
+    is_here && kept.into_iter().all(|is_kept| is_kept)
 }
 
 /// Those that keep copies beside the owner; this node may be one of them.
@@ -162,7 +178,7 @@ pub(super) async fn discard_everywhere(shared: &Arc<Shared>, key: &PlacedKey, ha
     join_all(other_nodes(&view, hash).map(|node| {
         let (request, view) = (&request, &view);
         async move {
-            // Whoever is away offers its copy when it is back; the actor is over again then.
+            // Whoever is away offers its copy when it is back, or asks, and hears of the mark then.
             if let Err(error) = shared.peers.ask(view, &node, request, ARRIVE_TIMEOUT).await {
                 tracing::debug!(actor = %key, %node, %error, "the copy of an actor that is over stays for now");
             }
@@ -177,22 +193,30 @@ pub(in super::super) async fn resume(shared: Weak<Shared>) {
     if let Some(shared) = shared.upgrade() {
         load(&shared).await;
     }
+    let mut known = Arc::clone(&views.borrow_and_update());
     let (mut changed_at, mut is_offered) = (Instant::now(), false);
     loop {
         tokio::select! {
-            changed = views.changed() => match changed {
-                Ok(()) => (changed_at, is_offered) = (Instant::now(), false),
-                Err(_) => return,
-            },
+            changed = views.changed() => if changed.is_err() { return },
             () = tokio::time::sleep(LOOK_PAUSE) => {}
         }
         let Some(shared) = shared.upgrade() else { return };
         let view = Arc::clone(&views.borrow_and_update());
+        // Also if it has changed in the moment in which the pause was over.
+        if !Arc::ptr_eq(&view, &known) {
+            (changed_at, is_offered) = (Instant::now(), false);
+            shared.placed.lock().troubles.hurry(changed_at);
+            known = Arc::clone(&view);
+        }
         let is_alone = view.live.len() <= 1 && !shared.config.cluster_addr.is_empty();
         if view.frozen || shared.will_stop() || changed_at.elapsed() < if is_alone { ALONE } else { SETTLED } {
             continue;
         }
-        let kept = shared.placed.lock().copies.of(|key| shared.is_durable(key));
+        let kept = {
+            let State { copies, troubles, .. } = &mut *shared.placed.lock();
+            troubles.retain(|key| copies.contains(key));
+            copies.of(|key| shared.is_durable(key))
+        };
         let (mut left, mut are_taken) = (STARTS_MAX, true);
         for (key, hash, stamp) in kept {
             match place(&view, hash) {
@@ -209,20 +233,36 @@ async fn load(shared: &Arc<Shared>) {
     let mut shelf = Arc::clone(&shared.placed.shelf).lock_owned().await;
     let read = tokio::task::spawn_blocking(move || shelf.load()).await.unwrap_or_else(|error| Err(std::io::Error::other(error)));
     match read {
-        Ok(found) => found.into_iter().for_each(|belongings| drop(shared.placed.lock().copies.keep(belongings))),
+        Ok(found) => {
+            let State { copies, .. } = &mut *shared.placed.lock();
+            for found in found {
+                match found {
+                    Found::Record(belongings) => drop(copies.keep(belongings)),
+                    Found::Over(Mark { key, stamp }) => drop(copies.discard(&key, stamp)),
+                }
+            }
+        }
         Err(error) => tracing::error!(%error, "the records of placed actors in the state directory cannot be read"),
     }
     shared.placed.is_loaded.send_replace(true);
 }
 
-/// Starts an actor that is known by a record alone; false if it is there already.
+/// Starts an actor that is known by a record alone; false if it is there already, or was tried just before.
 fn start(shared: &Arc<Shared>, key: &PlacedKey, hash: u64) -> bool {
-    if shared.placed.lock().actors.contains_key(key) {
-        return false;
-    }
-    match host(shared, key, hash, None) {
+    let is_tried_before = {
+        let state = shared.placed.lock();
+        if state.actors.contains_key(key) || !state.troubles.may_start(key, Instant::now()) {
+            return false;
+        }
+        state.troubles.of(key).is_some()
+    };
+    match host(shared, key, hash, Cause::Record) {
+        Ok(_) if is_tried_before => tracing::debug!(actor = %key, node = %shared.id, "a placed actor is tried again here"),
         Ok(_) => tracing::info!(actor = %key, node = %shared.id, "a placed actor goes on here"),
-        Err(error) => tracing::warn!(actor = %key, %error, "a placed actor that belongs here was not started; it is tried again"),
+        Err(error) if shared.placed.is_news(key, &error) => {
+            tracing::warn!(actor = %key, %error, "a placed actor that belongs here was not started; it is tried again");
+        }
+        Err(error) => tracing::debug!(actor = %key, %error, "a placed actor that belongs here was not started, as before"),
     }
     true
 }
@@ -236,7 +276,11 @@ async fn offer(shared: &Arc<Shared>, view: &View, owner: &NodeId, (key, hash, st
     let Some(belongings) = shared.placed.lock().copies.belongings(key) else { return true };
     let taken = shared.peers.ask(view, owner, &PeerRequest::Keep(Box::new(belongings)), ARRIVE_TIMEOUT).await;
     match &taken {
-        Ok(_) if !is_ours_to_keep => discard(shared, key, stamp).await,
+        Ok(PeerReply::Over { stamp }) => {
+            tracing::info!(actor = %key, %owner, "a placed actor is over already; what was left of it here is dropped");
+            discard(shared, key, *stamp).await;
+        }
+        Ok(_) if !is_ours_to_keep => give_up(shared, key, stamp).await,
         Ok(_) => {}
         Err(error) => tracing::debug!(actor = %key, %owner, %error, "a record was not taken by the owner of its key"),
     }

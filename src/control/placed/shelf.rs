@@ -1,4 +1,4 @@
-//! Records of durable actors in the state directory: one file for each, in `placed`.
+//! Records of durable actors in the state directory, and marks of those that are over: one file for each, in `placed`.
 //!
 //! A file is written beside the old one, and renamed, so a crash leaves the one or the other. One that cannot be read is set aside under another name and told; the
 //! copies on other nodes may still have what it had. Everything here blocks.
@@ -10,7 +10,10 @@ use std::io::{self, Read as _, Write as _};
 use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 
-use super::{Belongings, RECORD_BYTES_MAX};
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+
+use super::{Belongings, RECORD_BYTES_MAX, Stamp};
 use crate::cluster::{PLACED_KEY_BYTES_MAX, PlacedKey};
 use crate::types::Payload;
 
@@ -18,6 +21,8 @@ use crate::types::Payload;
 const DIRECTORY: &str = "placed";
 /// What the files of records end with.
 const RECORD: &str = "record";
+/// What the files end with that say that an actor is over.
+const OVER: &str = "over";
 /// What those end with that could not be read.
 const DAMAGED: &str = "damaged";
 /// What those end with that are being written.
@@ -31,9 +36,50 @@ const FILE_BYTES_MAX: u64 = (RECORD_BYTES_MAX + PLACED_KEY_BYTES_MAX + 1024) as 
 #[derive(Debug)]
 pub(super) struct Shelf {
     directory: PathBuf,
-    /// Numbers of the files by what they are of. A key may have any characters.
-    files: BTreeMap<PlacedKey, u64>,
+    /// The files by what they are of. A key may have any characters.
+    files: BTreeMap<PlacedKey, File>,
     next: u64,
+}
+
+/// The file of one key.
+#[derive(Clone, Copy, Debug, PartialEq)]
+struct File {
+    number: u64,
+    ending: &'static str,
+}
+
+/// What a file says of its key.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) enum Found {
+    /// The last record of its actor.
+    Record(Belongings),
+    /// Its actor is over.
+    Over(Mark),
+}
+
+/// A mark, as it is written.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub(super) struct Mark {
+    pub(super) key: PlacedKey,
+    /// Of its last record.
+    pub(super) stamp: Stamp,
+}
+
+impl Found {
+    fn key(&self) -> &PlacedKey {
+        match self {
+            Self::Record(belongings) => &belongings.key,
+            Self::Over(mark) => &mark.key,
+        }
+    }
+
+    /// What is newer counts; of a record and the mark of the same age, the mark.
+    fn age(&self) -> (Stamp, bool) {
+        match self {
+            Self::Record(belongings) => (belongings.record.stamp, false),
+            Self::Over(mark) => (mark.stamp, true),
+        }
+    }
 }
 
 impl Shelf {
@@ -49,28 +95,29 @@ impl Shelf {
     ///
     /// # Errors
     /// If the directory cannot be read; a file that cannot is told.
-    pub(super) fn load(&mut self) -> io::Result<Vec<Belongings>> {
+    pub(super) fn load(&mut self) -> io::Result<Vec<Found>> {
         let entries = match fs::read_dir(&self.directory) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
             entries => entries?,
         };
-        let mut found: BTreeMap<PlacedKey, Belongings> = BTreeMap::new();
+        let mut all: BTreeMap<PlacedKey, Found> = BTreeMap::new();
         for entry in entries.take(FILES_MAX) {
             let path = entry?.path();
             let number = path.file_stem().and_then(OsStr::to_str).and_then(|stem| stem.parse::<u64>().ok());
             let Some(number) = number else { continue };
             self.next = self.next.max(number + 1);
-            match path.extension().and_then(OsStr::to_str) {
-                Some(RECORD) => {}
+            let (read, ending) = match path.extension().and_then(OsStr::to_str) {
+                Some(RECORD) => (read(&path).map(Found::Record), RECORD),
+                Some(OVER) => (read(&path).map(Found::Over), OVER),
                 // A write that did not come to its end.
                 Some(NEW) => {
                     let _ = fs::remove_file(&path);
                     continue;
                 }
                 _ => continue,
-            }
-            let belongings = match read(&path) {
-                Ok(belongings) => belongings,
+            };
+            let found = match read {
+                Ok(found) => found,
                 // It may be read the next time.
                 Err(error) if error.raw_os_error().is_some() => {
                     tracing::error!(path = %path.display(), %error, "the record of a placed actor cannot be read; the copies of other control nodes are used");
@@ -83,25 +130,35 @@ impl Shelf {
                     continue;
                 }
             };
-            let key = belongings.key.clone();
-            let is_older = found.get(&key).is_some_and(|known| known.record.stamp >= belongings.record.stamp);
-            // Two of one key cannot be made; should they be there all the same, the newer one counts.
-            let obsolete = if is_older { Some(number) } else { self.files.insert(key.clone(), number) };
+            let (key, file) = (found.key().clone(), File { number, ending });
+            // A crash may leave a record and the mark that was to replace it, or the other way round; the newer one counts.
+            let is_older = all.get(&key).is_some_and(|known| known.age() >= found.age());
+            let obsolete = if is_older { Some(file) } else { self.files.insert(key.clone(), file) };
             if !is_older {
-                found.insert(key, belongings);
+                all.insert(key, found);
             }
-            if let Some(obsolete) = obsolete {
-                let _ = fs::remove_file(self.path(obsolete, RECORD));
+            if let Some(File { number, ending }) = obsolete {
+                let _ = fs::remove_file(self.path(number, ending));
             }
         }
-        Ok(found.into_values().collect())
+        Ok(all.into_values().collect())
     }
 
     /// Writes the record of an actor.
     pub(super) fn write(&mut self, belongings: &Belongings) -> io::Result<()> {
-        let number = self.files.get(&belongings.key).copied().unwrap_or(self.next);
-        let (new, path) = (self.path(number, NEW), self.path(number, RECORD));
-        let bytes = Payload::encode(belongings).map_err(io::Error::other)?.into_bytes();
+        self.put(&belongings.key, belongings, RECORD)
+    }
+
+    /// Writes that an actor is over, in the place of its record.
+    pub(super) fn mark(&mut self, mark: &Mark) -> io::Result<()> {
+        self.put(&mark.key, mark, OVER)
+    }
+
+    fn put(&mut self, key: &PlacedKey, content: &impl Serialize, ending: &'static str) -> io::Result<()> {
+        let before = self.files.get(key).copied();
+        let number = before.map_or(self.next, |file| file.number);
+        let (new, path) = (self.path(number, NEW), self.path(number, ending));
+        let bytes = Payload::encode(content).map_err(io::Error::other)?.into_bytes();
         // What it does may be told by connection strings with passwords.
         fs::DirBuilder::new().recursive(true).mode(0o700).create(&self.directory)?;
         let written =
@@ -112,21 +169,30 @@ impl Shelf {
             return Err(error);
         }
         self.next = self.next.max(number + 1);
-        self.files.insert(belongings.key.clone(), number);
-        Ok(())
+        self.files.insert(key.clone(), File { number, ending });
+        match before.filter(|before| before.ending != ending) {
+            Some(File { number, ending }) => remove(&self.path(number, ending)),
+            None => Ok(()),
+        }
     }
 
-    /// Removes the record of an actor, if there is one.
+    /// Removes what is there of an actor, if anything is.
     pub(super) fn remove(&mut self, key: &PlacedKey) -> io::Result<()> {
-        let Some(number) = self.files.remove(key) else { return Ok(()) };
-        match fs::remove_file(self.path(number, RECORD)) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
-            _ => Ok(()),
+        match self.files.remove(key) {
+            Some(File { number, ending }) => remove(&self.path(number, ending)),
+            None => Ok(()),
         }
     }
 }
 
-fn read(path: &Path) -> io::Result<Belongings> {
+fn remove(path: &Path) -> io::Result<()> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    }
+}
+
+fn read<T: DeserializeOwned>(path: &Path) -> io::Result<T> {
     let mut bytes = Vec::new();
     fs::File::open(path)?.take(FILE_BYTES_MAX + 1).read_to_end(&mut bytes)?;
     if bytes.len() as u64 > FILE_BYTES_MAX {
@@ -145,7 +211,7 @@ fn write_to(path: &Path, bytes: &[u8]) -> io::Result<()> {
 mod tests {
     use std::os::unix::fs::PermissionsExt as _;
 
-    use super::super::{Record, Stamp};
+    use super::super::Record;
     use super::*;
     use crate::types::ClassName;
 
@@ -155,8 +221,17 @@ mod tests {
     }
 
     fn loaded(dir: &Path) -> Vec<(String, u64)> {
-        let found = Shelf::new(dir).load().expect("readable");
-        found.into_iter().map(|found| (found.key.key, found.record.stamp.version)).collect()
+        let found = Shelf::new(dir).load().expect("readable").into_iter();
+        let records = found.filter_map(|found| match found {
+            Found::Record(found) => Some((found.key.key, found.record.stamp.version)),
+            Found::Over(_) => None,
+        });
+        records.collect()
+    }
+
+    fn mark(key: &str, version: u64) -> Mark {
+        let Belongings { key, record, .. } = belongings(key, version);
+        Mark { key, stamp: record.stamp }
     }
 
     fn endings(dir: &Path) -> Vec<String> {
@@ -193,13 +268,38 @@ mod tests {
         let mut shelf = Shelf::new(dir.path());
         shelf.write(&belongings("whole", 1)).expect("written");
         shelf.write(&belongings("torn", 1)).expect("written");
-        let torn = shelf.path(shelf.files[&belongings("torn", 0).key], RECORD);
+        let torn = shelf.path(shelf.files[&belongings("torn", 0).key].number, RECORD);
         let bytes = fs::read(&torn).expect("read");
         fs::write(&torn, &bytes[..bytes.len() - 1]).expect("written");
         fs::write(shelf.path(99, NEW), "a write that was cut").expect("written");
         assert_eq!(loaded(dir.path()), [("whole".to_owned(), 1)]);
         assert_eq!(endings(dir.path()), [DAMAGED, RECORD]);
         assert_eq!(loaded(dir.path()), [("whole".to_owned(), 1)]);
+    }
+
+    #[test]
+    fn the_mark_of_an_actor_that_is_over_is_in_the_place_of_its_record() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let mut shelf = Shelf::new(dir.path());
+        shelf.write(&belongings("over", 1)).expect("written");
+        shelf.write(&belongings("anew", 1)).expect("written");
+        for key in ["over", "anew"] {
+            shelf.mark(&mark(key, 2)).expect("written");
+        }
+        shelf.write(&belongings("anew", 3)).expect("written");
+        let expected = [Found::Record(belongings("anew", 3)), Found::Over(mark("over", 2))];
+        assert_eq!(endings(dir.path()), [OVER, RECORD]);
+        assert_eq!(Shelf::new(dir.path()).load().expect("readable"), expected);
+        // As if the process had died between the two steps, whichever way it went.
+        let mut other = Shelf::new(dir.path());
+        other.next = 7;
+        other.write(&belongings("over", 2)).expect("written");
+        other.mark(&mark("anew", 2)).expect("written");
+        let mut shelf = Shelf::new(dir.path());
+        assert_eq!(shelf.load().expect("readable"), expected);
+        assert_eq!(endings(dir.path()), [OVER, RECORD]);
+        shelf.remove(&mark("over", 0).key).expect("removed");
+        assert_eq!(endings(dir.path()), [RECORD]);
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! Three control nodes with real links between them, whose views the test sets.
 
 mod durable;
+mod listing;
 
 use std::collections::BTreeMap as Map;
 

@@ -1,4 +1,4 @@
-//! `--bwlimit`: one bucket of tokens that all transfers of a process share.
+//! `--bwlimit`: one bucket of tokens that all transfers of a run share in one process.
 //!
 //! Whoever wants to move bytes takes as many tokens as there are and waits for more, so that a changed limit is obeyed at once and nobody waits for a
 //! promise that was made under the old one.

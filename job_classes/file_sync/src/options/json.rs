@@ -8,6 +8,29 @@ use super::{Cleanup, DeleteMode, Options, Rate};
 /// The files of a run, which rclone only has as names of lists.
 const FILES: &str = "Files";
 
+/// What rclone calls the limit of bandwidth.
+const BANDWIDTH: &str = "BwLimit";
+
+/// The limit of bandwidth that a `_config` sets; one that cannot be read is none.
+pub(crate) fn rate_in(config: &Map<String, Value>) -> Rate {
+    config.get(BANDWIDTH).and_then(Rate::from_json).unwrap_or(Rate::UNLIMITED)
+}
+
+/// The same `_config` without its limit of bandwidth.
+pub(crate) fn without_rate(config: &Map<String, Value>) -> Map<String, Value> {
+    let others = config.iter().filter(|(name, _)| *name != BANDWIDTH);
+    others.map(|(name, value)| (name.clone(), value.clone())).collect()
+}
+
+/// The same `_config` with another limit of bandwidth.
+pub(crate) fn with_rate(config: &Map<String, Value>, rate: Rate) -> Map<String, Value> {
+    let mut config = without_rate(config);
+    if rate != Rate::UNLIMITED {
+        config.insert(BANDWIDTH.to_owned(), rate.to_json());
+    }
+    config
+}
+
 /// Options in rclone's JSON.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct OptionsJson {

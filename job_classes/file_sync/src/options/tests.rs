@@ -114,6 +114,23 @@ fn what_differs_is_written_with_the_names_and_forms_of_rclone() {
 }
 
 #[test]
+fn the_limit_of_bandwidth_is_found_and_changed_where_options_have_it() {
+    let options = Options { checksum: true, bwlimit: "10M".parse().expect("a rate"), ..Options::default() };
+    let OptionsJson { config, filter } = options.to_json(Audience::Worker);
+    assert_eq!(rate_in(&config), options.bwlimit);
+    let unlimited = Options { bwlimit: Rate::UNLIMITED, ..options.clone() };
+    assert_eq!(without_rate(&config), unlimited.to_json(Audience::Worker).config);
+    for limit in [None, Some(1), Some(1023), Some(4 << 20), Some(u64::MAX >> 12)] {
+        let rate = Rate::from_bytes_per_second(limit);
+        let json = OptionsJson { config: with_rate(&config, rate), filter: filter.clone() };
+        let (read, unknown) = Options::from_json(&json).expect("options");
+        assert_eq!((read, unknown), (Options { bwlimit: rate, ..options.clone() }, Vec::<String>::new()));
+        assert_eq!(rate_in(&json.config).bytes_per_second(), limit);
+    }
+    assert_eq!(Rate::from_bytes_per_second(Some(0)), Rate::UNLIMITED);
+}
+
+#[test]
 fn the_spellings_of_rclone_are_read_and_what_is_unknown_is_told() {
     let json = OptionsJson {
         config: object(json!({

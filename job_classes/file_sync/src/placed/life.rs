@@ -10,7 +10,7 @@ use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
-use super::{Inner, now_ms};
+use super::{Inner, RUNS_MAX, now_ms};
 use crate::path::EntryPath;
 use crate::plan::Task;
 use crate::remote::without_secrets;
@@ -145,19 +145,27 @@ impl Inner {
                 () = control.cancelling().cancelled(), if self.ledger.lives().iter().all(|life| life.is_closed) => {}
             }
         };
+        let node = &self.ctx.node;
         let ready = async {
+            if self.places.available_permits() == 0 {
+                control.wait_for(Some(format!("control node {node} directs {RUNS_MAX} runs already, the most at the same time")));
+            }
             let place = self.places.acquire().await.map_err(|_| "the control node stops".to_owned())?;
+            control.wait_for(None);
             if let Some(why) = self.state().obstacle.clone() {
                 return Err(why);
             }
             self.ctx.require_grant("go on with a run").map_err(|error| error.message().to_owned())?;
             let lives = self.ledger.lives();
             if !lives.is_empty() {
-                let _ = told.send(Told::Notice(format!("control node {} goes on with the run", self.ctx.node))).await;
+                let _ = told.send(Told::Notice(format!("control node {node} goes on with the run"))).await;
+                control.wait_for(Some(format!("what was begun before control node {node} took the run over must have ended")));
             }
             self.look_at_trees(&lives).await?;
             self.closing(Some(&told), Patience::OF_HEIR).close_all().await?;
-            self.look_at_source().await.map(|()| place)
+            self.look_at_source().await?;
+            control.wait_for(None);
+            Ok(place)
         };
         let place = tokio::select! {
             ready = ready => match ready {

@@ -90,6 +90,16 @@ impl Lines {
     }
 }
 
+impl Lines {
+    /// The files that failed of which something is kept, the earliest first. It is no following: nobody waits for whoever asks.
+    pub(super) fn failures(&self) -> impl DoubleEndedIterator<Item = (&str, &str)> {
+        self.kept.iter().filter_map(|told| match told {
+            Told::Failed { path, error } => Some((path.as_str(), error.as_str())),
+            _ => None,
+        })
+    }
+}
+
 fn size(told: &Told) -> usize {
     match told {
         Told::Failed { path, error } => path.len() + error.len(),
@@ -167,8 +177,10 @@ mod tests {
             assert!(pushed.is_ok() || now < Instant::now() + FOLLOWED, "{number} waits for nobody");
         }
         let long = Told::Failed { path: "p".repeat(2 * BYTES_MAX), error: String::new() };
+        assert_eq!(lines.failures().count(), 0);
         lines.after(seen(7, u64::MAX), now);
         lines.push(long, now).expect("it is cut");
+        assert_eq!(lines.failures().map(|(path, _)| path.len()).collect::<Vec<_>>(), [LINE_BYTES_MAX]);
     }
 
     #[test]

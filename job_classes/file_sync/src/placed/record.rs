@@ -5,7 +5,8 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 use xxhash_rust::xxh3::xxh3_64;
 
-use crate::options::OptionsJson;
+use super::view::RunFacts;
+use crate::options::{OptionsJson, Rate, rate_in};
 use crate::run::ledger::{Life, joined};
 use crate::run::{End, Order, Summary};
 
@@ -51,14 +52,48 @@ pub struct RunRecord {
     pub(super) is_paused: bool,
     /// Whether a life has seen something in the source.
     pub(super) has_source: bool,
+    /// What it is, also when it is over.
+    facts: Option<RunFacts>,
+    /// The limit of bandwidth that somebody has set since it began.
+    rate: Option<RateWish>,
     end: Option<Summary>,
     /// When it was heard of last, in milliseconds since 1970 by the clock of whoever directed it.
     heard_ms: u64,
 }
 
+/// A limit of bandwidth that was asked for. Of two the later one counts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+struct RateWish {
+    /// When, by the clock of whoever directed the run; later than all before it.
+    asked_ms: u64,
+    /// Bytes per second; none is no limit.
+    limit: Option<u64>,
+}
+
 impl RunRecord {
     pub(super) fn new(start: RunStart, now_ms: u64) -> Self {
-        Self { fingerprint: start.fingerprint(), work: Some(start), heard_ms: now_ms, ..Self::default() }
+        let facts = Some(RunFacts::of(&start, now_ms));
+        Self { fingerprint: start.fingerprint(), work: Some(start), facts, heard_ms: now_ms, ..Self::default() }
+    }
+
+    /// What it is.
+    pub(super) fn facts(&self) -> Option<RunFacts> {
+        // One that an earlier build has written does not say when it was ordered.
+        self.facts.clone().or_else(|| self.work.as_ref().map(|start| RunFacts::of(start, self.heard_ms)))
+    }
+
+    /// Bytes per second of each worker.
+    pub(super) fn limit(&self) -> Option<u64> {
+        match self.rate {
+            Some(rate) => rate.limit,
+            None => self.work.as_ref().and_then(|work| rate_in(&work.order.config).bytes_per_second()),
+        }
+    }
+
+    /// Sets it for this life and the next ones.
+    pub(super) fn set_limit(&mut self, limit: Option<u64>, now_ms: u64) {
+        let asked_ms = self.rate.map_or(now_ms, |before| now_ms.max(before.asked_ms + 1));
+        self.rate = Some(RateWish { asked_ms, limit });
     }
 
     /// Whether it is of any run.
@@ -115,13 +150,18 @@ impl RunRecord {
         self.end.as_ref().map(|_| KEPT.saturating_sub(Duration::from_millis(self.silence_ms(now_ms))))
     }
 
-    /// The order of the next life: files that were deleted are deleted no second time, but count.
+    /// The order of the next life: files that were deleted are deleted no second time, but count; and what was set since it began holds.
     pub(super) fn order(&self, deleted: u64) -> Option<Order> {
         let order = self.work.as_ref()?.order.clone();
+        if self.rate.is_none() && deleted == 0 {
+            return Some(order);
+        }
         let Ok(mut options) = order.options() else { return Some(order) };
-        match &mut options.max_delete {
-            Some(most) if deleted > 0 => *most = most.saturating_sub(deleted),
-            _ => return Some(order),
+        if let Some(most) = &mut options.max_delete {
+            *most = most.saturating_sub(deleted);
+        }
+        if let Some(rate) = self.rate {
+            options.bwlimit = Rate::from_bytes_per_second(rate.limit);
         }
         let OptionsJson { config, filter } = options.to_json(crate::options::Audience::Controller);
         Some(Order { config, filter, ..order })
@@ -138,6 +178,7 @@ impl RunRecord {
             return;
         }
         let heard_ms = self.heard_ms.max(other.heard_ms);
+        let facts = [self.facts.take(), other.facts.clone()].into_iter().flatten().min_by_key(|facts| facts.begun_ms);
         let end = match (self.end.take(), other.end.clone()) {
             (Some(one), Some(other)) => Some(better(one, other)),
             (one, other) => one.or(other).filter(|summary| summary.end == End::Success),
@@ -154,6 +195,8 @@ impl RunRecord {
             is_cancelled: self.is_cancelled || other.is_cancelled,
             is_paused: self.is_paused && other.is_paused,
             has_source: self.has_source || other.has_source,
+            facts,
+            rate: self.rate.max(other.rate),
             end,
             heard_ms,
         };
@@ -231,13 +274,49 @@ mod tests {
         assert_eq!([0, 4, 10, 99].map(most), [Some(10), Some(6), Some(0), Some(0)]);
     }
 
+    #[test]
+    fn a_limit_that_was_set_holds_in_the_next_life_and_the_later_one_counts_everywhere() {
+        let begun = RunRecord::new(start(), 0);
+        let limit = |record: &RunRecord| record.order(0).expect("it goes on").options().expect("options").bwlimit.bytes_per_second();
+        let (mut one, mut other) = (begun.clone(), begun.clone());
+        assert_eq!((one.limit(), limit(&one)), (None, None));
+        one.set_limit(Some(5_000), 7);
+        assert_eq!((one.limit(), limit(&one)), (Some(5_000), Some(5_000)));
+        other.join(&one);
+        // By a clock that is behind.
+        other.set_limit(None, 2);
+        for _ in 0..2 {
+            one.join(&other);
+            assert_eq!((one.limit(), limit(&one)), (None, None));
+        }
+        assert_eq!(other.order(4).expect("it goes on").options().expect("options").max_delete, Some(6));
+    }
+
+    #[test]
+    fn what_a_run_is_stays_known_when_it_is_over_and_of_records_of_earlier_builds() {
+        let mut record = RunRecord::new(start(), HOUR_MS);
+        let facts = record.facts().expect("known");
+        assert_eq!((facts.kind, facts.destination.as_str(), facts.begun_ms), (Task::Sync, "/backup", HOUR_MS));
+        assert!(!facts.source.contains("hidden"), "{}", facts.source);
+        let mut old = RunRecord { facts: None, ..record.clone() };
+        assert_eq!(old.facts().as_ref(), Some(&facts));
+        record.finish(summary(End::Success, 3), 2 * HOUR_MS);
+        assert_eq!(record.facts(), Some(facts));
+        old.finish(summary(End::Success, 3), 2 * HOUR_MS);
+        assert_eq!(old.facts(), None);
+    }
+
     fn records() -> impl Strategy<Value = RunRecord> {
         let ends = prop_oneof![Just(None), (0..6_usize, 0..4_u64).prop_map(Some)];
-        (ends, any::<bool>(), 0..9_u64, any::<bool>()).prop_map(|(end, is_cancelled, heard, is_known)| {
+        let rates = proptest::option::of((0..3_u64, proptest::option::of(0..3_u64)));
+        (ends, any::<bool>(), 0..9_u64, any::<bool>(), rates).prop_map(|(end, is_cancelled, heard, is_known, rate)| {
             if !is_known {
                 return RunRecord::default();
             }
             let mut record = RunRecord { is_cancelled, ..RunRecord::new(start(), heard) };
+            if let Some((asked_ms, limit)) = rate {
+                record.set_limit(limit, asked_ms);
+            }
             if let Some((end, transfers)) = end {
                 let ends = [End::Success, End::Failed, End::SourceMissing, End::Temporary, End::Fatal, End::Cancelled];
                 record.finish(summary(ends[end], transfers), heard);

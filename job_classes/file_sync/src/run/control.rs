@@ -58,6 +58,8 @@ struct Inner {
     /// Set by somebody who steers; the inner none is no limit.
     bandwidth: Mutex<Option<Option<u64>>>,
     engine: Mutex<Option<Engine>>,
+    /// What holds it up.
+    waits_for: Mutex<Option<String>>,
 }
 
 /// What the tries of a run have planned.
@@ -94,12 +96,18 @@ impl Control {
         &self.inner.gate
     }
 
-    /// Limits the bytes per second of what is copied in this process; none is no limit.
+    /// Limits the bytes per second of each process that copies for the run: of this one, or of each of its workers. None is no limit. What goes through a queue keeps
+    /// the limit that it was planned with.
     pub fn set_bandwidth(&self, limit: Option<u64>) {
         *lock(&self.inner.bandwidth) = Some(limit);
         if let Some(engine) = &*lock(&self.inner.engine) {
             engine.bandwidth().set_limit(limit);
         }
+    }
+
+    /// The limit that was set last, if any was.
+    pub(crate) fn bandwidth(&self) -> Option<Option<u64>> {
+        *lock(&self.inner.bandwidth)
     }
 
     /// The numbers of now.
@@ -153,6 +161,20 @@ impl Control {
 
     pub(crate) fn stats(&self) -> &Arc<Stats> {
         &self.inner.stats
+    }
+
+    /// The run waits for something, or for nothing any more.
+    pub(crate) fn wait_for(&self, what: Option<String>) {
+        *lock(&self.inner.waits_for) = what;
+    }
+
+    pub(crate) fn waits_for(&self) -> Option<String> {
+        lock(&self.inner.waits_for).clone()
+    }
+
+    /// Workers that have something to do at this moment.
+    pub(crate) fn workers_in_use(&self) -> u64 {
+        lock(&self.inner.workers).values().filter(|worker| !worker.doing.is_empty()).count() as u64
     }
 
     /// A try begins; what it plans is added to what the ones before have done.

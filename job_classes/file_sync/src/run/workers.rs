@@ -35,7 +35,7 @@ use crate::attempt::{Attempt, RunId};
 use crate::class::{BatchEnd, Command, FileSync};
 use crate::fence::{self, FenceStrength};
 use crate::operation::Operation;
-use crate::options::{Audience, OptionsJson};
+use crate::options::{Audience, OptionsJson, Rate, with_rate};
 use crate::queue::{Batch, BatchNote, Failure};
 use crate::remote::Remotes;
 use crate::stats::{Counter, StatsReport};
@@ -354,19 +354,25 @@ impl Dispatcher {
             return Err(format!("no worker took a batch for {:?}; the last one refused: {why}", self.patience));
         }
         let is_alone = !is_held && (is_silent || !self.workers.values().any(|worker| worker.is_there && worker.useless.is_none()));
-        match (is_alone && !self.is_idle(), self.alone_since) {
-            (false, _) => self.alone_since = None,
-            (true, None) => self.alone_since = Some(Instant::now()),
-            (true, Some(since)) if since.elapsed() < self.patience => {}
-            (true, Some(_)) => {
-                let why = self.workers.iter().find_map(|(id, worker)| worker.useless.as_ref().map(|why| format!("; {id}: {why}")));
-                if is_silent {
-                    return Err(format!("no control node answered for {:?}", self.patience));
-                }
-                let what = format!("no ready worker that runs `{}` matches `{}` for {:?}", FileSync::NAME, self.selector, self.patience);
-                return Err(what + &why.unwrap_or_default());
-            }
+        if !is_alone || self.is_idle() {
+            self.alone_since = None;
+            let refused = self.refused.as_ref().filter(|_| !self.is_idle());
+            self.control.wait_for(refused.map(|(_, why)| format!("no worker takes a batch; the last one refused: {why}")));
+            return Ok(());
         }
+        let since = *self.alone_since.get_or_insert_with(Instant::now);
+        let (what, why) = match is_silent {
+            true => ("no control node answered".to_owned(), None),
+            false => {
+                let useless = self.workers.iter().find_map(|(id, worker)| worker.useless.as_ref().map(|why| format!("; {id}: {why}")));
+                (format!("no ready worker that runs `{}` matches `{}`", FileSync::NAME, self.selector), useless)
+            }
+        };
+        let why = why.unwrap_or_default();
+        if since.elapsed() >= self.patience {
+            return Err(format!("{what} for {:?}{why}", self.patience));
+        }
+        self.control.wait_for(Some(what + &why));
         Ok(())
     }
 
@@ -381,16 +387,16 @@ impl Dispatcher {
             let Some((id, worker)) = free else { return };
             let Some(parcel) = self.waiting.pop_front() else { return };
             worker.busy += 1;
+            // Whoever steers may have set another limit since the run began.
+            let config = match self.control.bandwidth() {
+                Some(limit) => with_rate(&self.options.config, Rate::from_bytes_per_second(limit)),
+                None => self.options.config.clone(),
+            };
             let sending = Sending {
                 cluster: self.cluster.clone(),
                 node: id.clone(),
                 control: self.control.clone(),
-                batch: Batch {
-                    config: self.options.config.clone(),
-                    filter: self.options.filter.clone(),
-                    inputs: parcel.inputs.to_vec(),
-                    note: BatchNote::default(),
-                },
+                batch: Batch { config, filter: self.options.filter.clone(), inputs: parcel.inputs.to_vec(), note: BatchNote::default() },
                 attempt: parcel.attempt,
                 held: self.held.clone(),
                 ledger: self.ledger.clone(),

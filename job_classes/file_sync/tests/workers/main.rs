@@ -5,6 +5,7 @@ mod crew;
 use std::collections::{BTreeMap, VecDeque};
 use std::fs;
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -46,16 +47,29 @@ struct Odd {
     oddity: Oddity,
     ends: Arc<Mutex<BTreeMap<Attempt, BatchEnd>>>,
     commands: Arc<Mutex<Vec<Command>>>,
+    /// The limits of bandwidth that batches said, in their order.
+    limits: Arc<Mutex<Vec<Option<String>>>>,
+    /// Whether it ends its batches all the same.
+    lets_go: Arc<AtomicBool>,
 }
 
 impl Odd {
     fn new(oddity: Oddity) -> Self {
-        Self { oddity, ends: Arc::default(), commands: Arc::default() }
+        Self { oddity, ends: Arc::default(), commands: Arc::default(), limits: Arc::default(), lets_go: Arc::default() }
     }
 
     /// Batches that it was given.
     fn batches(&self) -> usize {
         self.ends.lock().expect("no panic").len()
+    }
+
+    fn limits(&self) -> Vec<Option<String>> {
+        self.limits.lock().expect("no panic").clone()
+    }
+
+    /// Ends what it has, as if it had given it back.
+    fn let_go(&self) {
+        self.lets_go.store(true, Ordering::SeqCst);
     }
 
     fn end_of(&self, operations: Vec<Operation>) -> BatchEnd {
@@ -66,7 +80,8 @@ impl Odd {
                 let other = Operation::DeleteFile { fs: "/".to_owned(), remote: "etc".to_owned(), planned: None };
                 BatchEnd { done: count - 1, rest: vec![other], ..BatchEnd::default() }
             }
-            Oddity::Hangs | Oddity::Forgets => BatchEnd::default(),
+            Oddity::Hangs => BatchEnd { rest: operations, ..BatchEnd::default() },
+            Oddity::Forgets => BatchEnd::default(),
             Oddity::StartedBefore => {
                 operations.iter().for_each(copied);
                 BatchEnd { done: count, stats: StatsReport { transfers: count, ..StatsReport::default() }, ..BatchEnd::default() }
@@ -95,7 +110,7 @@ impl JobClass for Odd {
         };
         let end = self.ends.lock().expect("no panic").get(&attempt).cloned();
         Ok(match (self.oddity, end) {
-            (Oddity::Hangs, Some(_)) => {
+            (Oddity::Hangs, Some(_)) if !self.lets_go.load(Ordering::SeqCst) => {
                 tokio::time::sleep(Duration::from_millis(50)).await;
                 Reply::Running { stats: Box::default() }
             }
@@ -116,6 +131,8 @@ impl TaskClass for Odd {
     async fn task(&self, _: TaskContext<Self>, spec: Spec) -> nkcluster::Result<Started<Self>> {
         let Spec::Batch { attempt, batch } = spec else { return Err(Error::new(ErrorCode::NotAllowed, "it takes nothing")) };
         let batch = Batch::from_json(&serde_json::to_vec(&batch).expect("encodes")).expect("a batch");
+        let limit = batch.config.get("BwLimit").and_then(|limit| limit.as_str().map(str::to_owned));
+        self.limits.lock().expect("no panic").push(limit);
         let end = self.end_of(batch.inputs);
         self.ends.lock().expect("no panic").insert(attempt, end);
         match self.oddity {
@@ -304,4 +321,41 @@ async fn a_worker_begins_nothing_of_a_run_that_was_closed_and_tells_what_it_had_
     let wait = Request::Wait { attempt: attempt(1, 1), millis: 10_000 };
     let ended = cluster.ask::<FileSync>(&worker, &wait, options()).await.expect("it answers");
     assert!(matches!(ended, Reply::Ended(_)), "{ended:?}");
+}
+
+#[tokio::test]
+async fn a_limit_that_is_set_while_a_run_goes_on_is_told_to_the_batches_under_way_and_said_by_later_ones() {
+    let mut room = Room::new().await;
+    let odd = room.odd(Oddity::Hangs).await;
+    let control = Control::default();
+    let until = async |what: &str, is_true: &dyn Fn() -> bool| {
+        let deadline = tokio::time::Instant::now() + PATIENCE;
+        while !is_true() {
+            assert!(tokio::time::Instant::now() < deadline, "waited too long for {what}");
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    let told = |limit: &'static str| {
+        let odd = odd.clone();
+        move || {
+            let is_it = |command: &&Command| matches!(command, Command::SetBandwidth(text) if text == limit);
+            odd.commands.lock().expect("no panic").iter().filter(is_it).count() == 2
+        }
+    };
+    let steer = async {
+        until("two batches", &|| odd.batches() == 2).await;
+        assert!(odd.limits().iter().all(Option::is_none), "nothing limits them at first");
+        control.set_bandwidth(Some(5 << 20));
+        until("both to be told", &told("5Mi")).await;
+        control.set_bandwidth(None);
+        until("both to be told again", &told("off")).await;
+        control.set_bandwidth(Some(3 << 20));
+        until("both to be told once more", &told("3Mi")).await;
+        odd.let_go();
+        until("later batches", &|| odd.batches() > 4).await;
+        control.cancel();
+    };
+    let ((summary, _), ()) = tokio::join!(room.copy(&control), steer);
+    assert_eq!(summary.end, End::Cancelled, "{summary:?}");
+    assert!(odd.limits()[2..].iter().all(|limit| limit.as_deref() == Some("3Mi")), "{:?}", odd.limits());
 }

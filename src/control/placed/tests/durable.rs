@@ -4,6 +4,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use tokio::sync::Notify;
 
+pub(super) use super::super::durable::SETTLED;
 use super::*;
 use crate::types::ClassName;
 
@@ -31,6 +32,12 @@ pub(super) enum Say {
 
 /// Lets actors go on that add by themselves.
 static GO: Notify = Notify::const_new();
+/// Starts of actors that cannot: those whose key is `broken`.
+static BROKEN_STARTS: AtomicU64 = AtomicU64::new(0);
+
+pub(super) fn broken_starts() -> u64 {
+    BROKEN_STARTS.load(Ordering::SeqCst)
+}
 
 impl PlacedActor for Account {
     const NAME: &'static str = "account";
@@ -40,6 +47,10 @@ impl PlacedActor for Account {
     const DURABLE: bool = true;
 
     async fn start(ctx: PlacedContext, record: Option<Balance>) -> Result<Self> {
+        if &*ctx.key == "broken" {
+            BROKEN_STARTS.fetch_add(1, Ordering::SeqCst);
+            return Err(Error::new(ErrorCode::Internal, "it does not start, as asked"));
+        }
         let Balance { lives, sum } = record.unwrap_or_default();
         Ok(Self { ctx, lives: lives + 1, sum: Arc::new(sum.into()), over: false })
     }
@@ -84,7 +95,7 @@ impl Account {
     }
 }
 
-fn key(name: &str) -> PlacedKey {
+pub(super) fn key(name: &str) -> PlacedKey {
     PlacedKey { kind: ClassName::new(Account::NAME).expect("valid"), key: name.to_owned() }
 }
 
@@ -92,7 +103,7 @@ fn hash(name: &str) -> u64 {
     KeyHash::of(name).bits()
 }
 
-async fn until(what: &str, mut is_true: impl FnMut() -> bool) {
+pub(super) async fn until(what: &str, mut is_true: impl FnMut() -> bool) {
     let deadline = Instant::now() + DEADLINE;
     while !is_true() {
         assert!(Instant::now() < deadline, "waited too long for {what}");
@@ -101,7 +112,7 @@ async fn until(what: &str, mut is_true: impl FnMut() -> bool) {
 }
 
 impl Plane {
-    async fn say(&self, through: &str, name: &str, say: Say) -> Balance {
+    pub(super) async fn say(&self, through: &str, name: &str, say: Say) -> Balance {
         self.cluster(through).placed::<Account>(name, &say, DEADLINE).await.expect("answered")
     }
 
@@ -116,13 +127,21 @@ impl Plane {
     }
 
     /// A key that this node owns, as the first one sees it.
-    fn name_of(&self, owner: &str) -> String {
+    pub(super) fn name_of(&self, owner: &str) -> String {
         let view = self.nodes[0].shared.view();
         (0..).map(|number| format!("key{number}")).find(|name| view.ring.owner(name) == Some(&id(owner))).expect("it owns some")
     }
 
+    /// Records in the state directory of a node.
     fn files(&self, node: &str) -> usize {
-        std::fs::read_dir(self._dir.path().join(node).join("placed")).map_or(0, Iterator::count)
+        let files = std::fs::read_dir(self._dir.path().join(node).join("placed")).into_iter().flatten();
+        files.filter(|file| file.as_ref().is_ok_and(|file| file.path().extension().is_some_and(|ending| ending == "record"))).count()
+    }
+
+    /// Lets a node see no other, and do nothing, as if it were away.
+    fn send_away(&self, node: &str) {
+        self.node(node).shared.view.send_modify(|view| Arc::make_mut(view).frozen = true);
+        self.node(node).shared.placed.cut();
     }
 }
 
@@ -168,8 +187,8 @@ async fn a_restart_of_all_control_nodes_is_outlived() {
 }
 
 #[tokio::test]
-async fn of_one_that_is_over_nothing_is_kept_and_a_copy_of_one_that_was_away_goes_too() {
-    let plane = Plane::start(&ALL).await;
+async fn of_one_that_is_over_nothing_is_kept_but_a_mark_and_one_that_has_lived_on_elsewhere_is_taken_in() {
+    let mut plane = Plane::start(&ALL).await;
     plane.see(&ALL);
     let name = plane.name_of("c1");
     plane.say("c1", &name, Say::Add(1)).await;
@@ -179,11 +198,46 @@ async fn of_one_that_is_over_nothing_is_kept_and_a_copy_of_one_that_was_away_goe
     // Nobody is asked in vain whether it is there, and nothing remains of that.
     assert_eq!(plane.say("c2", &name, Say::Add(0)).await, Balance { lives: 1, sum: 0 });
     until("nothing to live", || !plane.lives_at("c1", &name)).await;
-    // The owner gets what another node has, when that is back.
-    keep(&plane.node("c3").shared, old).await;
-    plane.see(&ALL[1..]);
+    // What comes late is refused, also after a restart of all.
+    for node in &plane.nodes {
+        node.cut();
+    }
+    plane = Plane::start_in(&ALL, plane._dir).await;
     plane.see(&ALL);
-    until("the owner to start it", || plane.lives_at("c1", &name)).await;
+    until("the marks to be read", || ALL.iter().all(|node| *plane.node(node).shared.placed.is_loaded.borrow())).await;
+    for node in ALL {
+        let over = keep(&plane.node(node).shared, old.clone()).await.expect_err("it is over");
+        assert!(over >= old.record.stamp);
+    }
+    // One that has lived on elsewhere, in a split, is no copy: nothing of it is lost.
+    arrive(&plane.node("c1").shared, old).await.expect("it is taken");
+    assert_eq!(plane.say("c2", &name, Say::Add(7)).await, Balance { lives: 2, sum: 8 });
+    assert_eq!(ALL.map(|node| (plane.kept_at(node, &name), plane.files(node))), [(Some(8), 1); 3]);
+}
+
+#[tokio::test]
+async fn a_node_that_was_away_when_an_actor_ended_does_not_bring_it_back_whether_it_owns_its_key_or_not() {
+    let plane = Plane::start(&ALL).await;
+    plane.see(&ALL);
+    for owner in ["c1", "c3"] {
+        let name = plane.name_of(owner);
+        plane.say("c1", &name, Say::Add(1)).await;
+        plane.send_away("c3");
+        plane.see(&ALL[..2]);
+        // The next one goes on with it, if it has to, and ends it.
+        plane.say("c1", &name, Say::End).await;
+        until("nothing to be kept", || ALL[..2].iter().all(|node| plane.kept_at(node, &name).is_none())).await;
+        assert_eq!((plane.kept_at("c3", &name), plane.files("c3")), (Some(1), 1), "it was away");
+        plane.see(&ALL);
+        until("it to hear that the actor is over", || plane.kept_at("c3", &name).is_none() && plane.files("c3") == 0).await;
+        // One that had come back would stay.
+        until("nothing to live", || ALL.iter().all(|node| !plane.lives_at(node, &name))).await;
+        // A new one is younger than the marks, and kept.
+        assert_eq!(plane.say("c2", &name, Say::Add(5)).await, Balance { lives: 1, sum: 5 }, "{owner}");
+        assert_eq!(ALL.map(|node| plane.kept_at(node, &name)), [Some(5); 3]);
+        plane.say("c2", &name, Say::End).await;
+        until("nothing to be kept", || ALL.iter().all(|node| plane.kept_at(node, &name).is_none() && plane.files(node) == 0)).await;
+    }
 }
 
 #[tokio::test]
@@ -197,7 +251,7 @@ async fn a_copy_that_has_no_business_where_it_is_goes_to_the_owner() {
     let stranger = names[1..].iter().find(|node| !next.contains(&&id(node))).expect("four nodes, three that keep it");
     let bytes = Payload::encode(&Balance { lives: 1, sum: 9 }).expect("encoded").into_bytes().into();
     let record = Record { stamp: Stamp { life: 1, version: 1 }, bytes };
-    keep(&plane.node(stranger).shared, Belongings { key: key(&name), hash: hash(&name), record }).await;
+    keep(&plane.node(stranger).shared, Belongings { key: key(&name), hash: hash(&name), record }).await.expect("kept");
     until("its owner to start it", || plane.lives_at("c1", &name)).await;
     until("the copy to go", || plane.kept_at(stranger, &name).is_none() && plane.files(stranger) == 0).await;
     assert_eq!(plane.say(stranger, &name, Say::Add(1)).await, Balance { lives: 2, sum: 10 });
@@ -214,7 +268,7 @@ async fn what_is_recorded_after_a_join_is_newer_than_what_was_joined() {
     let bytes = Payload::encode(&Balance { lives: 1, sum: 3 }).expect("encoded").into_bytes().into();
     let stamp = Stamp { version: record.stamp.version + 1_000, ..record.stamp };
     let other = Belongings { key, hash, record: Record { stamp, bytes } };
-    keep(&plane.node("c3").shared, other.clone()).await;
+    keep(&plane.node("c3").shared, other.clone()).await.expect("kept");
     assert_eq!(plane.kept_at("c3", &name), Some(3));
     arrive(&plane.node("c1").shared, other).await.expect("it is joined");
     assert_eq!(ALL.map(|node| plane.kept_at(node, &name)), [Some(5); 3]);

@@ -12,7 +12,9 @@ use tokio::time::Instant;
 use super::{ABANDON_TIMEOUT, CALL_TIMEOUT, Control, Keep, Ledger, SILENCE, Verdict, WAIT, lock};
 use crate::attempt::Attempt;
 use crate::class::{Command, FileSync, Reply, Request, Spec};
+use crate::options::{Rate, rate_in};
 use crate::queue::Batch;
+use crate::stats::StatsReport;
 
 /// One batch at one worker.
 pub(super) struct Sending {
@@ -52,8 +54,17 @@ impl Sending {
             Err(error) => return Verdict::Refused(error),
         }
         lock(&self.held).insert(self.attempt, (self.node.clone(), task.clone()));
-        let (mut heard, mut rests) = (Instant::now(), false);
+        self.control.does(self.node.as_str(), self.attempt.batch, StatsReport::default());
+        let (mut heard, mut rests, said) = (Instant::now(), false, rate_in(&self.batch.config).bytes_per_second());
+        let mut limit = said;
         loop {
+            let wanted = self.control.bandwidth().unwrap_or(said);
+            if limit != wanted {
+                let command = Command::SetBandwidth(Rate::from_bytes_per_second(wanted).to_string());
+                if self.cluster.tell::<FileSync>(&self.node, &task, &command, CallOptions::timeout(CALL_TIMEOUT)).await.is_ok() {
+                    limit = wanted;
+                }
+            }
             if rests != self.control.gate().is_closed() {
                 let command = if rests { Command::Resume } else { Command::Pause };
                 rests ^= self.cluster.tell::<FileSync>(&self.node, &task, &command, CallOptions::timeout(CALL_TIMEOUT)).await.is_ok();

@@ -1,14 +1,16 @@
 //! The task of one placed actor.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::SystemTime;
 
 use bytes::Bytes;
 use tokio::sync::{mpsc, oneshot, watch};
+use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
 use super::super::shared::Shared;
-use super::durable::{Latest, discard, discard_everywhere, keep, replicate};
+use super::durable::{Keeper, Latest, discard, discard_everywhere, keep_living, replicate};
 use super::{Belongings, Known, RECORD_BYTES_MAX, Record, Stamp, find, moved};
 use crate::cluster::PlacedKey;
 use crate::error::{Error, Result};
@@ -59,21 +61,27 @@ impl Drop for Gone<'_> {
 
 /// What was recorded of an actor, and who keeps it.
 struct Records {
-    stamp: Stamp,
+    /// Raised by whoever has the records kept, too: see [`Keeper`].
+    life: Arc<AtomicU64>,
+    version: u64,
     latest: watch::Sender<Option<Latest>>,
     keeping: Arc<watch::Sender<Kept>>,
 }
 
 impl Records {
+    fn stamp(&self) -> Stamp {
+        Stamp { life: self.life.load(Ordering::SeqCst), version: self.version }
+    }
+
     /// Asks an actor for its record, and lets it be kept if it is another one. A record that is as before is not sent again.
     fn take(&mut self, birth: &Birth, actor: &dyn ErasedActor, asked: u64) {
-        self.stamp.version += 1;
+        self.version += 1;
         let before = self.latest.borrow().clone();
         let latest = match actor.record() {
             Ok(Some(record)) => match before {
                 Some(before) if before.record == record && before.asked == asked => return,
                 Some(before) if before.record == record => Latest { asked, ..before },
-                _ if record.len() <= RECORD_BYTES_MAX => Latest { stamp: self.stamp, record, asked },
+                _ if record.len() <= RECORD_BYTES_MAX => Latest { stamp: self.stamp(), record, asked },
                 _ => {
                     tracing::error!(actor = %birth.key, bytes = record.len(), "a record is too large to be kept");
                     return self.waits_no_longer(asked);
@@ -95,7 +103,9 @@ impl Records {
 
     /// Another record of the actor was taken in: what is recorded next is newer than both, also if nothing has changed here.
     fn joined(&mut self, other: Stamp) {
-        self.stamp = self.stamp.max(other);
+        self.life.fetch_max(other.life, Ordering::SeqCst);
+        // It never falls: answers wait for it.
+        self.version = self.version.max(other.version);
         self.latest.send_if_modified(|latest| {
             latest.take();
             false
@@ -103,7 +113,7 @@ impl Records {
     }
 
     /// Version of the last one.
-    fn version(&self) -> Option<u64> {
+    fn recorded_version(&self) -> Option<u64> {
         self.latest.borrow().as_ref().map(|latest| latest.stamp.version)
     }
 
@@ -155,8 +165,17 @@ pub(super) async fn run(mut birth: Birth, mut asks: mpsc::Receiver<Ask>) {
     };
     let (is_durable, keeping) = (birth.kind.is_durable, Arc::new(keeping));
     let (latest, newest) = watch::channel(None);
-    let keeper = tokio::spawn(replicate(Arc::clone(&birth.shared), birth.key.clone(), birth.hash, newest, Arc::clone(&keeping)));
-    let mut records = Records { stamp, latest, keeping };
+    let life = Arc::new(AtomicU64::new(stamp.life));
+    let keeper = Keeper {
+        shared: Arc::clone(&birth.shared),
+        key: birth.key.clone(),
+        hash: birth.hash,
+        life: Arc::clone(&life),
+        raised: 0,
+        keeping: Arc::clone(&keeping),
+    };
+    let keeper = tokio::spawn(replicate(keeper, newest));
+    let mut records = Records { life, version: stamp.version, latest, keeping };
     let (mut handed_to, mut is_over) = (None, false);
     if is_durable {
         // It may have nothing more to do; and what it goes on from is kept as its own.
@@ -178,10 +197,10 @@ pub(super) async fn run(mut birth: Birth, mut asks: mpsc::Receiver<Ask>) {
             Some(Ask::Handle { message, answer, .. }) => {
                 let outcome = actor.handle(message).await.map_err(Error::after_sending);
                 if is_durable {
-                    let before = records.version();
+                    let before = records.recorded_version();
                     records.take(&birth, &*actor, *wishes.borrow_and_update());
-                    match records.version() {
-                        Some(version) if records.version() != before => records.answer_when_kept(version, answer, outcome),
+                    match records.recorded_version() {
+                        Some(version) if records.recorded_version() != before => records.answer_when_kept(version, answer, outcome),
                         _ => drop(answer.send(outcome)),
                     }
                 } else {
@@ -196,7 +215,7 @@ pub(super) async fn run(mut birth: Birth, mut asks: mpsc::Receiver<Ask>) {
                     records.take(&birth, &*actor, *wishes.borrow_and_update());
                 }
                 // Whoever hands over drops its own when it has the answer.
-                match records.version().filter(|_| is_durable && joined.is_ok()) {
+                match records.recorded_version().filter(|_| is_durable && joined.is_ok()) {
                     Some(version) => records.answer_when_kept(version, answer, joined),
                     None => drop(answer.send(joined)),
                 }
@@ -219,9 +238,8 @@ pub(super) async fn run(mut birth: Birth, mut asks: mpsc::Receiver<Ask>) {
     }
     let Some(answer) = handed_to else {
         // One that had no record, and has none, is known nowhere.
-        if is_over && is_durable && (is_resumed || records.version().is_some()) {
-            keeper.abort();
-            let stamp = records.stamp;
+        if is_over && is_durable && (is_resumed || records.recorded_version().is_some()) {
+            let stamp = last_stamp(&records, keeper).await;
             // Answers that wait for a record to be kept wait no longer.
             drop(records);
             drop(gone);
@@ -233,10 +251,9 @@ pub(super) async fn run(mut birth: Birth, mut asks: mpsc::Receiver<Ask>) {
         }
         return;
     };
-    let mut stamp = records.stamp;
-    keeper.abort();
     // Whoever asks from now on is sent on; what came before is still handled here.
     asks.close();
+    let mut stamp = last_stamp(&records, keeper).await;
     while let Some(ask) = asks.recv().await {
         match ask {
             Ask::Handle { message, deadline, answer } if deadline > Instant::now() => {
@@ -250,10 +267,10 @@ pub(super) async fn run(mut birth: Birth, mut asks: mpsc::Receiver<Ask>) {
     match actor.hand_over().await {
         Ok(record) if record.len() <= RECORD_BYTES_MAX => {
             let record = Record { stamp, bytes: record.into_bytes().into() };
-            let belongings = Belongings { key: birth.key.clone(), hash: birth.hash, record };
+            let mut belongings = Belongings { key: birth.key.clone(), hash: birth.hash, record };
             if is_durable {
                 // Should all nodes stop at once, it is not lost on its way.
-                let _ = keep(&birth.shared, belongings.clone()).await;
+                belongings = keep_living(&birth.shared, belongings).await;
             }
             // In one step: at no moment is nothing known of it here.
             birth.shared.placed.packed(belongings, birth.number);
@@ -263,6 +280,13 @@ pub(super) async fn run(mut birth: Birth, mut asks: mpsc::Receiver<Ask>) {
     }
     drop(gone);
     let _ = answer.send(());
+}
+
+/// The age of an actor that ends: no record of it will be sent any more that is younger.
+async fn last_stamp(records: &Records, keeper: JoinHandle<()>) -> Stamp {
+    keeper.abort();
+    let _ = keeper.await;
+    records.stamp()
 }
 
 fn refuse(ask: Ask, error: &Error) {

@@ -9,7 +9,7 @@
 //!
 //! Nothing is started while the control plane changes: nodes that start one after the other would each take what belongs to one of them.
 
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
@@ -28,6 +28,8 @@ use crate::job::Kept;
 use crate::ring::KeyHash;
 use crate::types::{NodeId, Payload};
 
+/// Times that a record is sent again at once, under a higher age, because somebody has a mark that is not older.
+const RAISES_MAX: usize = 4;
 /// How long the view must have been the same before actors are started from records.
 pub(super) const SETTLED: Duration = Duration::from_secs(2);
 /// The same for a node that sees none of those with which it is to be: it may only not have found them yet, and what it has records of may live there. Longer than a
@@ -39,6 +41,30 @@ const AGAIN: Duration = Duration::from_secs(3);
 const LOOK_PAUSE: Duration = Duration::from_millis(500);
 /// Actors that are started at one look; each asks other nodes what they know of it.
 const STARTS_MAX: usize = 64;
+
+/// Who has the records of an actor kept, and what for.
+pub(super) struct Keeper {
+    pub(super) shared: Arc<Shared>,
+    pub(super) key: PlacedKey,
+    pub(super) hash: u64,
+    /// The life of the actor: raised here if one of its key was over elsewhere, in a life that is not older.
+    pub(super) life: Arc<AtomicU64>,
+    /// To which life that was; none yet if it is 0.
+    pub(super) raised: u64,
+    /// Whoever waits for a record hears from it.
+    pub(super) keeping: Arc<watch::Sender<Kept>>,
+}
+
+/// How far a record has come.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Sent {
+    /// All that are to keep a copy have taken it.
+    Everywhere,
+    /// Somebody did not answer.
+    NotYet,
+    /// Somebody has a mark that is not older, and refuses it: the newest of them.
+    Refused(Stamp),
+}
 
 /// The newest record of an actor, with the number of the last wish that it fulfils.
 #[derive(Clone)]
@@ -68,6 +94,16 @@ pub(in super::super) async fn keep(shared: &Arc<Shared>, belongings: Belongings)
         shelve(shared, &key).await;
     }
     Ok(())
+}
+
+/// Keeps what an actor that lives, or lived until just now, goes on from: above the mark of another one of its key that was over meanwhile. Tells what it goes on from.
+pub(super) async fn keep_living(shared: &Arc<Shared>, mut belongings: Belongings) -> Belongings {
+    if let Err(over) = keep(shared, belongings.clone()).await {
+        belongings.record.stamp = belongings.record.stamp.above(over);
+        // Refused again only if another mark has come in this moment; then whoever keeps its records raises it.
+        let _ = keep(shared, belongings.clone()).await;
+    }
+    belongings
 }
 
 /// The actor is over: its copy goes, unless it is newer, and a mark stays.
@@ -110,53 +146,78 @@ async fn shelve(shared: &Arc<Shared>, key: &PlacedKey) {
 }
 
 /// Sends the newest record of an actor to where it is kept: again when those change, never more than one at a time. Ends with the actor, or when it is told to.
-pub(super) async fn replicate(
-    shared: Arc<Shared>,
-    key: PlacedKey,
-    hash: u64,
-    mut records: watch::Receiver<Option<Latest>>,
-    keeping: Arc<watch::Sender<Kept>>,
-) {
-    let mut views = shared.view.subscribe();
-    let (mut done, mut is_sent) = (None, true);
+pub(super) async fn replicate(mut keeper: Keeper, mut records: watch::Receiver<Option<Latest>>) {
+    let mut views = keeper.shared.view.subscribe();
+    let (mut done, mut sent) = (None, Sent::Everywhere);
     loop {
         let latest = records.borrow_and_update().clone();
         let view = Arc::clone(&views.borrow_and_update());
         if let Some(Latest { stamp, record, asked }) = latest {
             // A wish for what is kept already is fulfilled.
-            if done != Some((stamp, view.epoch())) || !is_sent {
+            if done != Some((stamp, view.epoch())) || sent != Sent::Everywhere {
                 let record = Record { stamp, bytes: record.into_bytes().into() };
-                let belongings = Belongings { key: key.clone(), hash, record };
-                is_sent = send(&shared, &view, belongings).await;
+                sent = keeper.send_above(&view, Belongings { key: keeper.key.clone(), hash: keeper.hash, record }).await;
                 done = Some((stamp, view.epoch()));
             }
-            keeping.send_replace(Kept { version: stamp.version, asked });
+            // What is refused is not kept: the next one that starts would know nothing of it.
+            if !matches!(sent, Sent::Refused(_)) {
+                keeper.keeping.send_replace(Kept { version: stamp.version, asked });
+            }
         }
         tokio::select! {
             changed = records.changed() => if changed.is_err() { return },
             changed = views.changed() => if changed.is_err() { return },
-            () = tokio::time::sleep(AGAIN), if !is_sent => {}
+            () = tokio::time::sleep(AGAIN), if sent != Sent::Everywhere => {}
         }
     }
 }
 
-/// Whether all that are to keep a copy have taken it.
-async fn send(shared: &Arc<Shared>, view: &View, belongings: Belongings) -> bool {
-    let here = async { !shared.is_durable(&belongings.key) || keep(shared, belongings.clone()).await.is_ok() };
+impl Keeper {
+    /// Sends a record, under a higher age as long as somebody refuses it: the actor lives, and is not what was over there.
+    async fn send_above(&mut self, view: &View, mut belongings: Belongings) -> Sent {
+        let mut sent = Sent::NotYet;
+        for _ in 0..RAISES_MAX {
+            // It may have been recorded before the actor heard of its new age.
+            belongings.record.stamp.life = belongings.record.stamp.life.max(self.raised);
+            sent = send(&self.shared, view, &belongings).await;
+            let Sent::Refused(over) = sent else { break };
+            self.raised = belongings.record.stamp.above(over).life;
+            self.life.fetch_max(self.raised, Ordering::SeqCst);
+            tracing::info!(actor = %self.key, life = self.raised, "a placed actor lives on that was over elsewhere");
+        }
+        sent
+    }
+}
+
+async fn send(shared: &Arc<Shared>, view: &View, belongings: &Belongings) -> Sent {
+    let here = async {
+        match shared.is_durable(&belongings.key) {
+            true => keep(shared, belongings.clone()).await.map_or_else(Sent::Refused, |()| Sent::Everywhere),
+            false => Sent::Everywhere,
+        }
+    };
     let request = PeerRequest::Keep(Box::new(belongings.clone()));
     let elsewhere = other_nodes(view, belongings.hash).map(|node| {
         let (request, key) = (&request, &belongings.key);
         async move {
             let kept = shared.peers.ask(view, &node, request, ARRIVE_TIMEOUT).await;
-            let is_kept = matches!(kept, Ok(PeerReply::Done));
-            if !is_kept {
-                tracing::debug!(actor = %key, %node, ?kept, "a record was not kept");
+            match kept {
+                Ok(PeerReply::Done) => Sent::Everywhere,
+                Ok(PeerReply::Over { stamp }) => Sent::Refused(stamp),
+                kept => {
+                    tracing::debug!(actor = %key, %node, ?kept, "a record was not kept");
+                    Sent::NotYet
+                }
             }
-            is_kept
         }
     });
-    let (is_here, kept) = tokio::join!(here, join_all(elsewhere));
-    is_here && kept.into_iter().all(|is_kept| is_kept)
+    let (here, elsewhere) = tokio::join!(here, join_all(elsewhere));
+    elsewhere.into_iter().fold(here, |one, other| match (one, other) {
+        (Sent::Refused(one), Sent::Refused(other)) => Sent::Refused(one.max(other)),
+        (Sent::Refused(over), _) | (_, Sent::Refused(over)) => Sent::Refused(over),
+        (Sent::Everywhere, Sent::Everywhere) => Sent::Everywhere,
+        _ => Sent::NotYet,
+    })
 }
 
 /// Those that keep copies beside the owner; this node may be one of them.

@@ -138,6 +138,25 @@ impl Plane {
         files.filter(|file| file.as_ref().is_ok_and(|file| file.path().extension().is_some_and(|ending| ending == "record"))).count()
     }
 
+    /// Cuts a node off the others, and lets it do nothing; what lives there stays.
+    async fn cut_off(&self, node: &str) {
+        let shared = &self.node(node).shared;
+        shared.view.send_modify(|view| Arc::make_mut(view).frozen = true);
+        for link in shared.links() {
+            link.close(Error::new(ErrorCode::ConnectionFailed, "cut by the test"));
+            link.ended().await;
+        }
+        until("the others to miss it", || self.nodes.iter().all(|other| other.shared.peers.find(&id(node)).is_none())).await;
+    }
+
+    /// Has the same node back.
+    fn join_again(&self, node: &str) {
+        for other in self.nodes.iter().filter(|other| other.shared.id != id(node)) {
+            link(&self.node(node).shared, &other.shared);
+        }
+        self.see(&ALL);
+    }
+
     /// Lets a node see no other, and do nothing, as if it were away.
     fn send_away(&self, node: &str) {
         self.node(node).shared.view.send_modify(|view| Arc::make_mut(view).frozen = true);
@@ -238,6 +257,28 @@ async fn a_node_that_was_away_when_an_actor_ended_does_not_bring_it_back_whether
         plane.say("c2", &name, Say::End).await;
         until("nothing to be kept", || ALL.iter().all(|node| plane.kept_at(node, &name).is_none() && plane.files(node) == 0)).await;
     }
+}
+
+#[tokio::test]
+async fn one_that_lives_on_is_kept_where_it_was_over_meanwhile() {
+    let plane = Plane::start(&ALL).await;
+    plane.see(&ALL);
+    let name = plane.name_of("c3");
+    plane.say("c1", &name, Say::Add(1)).await;
+    plane.cut_off("c3").await;
+    plane.see(&ALL[..2]);
+    // The next one goes on with it and ends it, while it lives on where it was.
+    plane.say("c1", &name, Say::End).await;
+    let mark = |node| plane.node(node).shared.placed.lock().copies.over(&key(&name));
+    until("the marks", || ALL[..2].iter().all(|node| mark(node).is_some())).await;
+    plane.join_again("c3");
+    assert_eq!(plane.say("c1", &name, Say::Add(7)).await, Balance { lives: 1, sum: 8 });
+    assert_eq!(ALL.map(|node| (plane.kept_at(node, &name), plane.files(node), mark(node))), [(Some(8), 1, None); 3]);
+    // Its age is above what was over, also for what it does from now on.
+    plane.say("c1", &name, Say::Add(1)).await;
+    plane.cut_off("c3").await;
+    plane.see(&ALL[..2]);
+    assert_eq!(plane.say("c1", &name, Say::Add(1)).await, Balance { lives: 2, sum: 10 });
 }
 
 #[tokio::test]

@@ -42,6 +42,7 @@ use self::copies::{Copies, Given};
 use self::durable::keep_living;
 pub(super) use self::durable::{discard, keep, resume};
 pub(super) use self::listing::local_keys;
+pub(super) use self::marks::{HandOvers, Over};
 use self::shelf::Shelf;
 use self::troubles::Troubles;
 use super::messages::{PeerReply, PeerRequest};
@@ -92,6 +93,9 @@ impl Stamp {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub(super) struct Record {
     pub(super) stamp: Stamp,
+    /// Those that its actor goes back to. Of what is handed over, the last one is this hand-over itself.
+    #[serde(default)]
+    hand_overs: HandOvers,
     #[serde(with = "serde_bytes")]
     pub(super) bytes: Vec<u8>,
 }
@@ -292,9 +296,20 @@ pub(super) async fn arrive(shared: &Arc<Shared>, belongings: Belongings) -> Resu
     if belongings.record.bytes.len() > RECORD_BYTES_MAX {
         return Err(Error::new(ErrorCode::PayloadTooLarge, format!("a record has at most {RECORD_BYTES_MAX} bytes")));
     }
+    if !*shared.placed.is_loaded.borrow() {
+        // It may be over, and its mark in the state directory.
+        return Err(moved(&belongings.key));
+    }
     let deadline = Instant::now() + ARRIVE_TIMEOUT;
-    let before = shared.placed.lock().actors.get(&belongings.key).map(|host| host.mailbox.clone());
+    let (before, is_taken_in) = {
+        let State { actors, copies, .. } = &*shared.placed.lock();
+        (actors.get(&belongings.key).map(|host| host.mailbox.clone()), copies.have_taken_in(&belongings))
+    };
     match before {
+        None if is_taken_in => {
+            tracing::info!(actor = %belongings.key, "a placed actor was handed over once more; what has become of it since stays");
+            Ok(())
+        }
         None => {
             // Whoever hands over drops its own when it has the answer, and what starts here may fail to.
             let is_durable = shared.classes.placed(&belongings.key.kind).is_some_and(|kind| kind.is_durable);

@@ -5,13 +5,14 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::SystemTime;
 
 use bytes::Bytes;
+use rand::RngExt as _;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
 use super::super::shared::Shared;
 use super::durable::{Keeper, Latest, discard, discard_everywhere, keep_living, replicate};
-use super::{Belongings, Known, RECORD_BYTES_MAX, Record, Stamp, find, moved};
+use super::{Belongings, HandOvers, Known, Over, RECORD_BYTES_MAX, Record, Stamp, find, moved};
 use crate::cluster::PlacedKey;
 use crate::error::{Error, Result};
 use crate::job::{ErasedActor, Kept, PlacedContext, PlacedKind, Recording};
@@ -64,6 +65,7 @@ struct Records {
     /// Raised by whoever has the records kept, too: see [`Keeper`].
     life: Arc<AtomicU64>,
     version: u64,
+    hand_overs: HandOvers,
     latest: watch::Sender<Option<Latest>>,
     keeping: Arc<watch::Sender<Kept>>,
 }
@@ -81,7 +83,7 @@ impl Records {
             Ok(Some(record)) => match before {
                 Some(before) if before.record == record && before.asked == asked => return,
                 Some(before) if before.record == record => Latest { asked, ..before },
-                _ if record.len() <= RECORD_BYTES_MAX => Latest { stamp: self.stamp(), record, asked },
+                _ if record.len() <= RECORD_BYTES_MAX => Latest { stamp: self.stamp(), hand_overs: self.hand_overs.clone(), record, asked },
                 _ => {
                     tracing::error!(actor = %birth.key, bytes = record.len(), "a record is too large to be kept");
                     return self.waits_no_longer(asked);
@@ -102,7 +104,8 @@ impl Records {
     }
 
     /// Another record of the actor was taken in: what is recorded next is newer than both, also if nothing has changed here.
-    fn joined(&mut self, other: Stamp) {
+    fn joined(&mut self, other: Stamp, hand_overs: &HandOvers) {
+        self.hand_overs.add(hand_overs);
         self.life.fetch_max(other.life, Ordering::SeqCst);
         // It never falls: answers wait for it.
         self.version = self.version.max(other.version);
@@ -133,7 +136,7 @@ pub(super) async fn run(mut birth: Birth, mut asks: mpsc::Receiver<Ask>) {
     let birth = birth;
     let gone = Gone(&birth);
     let (recording, mut wishes, keeping) = Recording::new();
-    let (mut actor, stamp, is_resumed) = match start(&birth, cause, recording).await {
+    let Started { mut actor, life, hand_overs, is_resumed } = match start(&birth, cause, recording).await {
         Ok(Some(started)) => {
             birth.shared.placed.lock().troubles.over(&birth.key);
             started
@@ -165,7 +168,7 @@ pub(super) async fn run(mut birth: Birth, mut asks: mpsc::Receiver<Ask>) {
     };
     let (is_durable, keeping) = (birth.kind.is_durable, Arc::new(keeping));
     let (latest, newest) = watch::channel(None);
-    let life = Arc::new(AtomicU64::new(stamp.life));
+    let life = Arc::new(AtomicU64::new(life));
     let keeper = Keeper {
         shared: Arc::clone(&birth.shared),
         key: birth.key.clone(),
@@ -175,7 +178,7 @@ pub(super) async fn run(mut birth: Birth, mut asks: mpsc::Receiver<Ask>) {
         keeping: Arc::clone(&keeping),
     };
     let keeper = tokio::spawn(replicate(keeper, newest));
-    let mut records = Records { life, version: stamp.version, latest, keeping };
+    let mut records = Records { life, version: 0, hand_overs, latest, keeping };
     let (mut handed_to, mut is_over) = (None, false);
     if is_durable {
         // It may have nothing more to do; and what it goes on from is kept as its own.
@@ -208,10 +211,14 @@ pub(super) async fn run(mut birth: Birth, mut asks: mpsc::Receiver<Ask>) {
                 }
             }
             Some(Ask::Join { record, answer }) => {
-                let stamp = record.stamp;
-                let joined = actor.join(Payload::from_bytes(record.bytes)).await;
+                let Record { stamp, hand_overs, bytes } = record;
+                let joined = match records.hand_overs.have_last_of(&hand_overs) {
+                    // Tried again, as the answer was late: what has become of it since stays.
+                    true => Ok(()),
+                    false => actor.join(Payload::from_bytes(bytes)).await,
+                };
                 if joined.is_ok() {
-                    records.joined(stamp);
+                    records.joined(stamp, &hand_overs);
                     records.take(&birth, &*actor, *wishes.borrow_and_update());
                 }
                 // Whoever hands over drops its own when it has the answer.
@@ -239,11 +246,11 @@ pub(super) async fn run(mut birth: Birth, mut asks: mpsc::Receiver<Ask>) {
     let Some(answer) = handed_to else {
         // One that had no record, and has none, is known nowhere.
         if is_over && is_durable && (is_resumed || records.recorded_version().is_some()) {
-            let stamp = last_stamp(&records, keeper).await;
+            let over = Over { stamp: last_stamp(&records, keeper).await, hand_overs: records.hand_overs.clone() };
             // Answers that wait for a record to be kept wait no longer.
             drop(records);
             drop(gone);
-            discard_everywhere(&birth.shared, &birth.key, birth.hash, stamp).await;
+            discard_everywhere(&birth.shared, &birth.key, birth.hash, over).await;
         }
         // It is over: what came in this moment starts another one.
         while let Some(ask) = asks.recv().await {
@@ -266,7 +273,9 @@ pub(super) async fn run(mut birth: Birth, mut asks: mpsc::Receiver<Ask>) {
     stamp.version += 1;
     match actor.hand_over().await {
         Ok(record) if record.len() <= RECORD_BYTES_MAX => {
-            let record = Record { stamp, bytes: record.into_bytes().into() };
+            let mut hand_overs = records.hand_overs.clone();
+            hand_overs.push(rand::rng().random());
+            let record = Record { stamp, hand_overs, bytes: record.into_bytes().into() };
             let mut belongings = Belongings { key: birth.key.clone(), hash: birth.hash, record };
             if is_durable {
                 // Should all nodes stop at once, it is not lost on its way.
@@ -297,8 +306,18 @@ fn refuse(ask: Ask, error: &Error) {
     }
 }
 
-/// The actor, its first stamp, and whether it goes on from a record. None if it was to, and is over.
-async fn start(birth: &Birth, cause: Cause, recording: Recording) -> Result<Option<(Box<dyn ErasedActor>, Stamp, bool)>> {
+/// An actor at its beginning.
+struct Started {
+    actor: Box<dyn ErasedActor>,
+    life: u64,
+    /// Those that it goes back to, or that one of its key did which is over: what is tried again of them is no news.
+    hand_overs: HandOvers,
+    /// Whether it goes on from a record.
+    is_resumed: bool,
+}
+
+/// Starts the actor. None if it was to go on from a record, and is over.
+async fn start(birth: &Birth, cause: Cause, recording: Recording) -> Result<Option<Started>> {
     // The newest record may be in the state directory.
     let _ = birth.shared.placed.is_loaded.subscribe().wait_for(|is_loaded| *is_loaded).await;
     let (known, over) = match cause {
@@ -311,7 +330,7 @@ async fn start(birth: &Birth, cause: Cause, recording: Recording) -> Result<Opti
                     copies.over(&birth.key) == Some(over) && !copies.contains(&birth.key)
                 };
                 if !is_known {
-                    discard(&birth.shared, &birth.key, over).await;
+                    discard(&birth.shared, &birth.key, Over { stamp: over, hand_overs: HandOvers::default() }).await;
                 }
                 if matches!(cause, Cause::Record) {
                     return Ok(None);
@@ -334,8 +353,11 @@ async fn start(birth: &Birth, cause: Cause, recording: Recording) -> Result<Opti
     let first = over.map_or(now, |over| now.max(over.life.saturating_add(1)));
     let life = known.as_ref().map_or(first, |record| record.stamp.life.saturating_add(1));
     let is_resumed = known.is_some();
-    let record = known.map(|record| Payload::from_bytes(record.bytes));
+    let (hand_overs, record) = match known {
+        Some(Record { hand_overs, bytes, .. }) => (hand_overs, Some(Payload::from_bytes(bytes))),
+        None => (birth.shared.placed.lock().copies.mark(&birth.key).map(|over| over.hand_overs.clone()).unwrap_or_default(), None),
+    };
     tracing::debug!(actor = %birth.key, resumed = record.is_some(), life, "a placed actor starts");
     let actor = (birth.kind.make)(ctx, record).await?;
-    Ok(Some((actor, Stamp { life, version: 0 }, is_resumed)))
+    Ok(Some(Started { actor, life, hand_overs, is_resumed }))
 }

@@ -22,7 +22,7 @@ use super::super::shared::Shared;
 use super::super::view::View;
 use super::actor::Cause;
 use super::shelf::{Found, Mark};
-use super::{ARRIVE_TIMEOUT, Belongings, COPIES, Record, Stamp, State, host, place};
+use super::{ARRIVE_TIMEOUT, Belongings, COPIES, HandOvers, Over, Record, Stamp, State, host, place};
 use crate::cluster::PlacedKey;
 use crate::job::Kept;
 use crate::ring::KeyHash;
@@ -70,6 +70,7 @@ enum Sent {
 #[derive(Clone)]
 pub(super) struct Latest {
     pub(super) stamp: Stamp,
+    pub(super) hand_overs: HandOvers,
     pub(super) record: Payload,
     pub(super) asked: u64,
 }
@@ -107,8 +108,8 @@ pub(super) async fn keep_living(shared: &Arc<Shared>, mut belongings: Belongings
 }
 
 /// The actor is over: its copy goes, unless it is newer, and a mark stays.
-pub(in super::super) async fn discard(shared: &Arc<Shared>, key: &PlacedKey, stamp: Stamp) {
-    let dropped = shared.placed.lock().copies.discard(key, stamp);
+pub(in super::super) async fn discard(shared: &Arc<Shared>, key: &PlacedKey, over: Over) {
+    let dropped = shared.placed.lock().copies.discard(key, over);
     for key in dropped.iter().chain([key]).filter(|key| shared.is_durable(key)) {
         shelve(shared, key).await;
     }
@@ -127,11 +128,11 @@ async fn shelve(shared: &Arc<Shared>, key: &PlacedKey) {
     let mut shelf = Arc::clone(&shared.placed.shelf).lock_owned().await;
     let (kept, over, key) = {
         let State { copies, .. } = &*shared.placed.lock();
-        (copies.belongings(key), copies.over(key), key.clone())
+        (copies.belongings(key), copies.mark(key).cloned(), key.clone())
     };
     let written = tokio::task::spawn_blocking(move || match (kept, over) {
         (Some(belongings), _) => shelf.write(&belongings),
-        (None, Some(stamp)) => shelf.mark(&Mark { key, stamp }),
+        (None, Some(Over { stamp, hand_overs })) => shelf.mark(&Mark { key, stamp, hand_overs }),
         (None, None) => shelf.remove(&key),
     });
     let written = written.await.unwrap_or_else(|error| Err(std::io::Error::other(error)));
@@ -152,10 +153,10 @@ pub(super) async fn replicate(mut keeper: Keeper, mut records: watch::Receiver<O
     loop {
         let latest = records.borrow_and_update().clone();
         let view = Arc::clone(&views.borrow_and_update());
-        if let Some(Latest { stamp, record, asked }) = latest {
+        if let Some(Latest { stamp, hand_overs, record, asked }) = latest {
             // A wish for what is kept already is fulfilled.
             if done != Some((stamp, view.epoch())) || sent != Sent::Everywhere {
-                let record = Record { stamp, bytes: record.into_bytes().into() };
+                let record = Record { stamp, hand_overs, bytes: record.into_bytes().into() };
                 sent = keeper.send_above(&view, Belongings { key: keeper.key.clone(), hash: keeper.hash, record }).await;
                 done = Some((stamp, view.epoch()));
             }
@@ -232,10 +233,11 @@ fn other_nodes(view: &View, hash: u64) -> impl Iterator<Item = NodeId> {
 }
 
 /// An actor is over: nothing is kept of it any more.
-pub(super) async fn discard_everywhere(shared: &Arc<Shared>, key: &PlacedKey, hash: u64, stamp: Stamp) {
-    discard(shared, key, stamp).await;
+pub(super) async fn discard_everywhere(shared: &Arc<Shared>, key: &PlacedKey, hash: u64, over: Over) {
+    discard(shared, key, over.clone()).await;
     let view = shared.view();
-    let request = PeerRequest::Discard { key: key.clone(), stamp };
+    let Over { stamp, hand_overs } = over;
+    let request = PeerRequest::Discard { key: key.clone(), stamp, hand_overs };
     join_all(other_nodes(&view, hash).map(|node| {
         let (request, view) = (&request, &view);
         async move {
@@ -299,7 +301,7 @@ async fn load(shared: &Arc<Shared>) {
             for found in found {
                 match found {
                     Found::Record(belongings) => drop(copies.keep(belongings)),
-                    Found::Over(Mark { key, stamp }) => drop(copies.discard(&key, stamp)),
+                    Found::Over(Mark { key, stamp, hand_overs }) => drop(copies.discard(&key, Over { stamp, hand_overs })),
                 }
             }
         }
@@ -339,7 +341,7 @@ async fn offer(shared: &Arc<Shared>, view: &View, owner: &NodeId, (key, hash, st
     match &taken {
         Ok(PeerReply::Over { stamp }) => {
             tracing::info!(actor = %key, %owner, "a placed actor is over already; what was left of it here is dropped");
-            discard(shared, key, *stamp).await;
+            discard(shared, key, Over { stamp: *stamp, hand_overs: HandOvers::default() }).await;
         }
         Ok(_) if !is_ours_to_keep => give_up(shared, key, stamp).await,
         Ok(_) => {}

@@ -9,7 +9,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::events::Marks;
-use super::placed::{self, Belongings, Stamp};
+use super::placed::{self, Belongings, HandOvers, Stamp};
 use super::proxy::state::LinkKey;
 use crate::cluster::{EventFilter, FullUri, NodeInfo, NodesReply, PlacedAnswer, PlacedCall, PlacedKey, PlacedKeys, PlacedSearch};
 use crate::proto::identity::Ticket;
@@ -36,7 +36,13 @@ pub(super) enum PeerRequest {
     /// A copy to be kept for the case that we die.
     Keep(Box<Belongings>),
     /// The actor is over: a copy that is not newer goes.
-    Discard { key: PlacedKey, stamp: Stamp },
+    Discard {
+        key: PlacedKey,
+        stamp: Stamp,
+        /// Those that it went back to.
+        #[serde(default)]
+        hand_overs: HandOvers,
+    },
     /// What is known there of an actor that starts here; a live one ends there.
     Surrender { key: PlacedKey, hash: u64 },
     /// Drop the proxy of a worker.

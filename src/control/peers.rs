@@ -267,8 +267,8 @@ async fn answer(shared: &Arc<Shared>, request: PeerRequest, stream: Option<ByteS
             Ok(()) => PeerReply::Done,
             Err(stamp) => PeerReply::Over { stamp },
         },
-        PeerRequest::Discard { key, stamp } => {
-            placed::discard(shared, &key, stamp).await;
+        PeerRequest::Discard { key, stamp, hand_overs } => {
+            placed::discard(shared, &key, placed::Over { stamp, hand_overs }).await;
             PeerReply::Done
         }
         PeerRequest::Surrender { key, hash } => {

@@ -39,8 +39,10 @@ use tokio::time::Instant;
 
 use self::actor::{Ask, Cause, MAILBOX_MAX};
 use self::copies::{Copies, Given};
+use self::durable::keep_living;
 pub(super) use self::durable::{discard, keep, resume};
 pub(super) use self::listing::local_keys;
+pub(super) use self::marks::{HandOvers, Over};
 use self::shelf::Shelf;
 use self::troubles::Troubles;
 use super::messages::{PeerReply, PeerRequest};
@@ -80,10 +82,20 @@ pub(super) struct Stamp {
     version: u64,
 }
 
+impl Stamp {
+    /// The age of an actor that lives, above that of one of its key which is over. The version stays: callers wait for it.
+    fn above(self, over: Self) -> Self {
+        Self { life: self.life.max(over.life.saturating_add(1)), ..self }
+    }
+}
+
 /// What an actor was, at some moment.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub(super) struct Record {
     pub(super) stamp: Stamp,
+    /// Those that its actor goes back to. Of what is handed over, the last one is this hand-over itself.
+    #[serde(default)]
+    hand_overs: HandOvers,
     #[serde(with = "serde_bytes")]
     pub(super) bytes: Vec<u8>,
 }
@@ -281,26 +293,31 @@ fn host(shared: &Arc<Shared>, key: &PlacedKey, hash: u64, cause: Cause) -> Resul
 
 /// Another node hands over an actor that belongs here.
 pub(super) async fn arrive(shared: &Arc<Shared>, belongings: Belongings) -> Result<()> {
-    let Belongings { key, hash, mut record } = belongings;
-    if record.bytes.len() > RECORD_BYTES_MAX {
+    if belongings.record.bytes.len() > RECORD_BYTES_MAX {
         return Err(Error::new(ErrorCode::PayloadTooLarge, format!("a record has at most {RECORD_BYTES_MAX} bytes")));
     }
+    if !*shared.placed.is_loaded.borrow() {
+        // It may be over, and its mark in the state directory.
+        return Err(moved(&belongings.key));
+    }
     let deadline = Instant::now() + ARRIVE_TIMEOUT;
-    let before = shared.placed.lock().actors.get(&key).map(|host| host.mailbox.clone());
+    let (before, is_taken_in) = {
+        let State { actors, copies, .. } = &*shared.placed.lock();
+        (actors.get(&belongings.key).map(|host| host.mailbox.clone()), copies.have_taken_in(&belongings))
+    };
     match before {
+        None if is_taken_in => {
+            tracing::info!(actor = %belongings.key, "a placed actor was handed over once more; what has become of it since stays");
+            Ok(())
+        }
         None => {
             // Whoever hands over drops its own when it has the answer, and what starts here may fail to.
-            if shared.classes.placed(&key.kind).is_some_and(|kind| kind.is_durable) {
-                let belongings = |record: &Record| Belongings { key: key.clone(), hash, record: record.clone() };
-                if let Err(over) = keep(shared, belongings(&record)).await {
-                    // It has lived since, elsewhere; another one of its key was over meanwhile.
-                    record.stamp = Stamp { life: over.life.saturating_add(1), version: 0 };
-                    let _ = keep(shared, belongings(&record)).await;
-                }
-            }
+            let is_durable = shared.classes.placed(&belongings.key.kind).is_some_and(|kind| kind.is_durable);
+            let Belongings { key, hash, record } = if is_durable { keep_living(shared, belongings).await } else { belongings };
             host(shared, &key, hash, Cause::Arrived(record)).map(drop)
         }
         Some(mailbox) => {
+            let Belongings { key, record, .. } = belongings;
             let (answer, joined) = oneshot::channel();
             let sent = mailbox.send(Ask::Join { record, answer });
             let sent = tokio::time::timeout_at(deadline, sent).await;

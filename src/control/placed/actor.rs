@@ -1,15 +1,18 @@
 //! The task of one placed actor.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::SystemTime;
 
 use bytes::Bytes;
+use rand::RngExt as _;
 use tokio::sync::{mpsc, oneshot, watch};
+use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
 use super::super::shared::Shared;
-use super::durable::{Latest, discard, discard_everywhere, keep, replicate};
-use super::{Belongings, Known, RECORD_BYTES_MAX, Record, Stamp, find, moved};
+use super::durable::{Keeper, Latest, discard, discard_everywhere, keep_living, replicate};
+use super::{Belongings, HandOvers, Known, Over, RECORD_BYTES_MAX, Record, Stamp, find, moved};
 use crate::cluster::PlacedKey;
 use crate::error::{Error, Result};
 use crate::job::{ErasedActor, Kept, PlacedContext, PlacedKind, Recording};
@@ -59,21 +62,28 @@ impl Drop for Gone<'_> {
 
 /// What was recorded of an actor, and who keeps it.
 struct Records {
-    stamp: Stamp,
+    /// Raised by whoever has the records kept, too: see [`Keeper`].
+    life: Arc<AtomicU64>,
+    version: u64,
+    hand_overs: HandOvers,
     latest: watch::Sender<Option<Latest>>,
     keeping: Arc<watch::Sender<Kept>>,
 }
 
 impl Records {
+    fn stamp(&self) -> Stamp {
+        Stamp { life: self.life.load(Ordering::SeqCst), version: self.version }
+    }
+
     /// Asks an actor for its record, and lets it be kept if it is another one. A record that is as before is not sent again.
     fn take(&mut self, birth: &Birth, actor: &dyn ErasedActor, asked: u64) {
-        self.stamp.version += 1;
+        self.version += 1;
         let before = self.latest.borrow().clone();
         let latest = match actor.record() {
             Ok(Some(record)) => match before {
                 Some(before) if before.record == record && before.asked == asked => return,
                 Some(before) if before.record == record => Latest { asked, ..before },
-                _ if record.len() <= RECORD_BYTES_MAX => Latest { stamp: self.stamp, record, asked },
+                _ if record.len() <= RECORD_BYTES_MAX => Latest { stamp: self.stamp(), hand_overs: self.hand_overs.clone(), record, asked },
                 _ => {
                     tracing::error!(actor = %birth.key, bytes = record.len(), "a record is too large to be kept");
                     return self.waits_no_longer(asked);
@@ -94,8 +104,11 @@ impl Records {
     }
 
     /// Another record of the actor was taken in: what is recorded next is newer than both, also if nothing has changed here.
-    fn joined(&mut self, other: Stamp) {
-        self.stamp = self.stamp.max(other);
+    fn joined(&mut self, other: Stamp, hand_overs: &HandOvers) {
+        self.hand_overs.add(hand_overs);
+        self.life.fetch_max(other.life, Ordering::SeqCst);
+        // It never falls: answers wait for it.
+        self.version = self.version.max(other.version);
         self.latest.send_if_modified(|latest| {
             latest.take();
             false
@@ -103,7 +116,7 @@ impl Records {
     }
 
     /// Version of the last one.
-    fn version(&self) -> Option<u64> {
+    fn recorded_version(&self) -> Option<u64> {
         self.latest.borrow().as_ref().map(|latest| latest.stamp.version)
     }
 
@@ -123,7 +136,7 @@ pub(super) async fn run(mut birth: Birth, mut asks: mpsc::Receiver<Ask>) {
     let birth = birth;
     let gone = Gone(&birth);
     let (recording, mut wishes, keeping) = Recording::new();
-    let (mut actor, stamp, is_resumed) = match start(&birth, cause, recording).await {
+    let Started { mut actor, life, hand_overs, is_resumed } = match start(&birth, cause, recording).await {
         Ok(Some(started)) => {
             birth.shared.placed.lock().troubles.over(&birth.key);
             started
@@ -155,8 +168,17 @@ pub(super) async fn run(mut birth: Birth, mut asks: mpsc::Receiver<Ask>) {
     };
     let (is_durable, keeping) = (birth.kind.is_durable, Arc::new(keeping));
     let (latest, newest) = watch::channel(None);
-    let keeper = tokio::spawn(replicate(Arc::clone(&birth.shared), birth.key.clone(), birth.hash, newest, Arc::clone(&keeping)));
-    let mut records = Records { stamp, latest, keeping };
+    let life = Arc::new(AtomicU64::new(life));
+    let keeper = Keeper {
+        shared: Arc::clone(&birth.shared),
+        key: birth.key.clone(),
+        hash: birth.hash,
+        life: Arc::clone(&life),
+        raised: 0,
+        keeping: Arc::clone(&keeping),
+    };
+    let keeper = tokio::spawn(replicate(keeper, newest));
+    let mut records = Records { life, version: 0, hand_overs, latest, keeping };
     let (mut handed_to, mut is_over) = (None, false);
     if is_durable {
         // It may have nothing more to do; and what it goes on from is kept as its own.
@@ -178,10 +200,10 @@ pub(super) async fn run(mut birth: Birth, mut asks: mpsc::Receiver<Ask>) {
             Some(Ask::Handle { message, answer, .. }) => {
                 let outcome = actor.handle(message).await.map_err(Error::after_sending);
                 if is_durable {
-                    let before = records.version();
+                    let before = records.recorded_version();
                     records.take(&birth, &*actor, *wishes.borrow_and_update());
-                    match records.version() {
-                        Some(version) if records.version() != before => records.answer_when_kept(version, answer, outcome),
+                    match records.recorded_version() {
+                        Some(version) if records.recorded_version() != before => records.answer_when_kept(version, answer, outcome),
                         _ => drop(answer.send(outcome)),
                     }
                 } else {
@@ -189,14 +211,18 @@ pub(super) async fn run(mut birth: Birth, mut asks: mpsc::Receiver<Ask>) {
                 }
             }
             Some(Ask::Join { record, answer }) => {
-                let stamp = record.stamp;
-                let joined = actor.join(Payload::from_bytes(record.bytes)).await;
+                let Record { stamp, hand_overs, bytes } = record;
+                let joined = match records.hand_overs.have_last_of(&hand_overs) {
+                    // Tried again, as the answer was late: what has become of it since stays.
+                    true => Ok(()),
+                    false => actor.join(Payload::from_bytes(bytes)).await,
+                };
                 if joined.is_ok() {
-                    records.joined(stamp);
+                    records.joined(stamp, &hand_overs);
                     records.take(&birth, &*actor, *wishes.borrow_and_update());
                 }
                 // Whoever hands over drops its own when it has the answer.
-                match records.version().filter(|_| is_durable && joined.is_ok()) {
+                match records.recorded_version().filter(|_| is_durable && joined.is_ok()) {
                     Some(version) => records.answer_when_kept(version, answer, joined),
                     None => drop(answer.send(joined)),
                 }
@@ -219,13 +245,12 @@ pub(super) async fn run(mut birth: Birth, mut asks: mpsc::Receiver<Ask>) {
     }
     let Some(answer) = handed_to else {
         // One that had no record, and has none, is known nowhere.
-        if is_over && is_durable && (is_resumed || records.version().is_some()) {
-            keeper.abort();
-            let stamp = records.stamp;
+        if is_over && is_durable && (is_resumed || records.recorded_version().is_some()) {
+            let over = Over { stamp: last_stamp(&records, keeper).await, hand_overs: records.hand_overs.clone() };
             // Answers that wait for a record to be kept wait no longer.
             drop(records);
             drop(gone);
-            discard_everywhere(&birth.shared, &birth.key, birth.hash, stamp).await;
+            discard_everywhere(&birth.shared, &birth.key, birth.hash, over).await;
         }
         // It is over: what came in this moment starts another one.
         while let Some(ask) = asks.recv().await {
@@ -233,10 +258,9 @@ pub(super) async fn run(mut birth: Birth, mut asks: mpsc::Receiver<Ask>) {
         }
         return;
     };
-    let mut stamp = records.stamp;
-    keeper.abort();
     // Whoever asks from now on is sent on; what came before is still handled here.
     asks.close();
+    let mut stamp = last_stamp(&records, keeper).await;
     while let Some(ask) = asks.recv().await {
         match ask {
             Ask::Handle { message, deadline, answer } if deadline > Instant::now() => {
@@ -249,11 +273,13 @@ pub(super) async fn run(mut birth: Birth, mut asks: mpsc::Receiver<Ask>) {
     stamp.version += 1;
     match actor.hand_over().await {
         Ok(record) if record.len() <= RECORD_BYTES_MAX => {
-            let record = Record { stamp, bytes: record.into_bytes().into() };
-            let belongings = Belongings { key: birth.key.clone(), hash: birth.hash, record };
+            let mut hand_overs = records.hand_overs.clone();
+            hand_overs.push(rand::rng().random());
+            let record = Record { stamp, hand_overs, bytes: record.into_bytes().into() };
+            let mut belongings = Belongings { key: birth.key.clone(), hash: birth.hash, record };
             if is_durable {
                 // Should all nodes stop at once, it is not lost on its way.
-                let _ = keep(&birth.shared, belongings.clone()).await;
+                belongings = keep_living(&birth.shared, belongings).await;
             }
             // In one step: at no moment is nothing known of it here.
             birth.shared.placed.packed(belongings, birth.number);
@@ -265,6 +291,13 @@ pub(super) async fn run(mut birth: Birth, mut asks: mpsc::Receiver<Ask>) {
     let _ = answer.send(());
 }
 
+/// The age of an actor that ends: no record of it will be sent any more that is younger.
+async fn last_stamp(records: &Records, keeper: JoinHandle<()>) -> Stamp {
+    keeper.abort();
+    let _ = keeper.await;
+    records.stamp()
+}
+
 fn refuse(ask: Ask, error: &Error) {
     match ask {
         Ask::Handle { answer, .. } => drop(answer.send(Err(error.clone()))),
@@ -273,8 +306,18 @@ fn refuse(ask: Ask, error: &Error) {
     }
 }
 
-/// The actor, its first stamp, and whether it goes on from a record. None if it was to, and is over.
-async fn start(birth: &Birth, cause: Cause, recording: Recording) -> Result<Option<(Box<dyn ErasedActor>, Stamp, bool)>> {
+/// An actor at its beginning.
+struct Started {
+    actor: Box<dyn ErasedActor>,
+    life: u64,
+    /// Those that it goes back to, or that one of its key did which is over: what is tried again of them is no news.
+    hand_overs: HandOvers,
+    /// Whether it goes on from a record.
+    is_resumed: bool,
+}
+
+/// Starts the actor. None if it was to go on from a record, and is over.
+async fn start(birth: &Birth, cause: Cause, recording: Recording) -> Result<Option<Started>> {
     // The newest record may be in the state directory.
     let _ = birth.shared.placed.is_loaded.subscribe().wait_for(|is_loaded| *is_loaded).await;
     let (known, over) = match cause {
@@ -287,7 +330,7 @@ async fn start(birth: &Birth, cause: Cause, recording: Recording) -> Result<Opti
                     copies.over(&birth.key) == Some(over) && !copies.contains(&birth.key)
                 };
                 if !is_known {
-                    discard(&birth.shared, &birth.key, over).await;
+                    discard(&birth.shared, &birth.key, Over { stamp: over, hand_overs: HandOvers::default() }).await;
                 }
                 if matches!(cause, Cause::Record) {
                     return Ok(None);
@@ -310,8 +353,11 @@ async fn start(birth: &Birth, cause: Cause, recording: Recording) -> Result<Opti
     let first = over.map_or(now, |over| now.max(over.life.saturating_add(1)));
     let life = known.as_ref().map_or(first, |record| record.stamp.life.saturating_add(1));
     let is_resumed = known.is_some();
-    let record = known.map(|record| Payload::from_bytes(record.bytes));
+    let (hand_overs, record) = match known {
+        Some(Record { hand_overs, bytes, .. }) => (hand_overs, Some(Payload::from_bytes(bytes))),
+        None => (birth.shared.placed.lock().copies.mark(&birth.key).map(|over| over.hand_overs.clone()).unwrap_or_default(), None),
+    };
     tracing::debug!(actor = %birth.key, resumed = record.is_some(), life, "a placed actor starts");
     let actor = (birth.kind.make)(ctx, record).await?;
-    Ok(Some((actor, Stamp { life, version: 0 }, is_resumed)))
+    Ok(Some(Started { actor, life, hand_overs, is_resumed }))
 }

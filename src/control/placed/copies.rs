@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, VecDeque};
 
 use super::listing::of_kind;
-use super::marks::Marks;
+use super::marks::{Marks, Over};
 use super::{Belongings, RECORD_BYTES_MAX, Record, Stamp};
 use crate::cluster::PlacedKey;
 use crate::types::ClassName;
@@ -48,7 +48,7 @@ impl Copies {
     /// The mark of an actor that is over, and is not older than the copy.
     pub(super) fn keep(&mut self, belongings: Belongings) -> Result<Vec<PlacedKey>, Stamp> {
         let (key, record) = (belongings.key.clone(), &belongings.record);
-        match self.marks.of(&key) {
+        match self.over(&key) {
             Some(over) if over >= record.stamp => return Err(over),
             Some(_) => self.marks.take_away(&key),
             None => {}
@@ -80,12 +80,12 @@ impl Copies {
     }
 
     /// The actor is over: drops its copy and leaves a mark, unless the copy is newer than that. Tells which other marks had to go.
-    pub(super) fn discard(&mut self, key: &PlacedKey, stamp: Stamp) -> Vec<PlacedKey> {
-        if self.copies.get(key).is_some_and(|(_, kept)| kept.record.stamp > stamp) {
+    pub(super) fn discard(&mut self, key: &PlacedKey, over: Over) -> Vec<PlacedKey> {
+        if self.copies.get(key).is_some_and(|(_, kept)| kept.record.stamp > over.stamp) {
             return Vec::new();
         }
         self.forget(key);
-        self.marks.leave(key, stamp)
+        self.marks.leave(key, over)
     }
 
     /// Drops a copy that is kept elsewhere, unless it is newer than that.
@@ -95,9 +95,21 @@ impl Copies {
         }
     }
 
-    /// The mark of an actor that is over.
+    /// The stamp of the last record of an actor that is over.
     pub(super) fn over(&self, key: &PlacedKey) -> Option<Stamp> {
+        self.mark(key).map(|over| over.stamp)
+    }
+
+    /// The mark of an actor that is over.
+    pub(super) fn mark(&self, key: &PlacedKey) -> Option<&Over> {
         self.marks.of(key)
+    }
+
+    /// Whether this hand-over has arrived before: the actor that went on from it is over, or has left a newer record.
+    pub(super) fn have_taken_in(&self, Belongings { key, record, .. }: &Belongings) -> bool {
+        let newer = self.copies.get(key).map(|(_, kept)| &kept.record).filter(|kept| kept.stamp > record.stamp);
+        let known = newer.map(|kept| &kept.hand_overs).into_iter().chain(self.mark(key).map(|over| &over.hand_overs));
+        known.into_iter().any(|hand_overs| hand_overs.have_last_of(&record.hand_overs))
     }
 
     fn forget(&mut self, key: &PlacedKey) {
@@ -187,12 +199,16 @@ impl Copies {
 
 #[cfg(test)]
 mod tests {
-    use super::super::Stamp;
+    use super::super::{HandOvers, Stamp};
     use super::*;
 
     fn belongings(key: usize, version: u64, bytes: usize) -> Belongings {
         let key = PlacedKey { kind: ClassName::new("counter").expect("valid"), key: key.to_string() };
-        Belongings { key, hash: 0, record: Record { stamp: Stamp { life: 1, version }, bytes: vec![0; bytes] } }
+        Belongings {
+            key,
+            hash: 0,
+            record: Record { stamp: Stamp { life: 1, version }, hand_overs: HandOvers::default(), bytes: vec![0; bytes] },
+        }
     }
 
     #[test]
@@ -236,15 +252,39 @@ mod tests {
         let mut copies = Copies::default();
         let stamp = |version| Stamp { life: 1, version };
         copies.keep(belongings(1, 3, 8)).expect("it is not over");
-        copies.discard(&belongings(1, 0, 0).key, stamp(2));
+        let over = |version| Over { stamp: stamp(version), hand_overs: HandOvers::default() };
+        copies.discard(&belongings(1, 0, 0).key, over(2));
         assert!(copies.contains(&belongings(1, 0, 0).key), "it has changed since");
-        copies.discard(&belongings(1, 0, 0).key, stamp(5));
+        copies.discard(&belongings(1, 0, 0).key, over(5));
         for version in [1, 5] {
             assert_eq!(copies.keep(belongings(1, version, 8)), Err(stamp(5)));
         }
         assert_eq!((copies.find(&belongings(1, 0, 0).key), copies.bytes), (None, 0));
         copies.keep(belongings(1, 6, 8)).expect("it lives anew");
         assert_eq!(copies.over(&belongings(1, 0, 0).key), None);
+    }
+
+    #[test]
+    fn a_hand_over_is_known_again_by_what_has_become_of_it() {
+        let with = |version, hand_overs: &[u64]| {
+            let mut belongings = belongings(1, version, 8);
+            belongings.record.hand_overs = hand_overs.to_vec().into();
+            belongings
+        };
+        let (mut copies, handed_over) = (Copies::default(), with(4, &[1, 2]));
+        // An earlier copy of the same actor, and what is kept of the hand-over itself before its actor has started.
+        for before in [with(3, &[1]), handed_over.clone()] {
+            copies.keep(before).expect("it is not over");
+            assert!(!copies.have_taken_in(&handed_over));
+        }
+        copies.keep(with(5, &[1, 2])).expect("it is not over");
+        assert!(copies.have_taken_in(&handed_over));
+        copies.discard(&handed_over.key, Over { stamp: Stamp { life: 1, version: 6 }, hand_overs: vec![1, 2].into() });
+        assert!(copies.have_taken_in(&handed_over));
+        // One that nobody has heard of, and one of a node that draws no number.
+        for other in [with(4, &[1, 2, 3]), with(4, &[])] {
+            assert!(!copies.have_taken_in(&other));
+        }
     }
 
     #[test]

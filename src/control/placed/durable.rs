@@ -9,7 +9,7 @@
 //!
 //! Nothing is started while the control plane changes: nodes that start one after the other would each take what belongs to one of them.
 
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
@@ -22,12 +22,14 @@ use super::super::shared::Shared;
 use super::super::view::View;
 use super::actor::Cause;
 use super::shelf::{Found, Mark};
-use super::{ARRIVE_TIMEOUT, Belongings, COPIES, Record, Stamp, State, host, place};
+use super::{ARRIVE_TIMEOUT, Belongings, COPIES, HandOvers, Over, Record, Stamp, State, host, place};
 use crate::cluster::PlacedKey;
 use crate::job::Kept;
 use crate::ring::KeyHash;
 use crate::types::{NodeId, Payload};
 
+/// Times that a record is sent again at once, under a higher age, because somebody has a mark that is not older.
+const RAISES_MAX: usize = 4;
 /// How long the view must have been the same before actors are started from records.
 pub(super) const SETTLED: Duration = Duration::from_secs(2);
 /// The same for a node that sees none of those with which it is to be: it may only not have found them yet, and what it has records of may live there. Longer than a
@@ -40,10 +42,35 @@ const LOOK_PAUSE: Duration = Duration::from_millis(500);
 /// Actors that are started at one look; each asks other nodes what they know of it.
 const STARTS_MAX: usize = 64;
 
+/// Who has the records of an actor kept, and what for.
+pub(super) struct Keeper {
+    pub(super) shared: Arc<Shared>,
+    pub(super) key: PlacedKey,
+    pub(super) hash: u64,
+    /// The life of the actor: raised here if one of its key was over elsewhere, in a life that is not older.
+    pub(super) life: Arc<AtomicU64>,
+    /// To which life that was; none yet if it is 0.
+    pub(super) raised: u64,
+    /// Whoever waits for a record hears from it.
+    pub(super) keeping: Arc<watch::Sender<Kept>>,
+}
+
+/// How far a record has come.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Sent {
+    /// All that are to keep a copy have taken it.
+    Everywhere,
+    /// Somebody did not answer.
+    NotYet,
+    /// Somebody has a mark that is not older, and refuses it: the newest of them.
+    Refused(Stamp),
+}
+
 /// The newest record of an actor, with the number of the last wish that it fulfils.
 #[derive(Clone)]
 pub(super) struct Latest {
     pub(super) stamp: Stamp,
+    pub(super) hand_overs: HandOvers,
     pub(super) record: Payload,
     pub(super) asked: u64,
 }
@@ -70,9 +97,19 @@ pub(in super::super) async fn keep(shared: &Arc<Shared>, belongings: Belongings)
     Ok(())
 }
 
+/// Keeps what an actor that lives, or lived until just now, goes on from: above the mark of another one of its key that was over meanwhile. Tells what it goes on from.
+pub(super) async fn keep_living(shared: &Arc<Shared>, mut belongings: Belongings) -> Belongings {
+    if let Err(over) = keep(shared, belongings.clone()).await {
+        belongings.record.stamp = belongings.record.stamp.above(over);
+        // Refused again only if another mark has come in this moment; then whoever keeps its records raises it.
+        let _ = keep(shared, belongings.clone()).await;
+    }
+    belongings
+}
+
 /// The actor is over: its copy goes, unless it is newer, and a mark stays.
-pub(in super::super) async fn discard(shared: &Arc<Shared>, key: &PlacedKey, stamp: Stamp) {
-    let dropped = shared.placed.lock().copies.discard(key, stamp);
+pub(in super::super) async fn discard(shared: &Arc<Shared>, key: &PlacedKey, over: Over) {
+    let dropped = shared.placed.lock().copies.discard(key, over);
     for key in dropped.iter().chain([key]).filter(|key| shared.is_durable(key)) {
         shelve(shared, key).await;
     }
@@ -91,11 +128,11 @@ async fn shelve(shared: &Arc<Shared>, key: &PlacedKey) {
     let mut shelf = Arc::clone(&shared.placed.shelf).lock_owned().await;
     let (kept, over, key) = {
         let State { copies, .. } = &*shared.placed.lock();
-        (copies.belongings(key), copies.over(key), key.clone())
+        (copies.belongings(key), copies.mark(key).cloned(), key.clone())
     };
     let written = tokio::task::spawn_blocking(move || match (kept, over) {
         (Some(belongings), _) => shelf.write(&belongings),
-        (None, Some(stamp)) => shelf.mark(&Mark { key, stamp }),
+        (None, Some(Over { stamp, hand_overs })) => shelf.mark(&Mark { key, stamp, hand_overs }),
         (None, None) => shelf.remove(&key),
     });
     let written = written.await.unwrap_or_else(|error| Err(std::io::Error::other(error)));
@@ -110,53 +147,78 @@ async fn shelve(shared: &Arc<Shared>, key: &PlacedKey) {
 }
 
 /// Sends the newest record of an actor to where it is kept: again when those change, never more than one at a time. Ends with the actor, or when it is told to.
-pub(super) async fn replicate(
-    shared: Arc<Shared>,
-    key: PlacedKey,
-    hash: u64,
-    mut records: watch::Receiver<Option<Latest>>,
-    keeping: Arc<watch::Sender<Kept>>,
-) {
-    let mut views = shared.view.subscribe();
-    let (mut done, mut is_sent) = (None, true);
+pub(super) async fn replicate(mut keeper: Keeper, mut records: watch::Receiver<Option<Latest>>) {
+    let mut views = keeper.shared.view.subscribe();
+    let (mut done, mut sent) = (None, Sent::Everywhere);
     loop {
         let latest = records.borrow_and_update().clone();
         let view = Arc::clone(&views.borrow_and_update());
-        if let Some(Latest { stamp, record, asked }) = latest {
+        if let Some(Latest { stamp, hand_overs, record, asked }) = latest {
             // A wish for what is kept already is fulfilled.
-            if done != Some((stamp, view.epoch())) || !is_sent {
-                let record = Record { stamp, bytes: record.into_bytes().into() };
-                let belongings = Belongings { key: key.clone(), hash, record };
-                is_sent = send(&shared, &view, belongings).await;
+            if done != Some((stamp, view.epoch())) || sent != Sent::Everywhere {
+                let record = Record { stamp, hand_overs, bytes: record.into_bytes().into() };
+                sent = keeper.send_above(&view, Belongings { key: keeper.key.clone(), hash: keeper.hash, record }).await;
                 done = Some((stamp, view.epoch()));
             }
-            keeping.send_replace(Kept { version: stamp.version, asked });
+            // What is refused is not kept: the next one that starts would know nothing of it.
+            if !matches!(sent, Sent::Refused(_)) {
+                keeper.keeping.send_replace(Kept { version: stamp.version, asked });
+            }
         }
         tokio::select! {
             changed = records.changed() => if changed.is_err() { return },
             changed = views.changed() => if changed.is_err() { return },
-            () = tokio::time::sleep(AGAIN), if !is_sent => {}
+            () = tokio::time::sleep(AGAIN), if sent != Sent::Everywhere => {}
         }
     }
 }
 
-/// Whether all that are to keep a copy have taken it.
-async fn send(shared: &Arc<Shared>, view: &View, belongings: Belongings) -> bool {
-    let here = async { !shared.is_durable(&belongings.key) || keep(shared, belongings.clone()).await.is_ok() };
+impl Keeper {
+    /// Sends a record, under a higher age as long as somebody refuses it: the actor lives, and is not what was over there.
+    async fn send_above(&mut self, view: &View, mut belongings: Belongings) -> Sent {
+        let mut sent = Sent::NotYet;
+        for _ in 0..RAISES_MAX {
+            // It may have been recorded before the actor heard of its new age.
+            belongings.record.stamp.life = belongings.record.stamp.life.max(self.raised);
+            sent = send(&self.shared, view, &belongings).await;
+            let Sent::Refused(over) = sent else { break };
+            self.raised = belongings.record.stamp.above(over).life;
+            self.life.fetch_max(self.raised, Ordering::SeqCst);
+            tracing::info!(actor = %self.key, life = self.raised, "a placed actor lives on that was over elsewhere");
+        }
+        sent
+    }
+}
+
+async fn send(shared: &Arc<Shared>, view: &View, belongings: &Belongings) -> Sent {
+    let here = async {
+        match shared.is_durable(&belongings.key) {
+            true => keep(shared, belongings.clone()).await.map_or_else(Sent::Refused, |()| Sent::Everywhere),
+            false => Sent::Everywhere,
+        }
+    };
     let request = PeerRequest::Keep(Box::new(belongings.clone()));
     let elsewhere = other_nodes(view, belongings.hash).map(|node| {
         let (request, key) = (&request, &belongings.key);
         async move {
             let kept = shared.peers.ask(view, &node, request, ARRIVE_TIMEOUT).await;
-            let is_kept = matches!(kept, Ok(PeerReply::Done));
-            if !is_kept {
-                tracing::debug!(actor = %key, %node, ?kept, "a record was not kept");
+            match kept {
+                Ok(PeerReply::Done) => Sent::Everywhere,
+                Ok(PeerReply::Over { stamp }) => Sent::Refused(stamp),
+                kept => {
+                    tracing::debug!(actor = %key, %node, ?kept, "a record was not kept");
+                    Sent::NotYet
+                }
             }
-            is_kept
         }
     });
-    let (is_here, kept) = tokio::join!(here, join_all(elsewhere));
-    is_here && kept.into_iter().all(|is_kept| is_kept)
+    let (here, elsewhere) = tokio::join!(here, join_all(elsewhere));
+    elsewhere.into_iter().fold(here, |one, other| match (one, other) {
+        (Sent::Refused(one), Sent::Refused(other)) => Sent::Refused(one.max(other)),
+        (Sent::Refused(over), _) | (_, Sent::Refused(over)) => Sent::Refused(over),
+        (Sent::Everywhere, Sent::Everywhere) => Sent::Everywhere,
+        _ => Sent::NotYet,
+    })
 }
 
 /// Those that keep copies beside the owner; this node may be one of them.
@@ -171,10 +233,11 @@ fn other_nodes(view: &View, hash: u64) -> impl Iterator<Item = NodeId> {
 }
 
 /// An actor is over: nothing is kept of it any more.
-pub(super) async fn discard_everywhere(shared: &Arc<Shared>, key: &PlacedKey, hash: u64, stamp: Stamp) {
-    discard(shared, key, stamp).await;
+pub(super) async fn discard_everywhere(shared: &Arc<Shared>, key: &PlacedKey, hash: u64, over: Over) {
+    discard(shared, key, over.clone()).await;
     let view = shared.view();
-    let request = PeerRequest::Discard { key: key.clone(), stamp };
+    let Over { stamp, hand_overs } = over;
+    let request = PeerRequest::Discard { key: key.clone(), stamp, hand_overs };
     join_all(other_nodes(&view, hash).map(|node| {
         let (request, view) = (&request, &view);
         async move {
@@ -238,7 +301,7 @@ async fn load(shared: &Arc<Shared>) {
             for found in found {
                 match found {
                     Found::Record(belongings) => drop(copies.keep(belongings)),
-                    Found::Over(Mark { key, stamp }) => drop(copies.discard(&key, stamp)),
+                    Found::Over(Mark { key, stamp, hand_overs }) => drop(copies.discard(&key, Over { stamp, hand_overs })),
                 }
             }
         }
@@ -278,7 +341,7 @@ async fn offer(shared: &Arc<Shared>, view: &View, owner: &NodeId, (key, hash, st
     match &taken {
         Ok(PeerReply::Over { stamp }) => {
             tracing::info!(actor = %key, %owner, "a placed actor is over already; what was left of it here is dropped");
-            discard(shared, key, *stamp).await;
+            discard(shared, key, Over { stamp: *stamp, hand_overs: HandOvers::default() }).await;
         }
         Ok(_) if !is_ours_to_keep => give_up(shared, key, stamp).await,
         Ok(_) => {}

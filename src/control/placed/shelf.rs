@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
-use super::{Belongings, RECORD_BYTES_MAX, Stamp};
+use super::{Belongings, HandOvers, RECORD_BYTES_MAX, Stamp};
 use crate::cluster::{PLACED_KEY_BYTES_MAX, PlacedKey};
 use crate::types::Payload;
 
@@ -63,6 +63,9 @@ pub(super) struct Mark {
     pub(super) key: PlacedKey,
     /// Of its last record.
     pub(super) stamp: Stamp,
+    /// Those that it went back to.
+    #[serde(default)]
+    pub(super) hand_overs: HandOvers,
 }
 
 impl Found {
@@ -217,7 +220,11 @@ mod tests {
 
     fn belongings(key: &str, version: u64) -> Belongings {
         let key = PlacedKey { kind: ClassName::new("counter").expect("valid"), key: key.to_owned() };
-        Belongings { key, hash: 7, record: Record { stamp: Stamp { life: 1, version }, bytes: vec![version as u8; 9] } }
+        Belongings {
+            key,
+            hash: 7,
+            record: Record { stamp: Stamp { life: 1, version }, hand_overs: vec![3].into(), bytes: vec![version as u8; 9] },
+        }
     }
 
     fn loaded(dir: &Path) -> Vec<(String, u64)> {
@@ -231,7 +238,7 @@ mod tests {
 
     fn mark(key: &str, version: u64) -> Mark {
         let Belongings { key, record, .. } = belongings(key, version);
-        Mark { key, stamp: record.stamp }
+        Mark { key, stamp: record.stamp, hand_overs: vec![4, version].into() }
     }
 
     fn endings(dir: &Path) -> Vec<String> {

@@ -138,6 +138,25 @@ impl Plane {
         files.filter(|file| file.as_ref().is_ok_and(|file| file.path().extension().is_some_and(|ending| ending == "record"))).count()
     }
 
+    /// Cuts a node off the others, and lets it do nothing; what lives there stays.
+    async fn cut_off(&self, node: &str) {
+        let shared = &self.node(node).shared;
+        shared.view.send_modify(|view| Arc::make_mut(view).frozen = true);
+        for link in shared.links() {
+            link.close(Error::new(ErrorCode::ConnectionFailed, "cut by the test"));
+            link.ended().await;
+        }
+        until("the others to miss it", || self.nodes.iter().all(|other| other.shared.peers.find(&id(node)).is_none())).await;
+    }
+
+    /// Has the same node back.
+    fn join_again(&self, node: &str) {
+        for other in self.nodes.iter().filter(|other| other.shared.id != id(node)) {
+            link(&self.node(node).shared, &other.shared);
+        }
+        self.see(&ALL);
+    }
+
     /// Lets a node see no other, and do nothing, as if it were away.
     fn send_away(&self, node: &str) {
         self.node(node).shared.view.send_modify(|view| Arc::make_mut(view).frozen = true);
@@ -241,6 +260,65 @@ async fn a_node_that_was_away_when_an_actor_ended_does_not_bring_it_back_whether
 }
 
 #[tokio::test]
+async fn one_that_lives_on_is_kept_where_it_was_over_meanwhile() {
+    let plane = Plane::start(&ALL).await;
+    plane.see(&ALL);
+    let name = plane.name_of("c3");
+    plane.say("c1", &name, Say::Add(1)).await;
+    plane.cut_off("c3").await;
+    plane.see(&ALL[..2]);
+    // The next one goes on with it and ends it, while it lives on where it was.
+    plane.say("c1", &name, Say::End).await;
+    let mark = |node| plane.node(node).shared.placed.lock().copies.over(&key(&name));
+    until("the marks", || ALL[..2].iter().all(|node| mark(node).is_some())).await;
+    plane.join_again("c3");
+    assert_eq!(plane.say("c1", &name, Say::Add(7)).await, Balance { lives: 1, sum: 8 });
+    assert_eq!(ALL.map(|node| (plane.kept_at(node, &name), plane.files(node), mark(node))), [(Some(8), 1, None); 3]);
+    // Its age is above what was over, also for what it does from now on.
+    plane.say("c1", &name, Say::Add(1)).await;
+    plane.cut_off("c3").await;
+    plane.see(&ALL[..2]);
+    assert_eq!(plane.say("c1", &name, Say::Add(1)).await, Balance { lives: 2, sum: 10 });
+}
+
+#[tokio::test]
+async fn a_hand_over_that_is_tried_again_brings_nothing_back() {
+    let plane = Plane::start(&ALL).await;
+    plane.see(&ALL);
+    let name = plane.name_of("c3");
+    plane.say("c1", &name, Say::Add(5)).await;
+    plane.see(&ALL[..2]);
+    let view = plane.node("c1").shared.view();
+    let owner = view.ring.owner(&name).expect("one of two").to_string();
+    plane.node("c3").shared.view.send_replace(Arc::new(View { me: id("c3"), frozen: true, ..(*view).clone() }));
+    let (record, _) = surrender(&plane.node("c3").shared, &key(&name), hash(&name)).await.expect("handed over");
+    let handed_over = Belongings { key: key(&name), hash: hash(&name), record: record.expect("it lives there") };
+    let arrives = async |belongings: &Belongings| arrive(&plane.node(&owner).shared, belongings.clone()).await.expect("it is taken");
+    arrives(&handed_over).await;
+    assert_eq!(plane.say("c1", &name, Say::Add(1)).await, Balance { lives: 2, sum: 6 });
+    let ends = async || {
+        plane.say("c1", &name, Say::End).await;
+        until("nothing to be kept", || ALL[..2].iter().all(|node| plane.kept_at(node, &name).is_none() && plane.files(node) == 0)).await;
+    };
+    ends().await;
+    // As if the answer had been lost.
+    arrives(&handed_over).await;
+    assert!(!plane.lives_at(&owner, &name) && plane.kept_at(&owner, &name).is_none(), "it was over");
+    // Nor is it taken into another one of the key.
+    assert_eq!(plane.say("c2", &name, Say::Add(2)).await, Balance { lives: 1, sum: 2 });
+    arrives(&handed_over).await;
+    assert_eq!(plane.say("c2", &name, Say::Add(1)).await, Balance { lives: 1, sum: 3 });
+    ends().await;
+    arrives(&handed_over).await;
+    assert!(!plane.lives_at(&owner, &name), "it was over before that");
+    // Another hand-over, of one that lived on elsewhere, is.
+    let mut other = handed_over;
+    other.record.hand_overs.push(7);
+    arrives(&other).await;
+    assert_eq!(plane.say("c1", &name, Say::Add(1)).await, Balance { lives: 2, sum: 6 });
+}
+
+#[tokio::test]
 async fn a_copy_that_has_no_business_where_it_is_goes_to_the_owner() {
     let names = ["c1", "c2", "c3", "c4"];
     let plane = Plane::start(&names).await;
@@ -250,7 +328,7 @@ async fn a_copy_that_has_no_business_where_it_is_goes_to_the_owner() {
     let next = view.ring.successors(view.ring.partition(&name), COPIES);
     let stranger = names[1..].iter().find(|node| !next.contains(&&id(node))).expect("four nodes, three that keep it");
     let bytes = Payload::encode(&Balance { lives: 1, sum: 9 }).expect("encoded").into_bytes().into();
-    let record = Record { stamp: Stamp { life: 1, version: 1 }, bytes };
+    let record = Record { stamp: Stamp { life: 1, version: 1 }, hand_overs: HandOvers::default(), bytes };
     keep(&plane.node(stranger).shared, Belongings { key: key(&name), hash: hash(&name), record }).await.expect("kept");
     until("its owner to start it", || plane.lives_at("c1", &name)).await;
     until("the copy to go", || plane.kept_at(stranger, &name).is_none() && plane.files(stranger) == 0).await;
@@ -267,7 +345,7 @@ async fn what_is_recorded_after_a_join_is_newer_than_what_was_joined() {
     let Belongings { key, hash, record } = plane.node("c1").shared.placed.lock().copies.belongings(&key(&name)).expect("kept");
     let bytes = Payload::encode(&Balance { lives: 1, sum: 3 }).expect("encoded").into_bytes().into();
     let stamp = Stamp { version: record.stamp.version + 1_000, ..record.stamp };
-    let other = Belongings { key, hash, record: Record { stamp, bytes } };
+    let other = Belongings { key, hash, record: Record { stamp, hand_overs: HandOvers::default(), bytes } };
     keep(&plane.node("c3").shared, other.clone()).await.expect("kept");
     assert_eq!(plane.kept_at("c3", &name), Some(3));
     arrive(&plane.node("c1").shared, other).await.expect("it is joined");

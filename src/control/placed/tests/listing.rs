@@ -59,7 +59,7 @@ async fn an_actor_that_cannot_start_is_tried_less_and_less_often_and_at_once_und
     plane.see(&ALL[..1]);
     let name = "broken";
     let bytes = Payload::encode(&durable::Balance::default()).expect("encoded").into_bytes().into();
-    let record = Record { stamp: Stamp { life: 1, version: 1 }, bytes };
+    let record = Record { stamp: Stamp { life: 1, version: 1 }, hand_overs: HandOvers::default(), bytes };
     let belongings = Belongings { key: durable::key(name), hash: KeyHash::of(name).bits(), record };
     keep(&plane.node("c1").shared, belongings).await.expect("kept");
     // The clock is the test's: it jumps to the next thing that happens.

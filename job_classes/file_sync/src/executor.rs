@@ -116,11 +116,19 @@ impl Limits {
 
     /// What limits a batch of a run. What the batch that came last says holds for all of its run: its controller may have been told otherwise since the ones before.
     fn of_batch(&mut self, run: RunId, limit: Option<u64>) -> Arc<RunShare> {
+        let share = self.of_run(run);
+        if self.own.is_none() {
+            share.set_limit(limit);
+        }
+        share
+    }
+
+    /// What limits a run, as it is.
+    fn of_run(&mut self, run: RunId) -> Arc<RunShare> {
         if let Some(own) = &self.own {
             return Arc::clone(own);
         }
         if let Some((_, known)) = self.runs.iter().find(|(known, _)| *known == run) {
-            known.set_limit(limit);
             return Arc::clone(known);
         }
         while self.runs.len() >= LIMITS_MAX
@@ -129,7 +137,6 @@ impl Limits {
             self.runs.remove(unused);
         }
         let share = RunShare::new(Some(Arc::new(Semaphore::new(self.transfers))));
-        share.set_limit(limit);
         self.runs.push_back((run, Arc::clone(&share)));
         share
     }
@@ -169,11 +176,17 @@ impl Executor {
 
     /// What a batch shares with the others of its run.
     pub(crate) fn share(&self, work: &Work) -> Arc<RunShare> {
-        lock(&self.inner.limits).of_batch(work.attempt().run, rate_in(work.config()).bytes_per_second())
+        let (run, mut limits) = (work.attempt().run, lock(&self.inner.limits));
+        match rate_in(work.config()) {
+            Ok(rate) => limits.of_batch(run, rate.bytes_per_second()),
+            // The batch is refused, and changes nothing for the others of its run.
+            Err(_) => limits.of_run(run),
+        }
     }
 
     /// The engine for the options of a batch. Places bound what happens at the same time, so within a piece one file follows the other.
     fn engine(&self, config: &Map<String, Value>) -> Result<Engine, String> {
+        rate_in(config).map_err(|error| error.to_string())?;
         let config = without_rate(config);
         let mut engines = lock(&self.inner.engines);
         if let Some(at) = engines.iter().position(|(known, _)| *known == config) {

@@ -198,3 +198,21 @@ async fn a_run_that_gets_a_limit_while_it_waits_for_places_of_others_takes_its_o
     bench.executor.share(&work).set_limit(Some(1 << 30));
     bench.ends(&work, task).await;
 }
+
+#[tokio::test]
+async fn a_batch_whose_limit_cannot_be_read_is_refused_and_changes_no_limit() {
+    let bench = Bench::new(2);
+    let share = bench.executor.share(&*bench.batch(1, 0, json!({ "BwLimit": "1Mi" })).await);
+    for limit in ["08:00,512k 19:00,off", "1M:2M"] {
+        let work = bench.batch(1, 2, json!({ "BwLimit": limit })).await;
+        bench.executor.execute(work.clone()).await;
+        let named = |failure: &Option<String>| failure.as_ref().is_some_and(|why| why.contains("BwLimit") && why.contains(limit));
+        assert!(failures(&work).len() == 2 && failures(&work).iter().all(named), "{:?}", failures(&work));
+    }
+    assert_eq!(share.bandwidth.limit(), Some(1 << 20));
+    assert_eq!(fs::read_dir(bench.directory.path().join("target")).expect("listed").filter(is_file).count(), 0);
+}
+
+fn is_file(entry: &std::io::Result<fs::DirEntry>) -> bool {
+    entry.as_ref().is_ok_and(|entry| entry.path().is_file())
+}

@@ -123,6 +123,8 @@ struct Host {
     mailbox: mpsc::Sender<Ask>,
     /// Tells this actor from others that had its key before.
     number: u64,
+    /// Whether it lives: until then nobody can say that it will.
+    has_started: bool,
 }
 
 /// The placed actors of a control node.
@@ -169,6 +171,15 @@ impl Placed {
             state.actors.remove(&belongings.key);
         }
         state.copies.pack(belongings);
+    }
+
+    /// An actor lives from now on.
+    fn started(&self, key: &PlacedKey, number: u64) {
+        let mut state = self.lock();
+        state.troubles.over(key);
+        if let Some(host) = state.actors.get_mut(key).filter(|host| host.number == number) {
+            host.has_started = true;
+        }
     }
 
     /// An actor has not started. Whether that is news to somebody who reads the log.
@@ -284,7 +295,7 @@ fn host(shared: &Arc<Shared>, key: &PlacedKey, hash: u64, cause: Cause) -> Resul
     state.next += 1;
     let number = state.next;
     let (mailbox, asks) = mpsc::channel(MAILBOX_MAX);
-    state.actors.insert(key.clone(), Host { hash, mailbox: mailbox.clone(), number });
+    state.actors.insert(key.clone(), Host { hash, mailbox: mailbox.clone(), number, has_started: false });
     drop(state);
     let birth = actor::Birth { shared: Arc::clone(shared), key: key.clone(), hash, number, kind, cause };
     tokio::spawn(actor::run(birth, asks));

@@ -1,5 +1,7 @@
 //! The runs of a cluster as an operator sees and steers them, with real processes: from any control node, whichever directs them.
 
+use std::time::{Duration, Instant};
+
 use rustix::process::Signal;
 use serde_json::Value;
 
@@ -10,6 +12,9 @@ use crate::support::{Ran, wait_for};
 
 /// A run that nobody has started.
 const UNKNOWN: &str = "zzzzzzzzzzzzzzzzzzzz";
+
+/// Some times as long as whoever directs a run waits for one answer of a worker, before it tells it anything else.
+const HEARD: Duration = Duration::from_secs(2);
 
 impl Stage {
     /// The runs, for one control node.
@@ -35,6 +40,19 @@ impl Stage {
         let copy = ["copy", &source, &destination, "--on", WORKERS, "--cluster-batch-files", "10"];
         assert_eq!(stats(&self.plane.at(at).script(&copy))["transfers"], FILES);
         assert_eq!(files_below(&self.room.path(name)), FILES);
+    }
+
+    /// Waits until no file comes any more, for longer than a worker with a batch takes to hear of a pause; how many there are then.
+    #[track_caller]
+    fn until_at_rest(&self) -> usize {
+        let (mut last, mut since) = (None, Instant::now());
+        wait_for("the run to rest", || {
+            let now = files_below(&self.room.path("destination"));
+            if last.replace(now) != Some(now) {
+                since = Instant::now();
+            }
+            (since.elapsed() >= HEARD).then_some(now)
+        })
     }
 }
 
@@ -83,9 +101,9 @@ fn a_run_that_is_paused_does_not_move_while_another_one_does_and_goes_on_when_it
     let host = stage.until_under_way();
     let elsewhere = without(&host)[0];
     assert_eq!(stage.steer(elsewhere, &["pause", RUN])["state"], "paused");
-    // What was begun ends meanwhile.
     stage.copy_beside("c1", "first");
-    let before = files_below(&stage.room.path("destination"));
+    // What was begun ends.
+    let before = stage.until_at_rest();
     assert!(before < FILES);
     stage.copy_beside("c1", "second");
     assert_eq!(files_below(&stage.room.path("destination")), before, "a run that rests has copied files");
@@ -178,6 +196,33 @@ fn a_control_node_that_hangs_is_named_and_holds_no_list_up() {
         assert!(waits, "{ran:?}");
         Some(())
     });
+}
+
+#[test]
+fn a_control_node_that_has_only_a_record_of_a_run_lists_it_and_starts_nothing() {
+    let mut stage = Stage::new();
+    let mut command = stage.start("60k");
+    stage.until_under_way();
+    stage.steer("c1", &["pause", RUN]);
+    command.signal(Signal::KILL);
+    wait_for("the command to end", || command.has_ended());
+    for name in NAMES {
+        stage.plane.kill(name);
+    }
+    // It sees none of the others, with which the run may live.
+    stage.plane.restart("c1");
+    let known = wait_for("the record to be known", || stage.listed("c1"));
+    for run in [known, stage.listed("c1").expect("it is known")] {
+        assert!(run["state"] == "waiting" && run["why"].as_str().is_some_and(|why| why.contains("has not gone on with it yet")), "{run}");
+    }
+    for name in ["c2", "c3"] {
+        stage.plane.restart(name);
+    }
+    wait_for("it to go on, and rest", || stage.listed("c2").filter(|run| run["state"] == "paused"));
+    stage.steer("c2", &["bwlimit", RUN, "off"]);
+    stage.steer("c3", &["resume", RUN]);
+    wait_for("it to end", || stage.listed("c1").filter(|run| run["state"] == "ended"));
+    stage.is_done_once();
 }
 
 #[test]

@@ -8,16 +8,20 @@
 //!
 //! `--transfers` is a number of places that all batches of a worker share. What has no place yet stays in its batch, where it can be given away to an idle worker.
 //! `--bwlimit` belongs to a run: its batches share one limit here, and runs that use the same worker do not share theirs. What waits for its limit would keep the places
-//! from the others, so a run with a limit has as many of its own.
+//! from the others, so a run with a limit has as many of its own, also for what it had begun before. What rests has no place.
+
+#[cfg(test)]
+mod tests;
 
 use std::collections::VecDeque;
+use std::pin::pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use futures_util::future::BoxFuture;
 use futures_util::stream::{FuturesUnordered, StreamExt as _};
 use serde_json::{Map, Value};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 
 use crate::attempt::RunId;
 use crate::engine::{Bandwidth, Cancel, Engine, EngineOptions, OperationError};
@@ -60,19 +64,39 @@ struct Inner {
 #[derive(Debug)]
 pub(crate) struct RunShare {
     bandwidth: Arc<Bandwidth>,
+    /// Whether there is a limit: what has begun without one hears of it here.
+    is_limited: watch::Sender<bool>,
     /// Used while the run has a limit; none if it is not that of the run.
     places: Option<Arc<Semaphore>>,
 }
 
 impl RunShare {
+    /// One without a limit.
+    fn new(places: Option<Arc<Semaphore>>) -> Arc<Self> {
+        Arc::new(Self { bandwidth: Arc::new(Bandwidth::new(None)), is_limited: watch::Sender::new(false), places })
+    }
+
     /// Changes the bytes per second; none is no limit.
     pub(crate) fn set_limit(&self, limit: Option<u64>) {
-        self.bandwidth.set_limit(limit);
+        // One after the other: what is heard of the limit is true of it.
+        self.is_limited.send_if_modified(|is_limited| {
+            self.bandwidth.set_limit(limit);
+            let before = std::mem::replace(is_limited, self.bandwidth.limit().is_some());
+            before != *is_limited
+        });
     }
 
     /// The places of the run, if it needs its own.
     fn places(&self) -> Option<&Arc<Semaphore>> {
-        self.places.as_ref().filter(|_| self.bandwidth.limit().is_some())
+        self.places.as_ref().filter(|_| *self.is_limited.borrow())
+    }
+
+    /// Resolves while the run needs places of its own.
+    async fn own_places(&self) -> &Arc<Semaphore> {
+        let Some(places) = &self.places else { return std::future::pending().await };
+        // The sender lives as long as `self`.
+        let _ = self.is_limited.subscribe().wait_for(|is_limited| *is_limited).await;
+        places
     }
 }
 
@@ -92,11 +116,19 @@ impl Limits {
 
     /// What limits a batch of a run. What the batch that came last says holds for all of its run: its controller may have been told otherwise since the ones before.
     fn of_batch(&mut self, run: RunId, limit: Option<u64>) -> Arc<RunShare> {
+        let share = self.of_run(run);
+        if self.own.is_none() {
+            share.set_limit(limit);
+        }
+        share
+    }
+
+    /// What limits a run, as it is.
+    fn of_run(&mut self, run: RunId) -> Arc<RunShare> {
         if let Some(own) = &self.own {
             return Arc::clone(own);
         }
         if let Some((_, known)) = self.runs.iter().find(|(known, _)| *known == run) {
-            known.set_limit(limit);
             return Arc::clone(known);
         }
         while self.runs.len() >= LIMITS_MAX
@@ -104,14 +136,13 @@ impl Limits {
         {
             self.runs.remove(unused);
         }
-        let places = Some(Arc::new(Semaphore::new(self.transfers)));
-        let share = Arc::new(RunShare { bandwidth: Arc::new(Bandwidth::new(limit)), places });
+        let share = RunShare::new(Some(Arc::new(Semaphore::new(self.transfers))));
         self.runs.push_back((run, Arc::clone(&share)));
         share
     }
 
     fn set_own(&mut self, limit: Option<u64>) {
-        self.own.get_or_insert_with(|| Arc::new(RunShare { bandwidth: Arc::new(Bandwidth::new(limit)), places: None })).set_limit(limit);
+        self.own.get_or_insert_with(|| RunShare::new(None)).set_limit(limit);
         // Batches that are under way keep theirs.
         self.runs.iter().for_each(|(_, known)| known.set_limit(limit));
     }
@@ -145,11 +176,17 @@ impl Executor {
 
     /// What a batch shares with the others of its run.
     pub(crate) fn share(&self, work: &Work) -> Arc<RunShare> {
-        lock(&self.inner.limits).of_batch(work.attempt().run, rate_in(work.config()).bytes_per_second())
+        let (run, mut limits) = (work.attempt().run, lock(&self.inner.limits));
+        match rate_in(work.config()) {
+            Ok(rate) => limits.of_batch(run, rate.bytes_per_second()),
+            // The batch is refused, and changes nothing for the others of its run.
+            Err(_) => limits.of_run(run),
+        }
     }
 
     /// The engine for the options of a batch. Places bound what happens at the same time, so within a piece one file follows the other.
     fn engine(&self, config: &Map<String, Value>) -> Result<Engine, String> {
+        rate_in(config).map_err(|error| error.to_string())?;
         let config = without_rate(config);
         let mut engines = lock(&self.inner.engines);
         if let Some(at) = engines.iter().position(|(known, _)| *known == config) {
@@ -203,6 +240,13 @@ impl Execute for Executor {
     }
 }
 
+/// Where a piece is carried out.
+struct Place {
+    /// Whether it is one of those that all runs share.
+    is_shared: bool,
+    permit: Option<OwnedSemaphorePermit>,
+}
+
 /// One batch under way.
 struct Carrying {
     executor: Executor,
@@ -241,11 +285,22 @@ impl Carrying {
         while running.next().await.is_some() {}
     }
 
-    async fn place(&self) -> OwnedSemaphorePermit {
-        let places = self.share.places().unwrap_or(&self.executor.inner.places);
-        let place = places.clone().acquire_owned().await.expect("the places are never closed");
-        self.work.gate().passed().await;
-        place
+    async fn place(&self) -> Place {
+        let (gate, share) = (self.work.gate(), &self.share);
+        loop {
+            gate.passed().await;
+            let own = share.places();
+            let places = own.unwrap_or(&self.executor.inner.places).clone();
+            let permit = tokio::select! {
+                biased;
+                _ = share.own_places(), if own.is_none() => continue,
+                permit = places.acquire_owned() => permit.expect("the places are never closed"),
+            };
+            // Otherwise it goes back: what rests would keep it from the others.
+            if !gate.is_closed() {
+                return Place { is_shared: own.is_none(), permit: Some(permit) };
+            }
+        }
     }
 
     /// Neighbours that are carried out one after the other: many while many wait, few at the end.
@@ -261,9 +316,18 @@ impl Carrying {
         piece
     }
 
-    async fn piece(&self, piece: Vec<Taken>, place: OwnedSemaphorePermit) {
+    async fn piece(&self, piece: Vec<Taken>, mut place: Place) {
         let operations: Arc<[Operation]> = piece.iter().map(|taken| taken.operation.clone()).collect();
-        let results = self.engine.execute_all(operations, &self.fence, &self.stats, &self.cancel).await;
+        let mut executing = pin!(self.engine.execute_all(operations, &self.fence, &self.stats, &self.cancel));
+        let results = tokio::select! {
+            biased;
+            results = &mut executing => results,
+            // From now on it waits for its limit. Without a free place of its own it goes on all the same.
+            own = self.share.own_places(), if place.is_shared => {
+                place.permit = own.clone().try_acquire_owned().ok();
+                executing.await
+            }
+        };
         drop(place);
         for (taken, result) in piece.into_iter().zip(results) {
             let failure = |error: OperationError| {
@@ -299,51 +363,4 @@ fn refuse(work: &Work, why: &str) {
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn run(number: u8) -> RunId {
-        RunId::from_random([number; 20])
-    }
-
-    #[test]
-    fn the_batches_of_a_run_share_its_limit_which_is_what_the_last_of_them_says() {
-        let mut limits = Limits::new(3);
-        let (first, other) = (limits.of_batch(run(1), Some(10)), limits.of_batch(run(2), None));
-        let second = limits.of_batch(run(1), Some(30));
-        assert!(Arc::ptr_eq(&first, &second) && !Arc::ptr_eq(&first, &other));
-        assert_eq!((first.bandwidth.limit(), other.bandwidth.limit()), (Some(30), None));
-        // Whoever has to wait for its limit takes no place from others.
-        assert_eq!((first.places().map(|places| places.available_permits()), other.places().is_some()), (Some(3), false));
-        first.set_limit(None);
-        assert!(second.places().is_none());
-    }
-
-    #[test]
-    fn the_limit_of_a_worker_holds_for_all_runs_together() {
-        let mut limits = Limits::new(3);
-        let before = limits.of_batch(run(1), Some(10));
-        limits.set_own(Some(5));
-        let (one, other) = (limits.of_batch(run(1), Some(10)), limits.of_batch(run(2), None));
-        assert!(Arc::ptr_eq(&one, &other) && one.places().is_none());
-        assert_eq!((before.bandwidth.limit(), one.bandwidth.limit()), (Some(5), Some(5)));
-        limits.set_own(None);
-        assert_eq!((one.bandwidth.limit(), limits.of_batch(run(1), Some(10)).bandwidth.limit()), (None, None), "no limit is one too");
-    }
-
-    #[test]
-    fn limits_of_runs_that_have_gone_are_dropped_and_others_are_kept() {
-        let mut limits = Limits::new(3);
-        let kept = limits.of_batch(run(1), Some(10));
-        for number in 2..=200 {
-            let name = std::array::from_fn(|at| if at == 0 { number / 32 } else { number % 32 });
-            limits.of_batch(RunId::from_random(name), None);
-        }
-        assert_eq!(limits.runs.len(), LIMITS_MAX);
-        assert!(Arc::ptr_eq(&kept, &limits.of_batch(run(1), Some(20))));
-        assert_eq!(kept.bandwidth.limit(), Some(20));
-    }
 }

@@ -26,7 +26,7 @@ pub(crate) struct QueueArgs {
     /// File of remotes.
     #[arg(long, env = "NKCLUSTER_REMOTES", value_name = "FILE")]
     remotes: Option<PathBuf>,
-    /// Only runs whose ids come behind this one; where there are many, the last one that was shown.
+    /// Only runs whose ids come behind this one; where there are more than are shown, a warning names it.
     #[arg(long, value_name = "RUN")]
     after: Option<RunId>,
     #[command(subcommand)]

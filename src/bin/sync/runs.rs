@@ -24,6 +24,8 @@ use crate::output::{self, Form, or_dash};
 const LOOK_TIMEOUT: Duration = Duration::from_millis(1500);
 /// Runs that are asked at the same time.
 const LOOKS_MAX: usize = 64;
+/// Comes behind the ids of all runs.
+const BEHIND_ALL: &str = "~";
 
 /// What can be said to a run, or asked of it.
 #[derive(Clone, Debug, Subcommand)]
@@ -109,7 +111,7 @@ fn warn(form: Form, mut document: Value, message: &str) {
     });
 }
 
-/// Asks every run how it is; whoever does not answer once is asked no more.
+/// Asks every run how it is; a control node that does not answer is asked no more.
 async fn look_at_all(cluster: &Cluster, found: Vec<PlacedInfo>, silent: &[NodeId]) -> Vec<Listed> {
     let (places, silent) = (Arc::new(Semaphore::new(LOOKS_MAX)), Arc::new(Mutex::new(silent.iter().cloned().collect::<BTreeSet<_>>())));
     let mut looks = JoinSet::new();
@@ -138,16 +140,31 @@ async fn look(cluster: &Cluster, info: PlacedInfo, silent: &Mutex<BTreeSet<NodeI
     if lock().contains(&node) {
         return Some(Listed { run, node, view: Err(unanswered) });
     }
+    if !info.is_alive {
+        // A message would start it, which is not for whoever only looks: it may live where nobody sees it now.
+        return Some(Listed { view: Err(format!("control node {node} has not gone on with it yet")), run, node });
+    }
     let view = match cluster.placed::<SyncRun>(&run, &RunMessage::Look { failures: false }, LOOK_TIMEOUT).await {
         Ok(RunReply::Seen(view)) => Ok(view),
         Ok(RunReply::Unknown | RunReply::Known(_)) => return None,
-        Err(error) if *error.code() == ErrorCode::Timeout => {
-            lock().insert(node.clone());
-            Err(unanswered)
-        }
+        Err(error) if *error.code() == ErrorCode::Timeout => match lock().contains(&node) || is_silent(cluster, &node).await {
+            true => {
+                lock().insert(node.clone());
+                Err(unanswered)
+            }
+            // It may wait for another one.
+            false => Err(format!("it did not answer in time, though control node {node}, which has it, does")),
+        },
         Err(error) => Err(error.message().to_owned()),
     };
     Some(Listed { run, node, view })
+}
+
+/// Whether a control node does not answer even a question that is about none of its runs.
+async fn is_silent(cluster: &Cluster, node: &NodeId) -> bool {
+    // Whoever is asked waits for the others as long as for one run.
+    let found = cluster.placed_keys::<SyncRun>(Some(BEHIND_ALL), 2 * LOOK_TIMEOUT).await;
+    found.map_or(true, |found| found.silent.contains(node))
 }
 
 /// Says it to the run, and tells how it is afterwards.

@@ -138,7 +138,7 @@ pub(super) async fn run(mut birth: Birth, mut asks: mpsc::Receiver<Ask>) {
     let (recording, mut wishes, keeping) = Recording::new();
     let Started { mut actor, life, hand_overs, is_resumed } = match start(&birth, cause, recording).await {
         Ok(Some(started)) => {
-            birth.shared.placed.lock().troubles.over(&birth.key);
+            birth.shared.placed.started(&birth.key, birth.number);
             started
         }
         Ok(None) => {

@@ -16,7 +16,8 @@ pub(in super::super) fn local_keys(shared: &Shared, search: PlacedSearch) -> Pla
     let view = shared.view();
     let state = shared.placed.lock();
     // One more than an answer may name, so that it is known whether there are more.
-    let hosted = of_kind(&state.actors, &kind, after.as_ref()).take(PLACED_KEYS_MAX + 1);
+    // One that has not started yet may wait for another node, or be nothing: of a durable kind its record is named.
+    let hosted = of_kind(&state.actors, &kind, after.as_ref()).filter(|(_, host)| host.has_started).take(PLACED_KEYS_MAX + 1);
     let hosted = hosted.map(|(key, _)| PlacedInfo { key: key.key.clone(), node: shared.id.clone(), is_alive: true, problem: None });
     let mut found = PlacedKeys { actors: hosted.collect(), ..PlacedKeys::default() };
     if is_durable {

@@ -11,9 +11,9 @@ const FILES: &str = "Files";
 /// What rclone calls the limit of bandwidth.
 const BANDWIDTH: &str = "BwLimit";
 
-/// The limit of bandwidth that a `_config` sets; one that cannot be read is none.
-pub(crate) fn rate_in(config: &Map<String, Value>) -> Rate {
-    config.get(BANDWIDTH).and_then(Rate::from_json).unwrap_or(Rate::UNLIMITED)
+/// The limit of bandwidth that a `_config` sets, if any.
+pub(crate) fn rate_in(config: &Map<String, Value>) -> Result<Rate, OptionsJsonError> {
+    config.get(BANDWIDTH).map_or(Ok(Rate::UNLIMITED), |value| Rate::from_json(value).ok_or_else(|| OptionsJsonError::of(BANDWIDTH, value)))
 }
 
 /// The same `_config` without its limit of bandwidth.
@@ -55,6 +55,12 @@ pub enum Audience {
 pub struct OptionsJsonError {
     name: String,
     value: String,
+}
+
+impl OptionsJsonError {
+    fn of(name: &str, value: &Value) -> Self {
+        Self { name: name.to_owned(), value: value.to_string().chars().take(100).collect() }
+    }
 }
 
 /// Each option once: where it is kept and what rclone calls it. Names that rclone does not know are ours; rclone passes over them.
@@ -154,8 +160,7 @@ fn written<T: Json + PartialEq>(value: &mut T, default: &T, name: &str, map: &mu
 /// Takes what it reads out of the map, so that what is left was not known.
 fn read<T: Json>(place: &mut T, _default: &T, name: &str, map: &mut Map<String, Value>) -> Result<(), OptionsJsonError> {
     if let Some(value) = map.remove(name) {
-        let unusable = || OptionsJsonError { name: name.to_owned(), value: value.to_string().chars().take(100).collect() };
-        *place = T::from_json(&value).ok_or_else(unusable)?;
+        *place = T::from_json(&value).ok_or_else(|| OptionsJsonError::of(name, &value))?;
     }
     Ok(())
 }

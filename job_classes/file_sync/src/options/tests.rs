@@ -117,7 +117,7 @@ fn what_differs_is_written_with_the_names_and_forms_of_rclone() {
 fn the_limit_of_bandwidth_is_found_and_changed_where_options_have_it() {
     let options = Options { checksum: true, bwlimit: "10M".parse().expect("a rate"), ..Options::default() };
     let OptionsJson { config, filter } = options.to_json(Audience::Worker);
-    assert_eq!(rate_in(&config), options.bwlimit);
+    assert_eq!(rate_in(&config), Ok(options.bwlimit));
     let unlimited = Options { bwlimit: Rate::UNLIMITED, ..options.clone() };
     assert_eq!(without_rate(&config), unlimited.to_json(Audience::Worker).config);
     for limit in [None, Some(1), Some(1023), Some(4 << 20), Some(u64::MAX >> 12)] {
@@ -125,9 +125,15 @@ fn the_limit_of_bandwidth_is_found_and_changed_where_options_have_it() {
         let json = OptionsJson { config: with_rate(&config, rate), filter: filter.clone() };
         let (read, unknown) = Options::from_json(&json).expect("options");
         assert_eq!((read, unknown), (Options { bwlimit: rate, ..options.clone() }, Vec::<String>::new()));
-        assert_eq!(rate_in(&json.config).bytes_per_second(), limit);
+        assert_eq!(rate_in(&json.config), Ok(rate));
     }
     assert_eq!(Rate::from_bytes_per_second(Some(0)), Rate::UNLIMITED);
+    // A plan for the day, or another one for each direction, is no single limit; whoever passes over it would have none.
+    for value in [json!("08:00,512k 19:00,off"), json!("1M:2M"), json!(5), Value::Null] {
+        let config = object(json!({ "BwLimit": value }));
+        let refused = Options::from_json(&OptionsJson { config: config.clone(), ..OptionsJson::default() });
+        assert_eq!(rate_in(&config).map_err(|error| error.to_string()).expect_err("refused"), refused.expect_err("refused").to_string());
+    }
 }
 
 #[test]

@@ -86,7 +86,7 @@ impl RunRecord {
     pub(super) fn limit(&self) -> Option<u64> {
         match self.rate {
             Some(rate) => rate.limit,
-            None => self.work.as_ref().and_then(|work| rate_in(&work.order.config).bytes_per_second()),
+            None => self.work.as_ref().and_then(|work| rate_in(&work.order.config).ok()?.bytes_per_second()),
         }
     }
 

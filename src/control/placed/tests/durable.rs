@@ -51,6 +51,9 @@ impl PlacedActor for Account {
             BROKEN_STARTS.fetch_add(1, Ordering::SeqCst);
             return Err(Error::new(ErrorCode::Internal, "it does not start, as asked"));
         }
+        if ctx.key.starts_with("stuck") {
+            std::future::pending::<()>().await;
+        }
         let Balance { lives, sum } = record.unwrap_or_default();
         Ok(Self { ctx, lives: lives + 1, sum: Arc::new(sum.into()), over: false })
     }

@@ -53,6 +53,25 @@ async fn what_a_node_hosts_that_does_not_answer_is_known_from_its_records_and_th
     }
 }
 
+#[tokio::test]
+async fn an_actor_that_is_still_being_started_does_not_count_as_alive() {
+    let plane = Plane::start(&ALL[..1]).await;
+    plane.see(&ALL[..1]);
+    let bytes = Payload::encode(&durable::Balance::default()).expect("encoded").into_bytes().into();
+    let record = Record { stamp: Stamp { life: 1, version: 1 }, bytes };
+    let belongings = Belongings { key: durable::key("stuck"), hash: KeyHash::of("stuck").bits(), record };
+    keep(&plane.node("c1").shared, belongings).await.expect("kept");
+    // Of the other one nobody knows whether it is anything.
+    for name in ["stuck", "stuck too"] {
+        let asked = plane.cluster("c1").placed::<Account>(name, &durable::Say::Add(1), Duration::from_millis(300)).await;
+        assert_eq!(asked.expect_err("it does not start").code(), &ErrorCode::Timeout);
+        assert!(plane.node("c1").shared.placed.lock().actors.contains_key(&durable::key(name)));
+    }
+    plane.say("c1", "other", durable::Say::Add(1)).await;
+    let found = plane.cluster("c1").placed_keys::<Account>(None, DEADLINE).await.expect("answered");
+    assert_eq!(named(&found.actors), [("other".to_owned(), id("c1"), true), ("stuck".to_owned(), id("c1"), false)]);
+}
+
 #[tokio::test(start_paused = true)]
 async fn an_actor_that_cannot_start_is_tried_less_and_less_often_and_at_once_under_another_view() {
     let plane = Plane::start(&ALL[..1]).await;

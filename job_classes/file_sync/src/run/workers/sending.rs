@@ -55,7 +55,8 @@ impl Sending {
         }
         lock(&self.held).insert(self.attempt, (self.node.clone(), task.clone()));
         self.control.does(self.node.as_str(), self.attempt.batch, StatsReport::default());
-        let (mut heard, mut rests, said) = (Instant::now(), false, rate_in(&self.batch.config).bytes_per_second());
+        let said = rate_in(&self.batch.config).ok().and_then(Rate::bytes_per_second);
+        let (mut heard, mut rests) = (Instant::now(), false);
         let mut limit = said;
         loop {
             let wanted = self.control.bandwidth().unwrap_or(said);

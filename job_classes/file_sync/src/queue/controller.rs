@@ -285,7 +285,9 @@ impl Controller {
         let marks: Vec<_> = survey.statuses.iter().map(|(worker, seen)| (worker, seen.marker)).collect();
         let held: Vec<_> = survey.processing.iter().collect();
         let marker = marker_of(&(marks, held, survey.done.len(), survey.logs.len(), self.counted.len()));
-        if self.batches.is_empty() {
+        // What somebody holds, or had, comes back by itself, however long that takes; meanwhile workers without work have nothing to say.
+        let waits = |batch: &InFlight| !matches!(batch.state, State::Held { .. } | State::Revoking | State::Revoked { .. });
+        if !self.batches.values().any(waits) {
             self.silence = Lease::new(self.options.no_worker_timeout);
         } else if self.silence.read(marker, now) {
             self.is_deserted = true;
@@ -563,3 +565,6 @@ impl InFlight {
         self.state = State::Counting { totals, result: BatchResult::Failed(failure) };
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -311,7 +311,8 @@ impl Controller {
             batch.state = State::Reading { named: named.clone() };
         }
         if let Some(worker) = survey.processing.get(&job) {
-            if batch.worker.as_ref() != Some(worker) {
+            // Where a batch is for one worker, that worker is known before it has the batch.
+            if batch.worker.as_ref() != Some(worker) || (self.is_addressed && batch.log == 0) {
                 self.notices.push(Notice::Claimed(job.clone(), worker.clone()));
             }
             batch.worker = Some(worker.clone());

@@ -168,7 +168,7 @@ impl Working {
             tokio::select! {
                 biased;
                 news = hears.recv() => match news {
-                    Some(News::Offered(job)) => self.members.handle_offered(job),
+                    Some(News::Offered(job)) => self.members.handle_offered(&job),
                     Some(News::Taken(job)) => self.members.handle_taken(&job),
                     Some(News::ToldToStop(worker)) => self.members.handle_told_to_stop(&worker),
                     Some(News::Over { elsewhere }) => break elsewhere,

@@ -5,6 +5,7 @@ mod crew;
 use std::collections::{BTreeMap, VecDeque};
 use std::fs;
 use std::path::Path;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -13,7 +14,7 @@ use nkcluster::config::{ClassList, Config};
 use nkcluster::job::{Classes, CommandContext, JobClass, RequestContext, Started, TaskClass, TaskContext, TypedCalls as _};
 use nkcluster::node::{Node, NodeHandle};
 use nkcluster::transport::MemoryNet;
-use nkcluster::types::{NodeId, NodeStatus};
+use nkcluster::types::{ClassName, NodeId, NodeStatus, TaskId};
 use nkcluster::{Error, ErrorCode};
 use nkcluster_file_sync::queue::Batch;
 use nkcluster_file_sync::{
@@ -39,6 +40,8 @@ enum Oddity {
     StartedBefore,
     /// It takes a batch, and then knows nothing of it, like one that was restarted.
     Forgets,
+    /// It begins to start what it is told to, and never comes to an end with that.
+    NeverStarts,
 }
 
 #[derive(Clone)]
@@ -46,11 +49,12 @@ struct Odd {
     oddity: Oddity,
     ends: Arc<Mutex<BTreeMap<Attempt, BatchEnd>>>,
     commands: Arc<Mutex<Vec<Command>>>,
+    starts: Arc<AtomicUsize>,
 }
 
 impl Odd {
     fn new(oddity: Oddity) -> Self {
-        Self { oddity, ends: Arc::default(), commands: Arc::default() }
+        Self { oddity, ends: Arc::default(), commands: Arc::default(), starts: Arc::default() }
     }
 
     /// Batches that it was given.
@@ -66,7 +70,7 @@ impl Odd {
                 let other = Operation::DeleteFile { fs: "/".to_owned(), remote: "etc".to_owned(), planned: None };
                 BatchEnd { done: count - 1, rest: vec![other], ..BatchEnd::default() }
             }
-            Oddity::Hangs | Oddity::Forgets => BatchEnd::default(),
+            Oddity::Hangs | Oddity::Forgets | Oddity::NeverStarts => BatchEnd::default(),
             Oddity::StartedBefore => {
                 operations.iter().for_each(copied);
                 BatchEnd { done: count, stats: StatsReport { transfers: count, ..StatsReport::default() }, ..BatchEnd::default() }
@@ -114,6 +118,10 @@ impl TaskClass for Odd {
     type Task = SyncTask;
 
     async fn task(&self, _: TaskContext<Self>, spec: Spec) -> nkcluster::Result<Started<Self>> {
+        self.starts.fetch_add(1, Ordering::Relaxed);
+        if self.oddity == Oddity::NeverStarts {
+            std::future::pending::<()>().await;
+        }
         let Spec::Batch { attempt, batch } = spec else { return Err(Error::new(ErrorCode::NotAllowed, "it takes nothing")) };
         let batch = Batch::from_json(&serde_json::to_vec(&batch).expect("encodes")).expect("a batch");
         let end = self.end_of(batch.inputs);
@@ -190,6 +198,12 @@ impl Room {
 
     async fn honest(&mut self) {
         self.worker("honest", Classes::new().with_tasks(FileSync::new(RemoteConfig::default(), 2))).await;
+    }
+
+    /// Tasks of a worker.
+    async fn tasks(&self, worker: &str) -> usize {
+        let (node, class) = (NodeId::new(worker).expect("an id"), ClassName::new(FileSync::NAME).expect("a name"));
+        self.cluster().tasks(&node, Some(class), PATIENCE).await.expect("it answers").len()
     }
 
     fn cluster(&self) -> Cluster {

@@ -127,6 +127,11 @@ impl Members {
         self.members.iter().filter(|(_, member)| member.was_started || member.at == At::Starting).map(|(node, _)| node)
     }
 
+    /// Nodes whose answer whether they have begun is awaited.
+    pub(super) fn starting(&self) -> impl Iterator<Item = &NodeId> {
+        self.members.iter().filter(|(_, member)| member.at == At::Starting).map(|(node, _)| node)
+    }
+
     /// Workers that did not begin, and why.
     pub(super) fn unused(&self) -> impl Iterator<Item = (&NodeId, &str)> {
         self.members.iter().filter_map(|(node, member)| Some((node, member.why.as_deref()?)))

@@ -50,4 +50,5 @@ pub use status::{STATUS_BYTES_MAX, StatusNote, WorkerStatus};
 pub(crate) use store::memory;
 pub use store::{Content as StoredContent, Honours, LISTED_MAX, Listed, LocalStore, ObjectStore, QueueStore, SharedStore, StoreError};
 pub use work::{Execute, Taken, Work};
+pub(crate) use worker::quit_path;
 pub use worker::{Waits, WorkerEnd, WorkerEvent, WorkerHandle, WorkerListener, WorkerOptions, run_worker};

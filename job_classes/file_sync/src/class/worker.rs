@@ -46,7 +46,14 @@ pub(crate) const NO_QUEUE: &str = "no_queue";
 const QUEUE_FAILS: &str = "queue_fails";
 
 /// The queues of a process, by the run for whose sake it works for them.
-pub(super) type Queues = Arc<Mutex<BTreeMap<RunId, WorkTask>>>;
+pub(super) type Queues = Arc<Mutex<BTreeMap<RunId, InQueue>>>;
+
+/// A worker, and where its queue is, as it was told.
+#[derive(Debug)]
+pub(super) struct InQueue {
+    cluster: String,
+    task: WorkTask,
+}
 
 /// What has happened in the worker of a queue.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -120,35 +127,47 @@ impl FileSync {
         };
         let id = worker_id(node, run).ok_or_else(|| unusable("its name makes no name of a file".to_owned()))?;
         let mut queues = lock(&self.queues);
-        if queues.contains_key(&run) {
+        if let Some(other) = queues.get(&run) {
+            if other.cluster != cluster {
+                let other = without_secrets(&other.cluster);
+                return Err(Error::new(ErrorCode::Busy, format!("worker {node} works for a run {run} in another queue, {other}")));
+            }
             return Err(Error::new(ErrorCode::AlreadyStarted, format!("worker {node} works for the run {run} already")));
         }
         if queues.len() >= QUEUES_MAX {
             return Err(Error::new(ErrorCode::Busy, format!("worker {node} works for {QUEUES_MAX} queues already, the most it may")));
         }
         let (task, worker) = WorkTask::begin(store.clone(), Arc::new(self.executor.clone()), id);
-        queues.insert(run, task.clone());
+        queues.insert(run, InQueue { cluster: cluster.to_owned(), task: task.clone() });
         drop(queues);
         let (left, serving) = (Left { queues: self.queues.clone(), run, task: task.clone() }, task.clone());
-        let future = async move {
-            // Also if the task is killed, before it has begun even.
+        // The worker of a task that is killed gives back what it has. Until it has ended it is found, and no other begins under its name.
+        let serving = tokio::spawn(async move {
             let _left = left;
             let end = serving.serve(&store, run, worker).await;
             tracing::info!(%run, %end, "the worker of a queue has ended");
-            Ok(())
+        });
+        let stops = StopOnDrop(task.clone());
+        let future = async move {
+            // Also if the task is killed, before it has begun even.
+            let _stops = stops;
+            match serving.await {
+                Err(error) if error.is_panic() => std::panic::resume_unwind(error.into_panic()),
+                _ => Ok(()),
+            }
         };
         Ok(Started::future(SyncTask::Work(task), future))
     }
 
     pub(super) async fn watch(&self, run: RunId, seen: u64, longest: Duration) -> Reply {
-        let Some(task) = lock(&self.queues).get(&run).cloned() else { return Reply::Unknown };
+        let Some(task) = lock(&self.queues).get(&run).map(|known| known.task.clone()) else { return Reply::Unknown };
         task.hear();
         let mut log = task.log.subscribe();
         // Whoever asks with what another life of the worker has told hears at once.
         let waited = tokio::time::timeout(longest, log.wait_for(|happened| happened.count != seen)).await;
         drop(waited);
         // It may have ended meanwhile.
-        match lock(&self.queues).get(&run).is_some_and(|now| Arc::ptr_eq(&now.log, &task.log)) {
+        match lock(&self.queues).get(&run).is_some_and(|now| Arc::ptr_eq(&now.task.log, &task.log)) {
             true => Reply::Working(task.log.borrow().since(seen)),
             false => Reply::Unknown,
         }
@@ -257,7 +276,17 @@ impl Happened {
     }
 }
 
-/// When the task is over, nobody finds its worker any more.
+/// The worker of a task that is killed ends.
+#[derive(Debug)]
+struct StopOnDrop(WorkTask);
+
+impl Drop for StopOnDrop {
+    fn drop(&mut self) {
+        self.0.stop();
+    }
+}
+
+/// When a worker has ended, nobody finds it any more.
 #[derive(Debug)]
 struct Left {
     queues: Queues,
@@ -267,8 +296,6 @@ struct Left {
 
 impl Drop for Left {
     fn drop(&mut self) {
-        // The worker of a task that was killed gives back what it has.
-        self.task.stop();
         lock(&self.queues).remove(&self.run);
         // Whoever watches it learns that it is over.
         self.task.log.send_modify(|happened| happened.count += 1);

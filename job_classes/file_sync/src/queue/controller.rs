@@ -285,7 +285,9 @@ impl Controller {
         let marks: Vec<_> = survey.statuses.iter().map(|(worker, seen)| (worker, seen.marker)).collect();
         let held: Vec<_> = survey.processing.iter().collect();
         let marker = marker_of(&(marks, held, survey.done.len(), survey.logs.len(), self.counted.len()));
-        if self.batches.is_empty() {
+        // What somebody holds, or had, comes back by itself, however long that takes; meanwhile workers without work have nothing to say.
+        let waits = |batch: &InFlight| !matches!(batch.state, State::Held { .. } | State::Revoking | State::Revoked { .. });
+        if !self.batches.values().any(waits) {
             self.silence = Lease::new(self.options.no_worker_timeout);
         } else if self.silence.read(marker, now) {
             self.is_deserted = true;
@@ -309,7 +311,8 @@ impl Controller {
             batch.state = State::Reading { named: named.clone() };
         }
         if let Some(worker) = survey.processing.get(&job) {
-            if batch.worker.as_ref() != Some(worker) {
+            // Where a batch is for one worker, that worker is known before it has the batch.
+            if batch.worker.as_ref() != Some(worker) || (self.is_addressed && batch.log == 0) {
                 self.notices.push(Notice::Claimed(job.clone(), worker.clone()));
             }
             batch.worker = Some(worker.clone());
@@ -563,3 +566,6 @@ impl InFlight {
         self.state = State::Counting { totals, result: BatchResult::Failed(failure) };
     }
 }
+
+#[cfg(test)]
+mod tests;

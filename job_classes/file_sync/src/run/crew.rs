@@ -12,12 +12,14 @@
 
 mod members;
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use futures_util::StreamExt as _;
 use nkcluster::cluster::{CallOptions, Cluster, NodesReply, Retry};
 use nkcluster::job::{JobClass as _, TypedCalls as _};
-use nkcluster::types::{NodeId, NodeStatus, Selector, TaskId};
+use nkcluster::types::{ClassName, NodeId, NodeStatus, Selector, TaskId};
+use nkcluster::{Error, ErrorCode};
 use tokio::sync::{Notify, Semaphore, mpsc};
 use tokio::task::{JoinHandle, JoinSet};
 use tokio::time::{Duration, Instant};
@@ -27,7 +29,7 @@ use super::tries::Told;
 use super::workers::{ABANDON_TIMEOUT, CALL_TIMEOUT};
 use crate::attempt::RunId;
 use crate::class::{Command, FileSync, Reply, Request, Spec, worker_id};
-use crate::queue::{JobName, SharedStore, WorkerId, WorkerStatus};
+use crate::queue::{JobName, SharedStore, WorkerId, WorkerStatus, quit_path};
 
 /// How often the cluster is asked who is there.
 const NODES_PAUSE: Duration = Duration::from_secs(2);
@@ -168,7 +170,7 @@ impl Working {
             tokio::select! {
                 biased;
                 news = hears.recv() => match news {
-                    Some(News::Offered(job)) => self.members.handle_offered(job),
+                    Some(News::Offered(job)) => self.members.handle_offered(&job),
                     Some(News::Taken(job)) => self.members.handle_taken(&job),
                     Some(News::ToldToStop(worker)) => self.members.handle_told_to_stop(&worker),
                     Some(News::Over { elsewhere }) => break elsewhere,
@@ -226,7 +228,9 @@ impl Working {
                 let spec = Spec::Work { cluster: self.remote.clone(), run };
                 let options = CallOptions { task_id: Some(task), retry: Retry::UntilDeadline, ..CallOptions::timeout(CALL_TIMEOUT) };
                 drop(self.calls.spawn(async move {
-                    let _place = telling.acquire().await;
+                    let Ok(_place) = telling.acquire().await else {
+                        return Answer::Started(node, Err(Error::new(ErrorCode::Busy, "the run is over")));
+                    };
                     let started = cluster.start::<FileSync>(&node, &spec, options).await.map(drop);
                     Answer::Started(node, started)
                 }));
@@ -242,7 +246,7 @@ impl Working {
                 }));
             }
             Action::Look(node) => drop(self.calls.spawn(async move {
-                let _place = telling.acquire().await;
+                let Ok(_place) = telling.acquire().await else { return Answer::Looked(node) };
                 // One that is lost is made up for by the next, or by the look of a worker that nobody tells to.
                 let _ = cluster.tell::<FileSync>(&node, &task, &Command::Look, CallOptions::timeout(CALL_TIMEOUT)).await;
                 Answer::Looked(node)
@@ -254,23 +258,30 @@ impl Working {
 
     /// Ends the tasks, and removes what those have left in the queue that were lost.
     async fn end(&mut self) {
-        // What was to be started may have been.
-        self.calls.shutdown().await;
-        let this = &*self;
         let deadline = Instant::now() + END_TIMEOUT;
-        let nodes: Vec<NodeId> = self.members.employed().cloned().collect();
-        let ends = nodes.into_iter().map(|node| async move {
-            let ended = tokio::time::timeout_at(deadline, async {
-                if !this.end_of(&node).await {
-                    this.forget(&node).await;
+        // What waits for its turn is not sent any more.
+        self.telling.close();
+        let mut calls = std::mem::take(&mut self.calls);
+        let this = &*self;
+        let starting: BTreeSet<&NodeId> = this.members.starting().collect();
+        let started = async {
+            let mut open = starting.clone();
+            while !open.is_empty()
+                && let Some(answer) = calls.join_next().await
+            {
+                if let Ok(Answer::Started(node, _)) = answer {
+                    open.remove(&node);
                 }
-            });
-            ended.await.is_err().then_some(node)
-        });
-        let late: Vec<NodeId> =
-            futures_util::stream::iter(ends).buffer_unordered(TOLD_AT_ONCE).filter_map(std::future::ready).collect().await;
+            }
+        };
+        let (mut late, _) =
+            futures_util::join!(this.end_all(this.members.employed(), deadline), tokio::time::timeout_at(deadline, started));
+        // A start that was on its way may have arrived behind the word to end.
+        late.append(&mut this.end_all(starting.into_iter(), deadline).await);
+        let gone = this.members.employed().filter(|node| !late.contains(node));
+        let _ = tokio::time::timeout(END_TIMEOUT, this.forget(gone)).await;
         if !late.is_empty() {
-            let some: Vec<_> = late.iter().take(SOME_MAX).map(NodeId::as_str).collect();
+            let some: Vec<_> = late.iter().take(SOME_MAX).map(|node| node.as_str()).collect();
             let what = format!(
                 "{} workers still finish what they have begun, and give back the rest; some of them: {}",
                 late.len(),
@@ -280,29 +291,62 @@ impl Working {
         }
     }
 
-    /// Whether the task of a node has ended; not if the node cannot be reached.
-    async fn end_of(&self, node: &NodeId) -> bool {
-        let Some(task) = &self.task else { return false };
-        // It may have ended already, which the next answer tells.
-        let _ = self.crew.cluster.tell::<FileSync>(node, task, &Command::Cancel, CallOptions::timeout(ABANDON_TIMEOUT)).await;
-        let mut seen = 0;
+    /// Ends the tasks of these nodes; returns those that take longer.
+    async fn end_all<'a>(&self, nodes: impl Iterator<Item = &'a NodeId>, deadline: Instant) -> BTreeSet<&'a NodeId> {
+        let ends = nodes.map(|node| async move { tokio::time::timeout_at(deadline, self.end_of(node)).await.is_err().then_some(node) });
+        let ends = futures_util::stream::iter(ends.collect::<Vec<_>>());
+        ends.buffer_unordered(TOLD_AT_ONCE).filter_map(std::future::ready).collect().await
+    }
+
+    /// Resolves when the task of a node has ended, or the node cannot be reached.
+    async fn end_of(&self, node: &NodeId) {
+        let (mut seen, mut is_told) = (0, false);
         loop {
+            is_told = is_told || self.is_told_to_end(node).await;
             let request = Request::Watch { run: self.run, seen, millis: WATCH_END.as_millis() as u64 };
             match self.crew.cluster.ask::<FileSync>(node, &request, CallOptions::timeout(WATCH_END + ABANDON_TIMEOUT)).await {
                 Ok(Reply::Working(report)) => seen = report.seen,
-                Ok(_) => return true,
-                Err(_) => return false,
+                Ok(_) if is_told => return,
+                // It may just be starting.
+                Ok(_) => tokio::time::sleep(WATCH_END).await,
+                Err(_) => return,
             }
         }
     }
 
-    /// A worker that was lost leaves its status, and that it wants work.
-    async fn forget(&self, node: &NodeId) {
-        let Some(worker) = worker_id(node, self.run) else { return };
-        for path in [WorkerStatus::path(&worker), format!("queue/wanted/{worker}")] {
-            if let Err(error) = self.store.delete(&path).await {
-                tracing::debug!(%error, "what a lost worker has left stays");
+    /// Whether a node knows that its task is to end.
+    async fn is_told_to_end(&self, node: &NodeId) -> bool {
+        let (Some(task), Ok(class)) = (&self.task, ClassName::new(FileSync::NAME)) else { return true };
+        let cluster = &self.crew.cluster;
+        let is_missing = |error: &Error| *error.code() == ErrorCode::TaskNotFound;
+        match cluster.tell::<FileSync>(node, task, &Command::Cancel, CallOptions::timeout(ABANDON_TIMEOUT)).await {
+            Ok(_) => true,
+            // It has ended, or is being started, and then no command reaches it.
+            Err(error) if is_missing(&error) => {
+                cluster.stop_task(node, &class, task, ABANDON_TIMEOUT).await.map_or_else(|error| is_missing(&error), |()| true)
             }
+            Err(_) => false,
+        }
+    }
+
+    /// Workers that were lost leave their status, that they want work, and that they were told to stop.
+    async fn forget(&self, nodes: impl Iterator<Item = &NodeId>) {
+        let workers = nodes.filter_map(|node| worker_id(node, self.run));
+        let files: BTreeSet<String> =
+            workers.flat_map(|worker| [WorkerStatus::path(&worker), format!("queue/wanted/{worker}"), quit_path(&worker)]).collect();
+        // Few have left something, if any.
+        for directory in ["queue/status", "queue/wanted", "queue/pending"] {
+            let listed = self.store.list(directory).await.unwrap_or_else(|error| {
+                tracing::debug!(%error, "what lost workers have left stays");
+                Vec::new()
+            });
+            let left = listed.into_iter().map(|file| format!("{directory}/{}", file.name)).filter(|path| files.contains(path));
+            let deletes = futures_util::stream::iter(left).for_each_concurrent(TOLD_AT_ONCE, |path| async move {
+                if let Err(error) = self.store.delete(&path).await {
+                    tracing::debug!(%error, "what a lost worker has left stays");
+                }
+            });
+            deletes.await;
         }
     }
 }

@@ -126,6 +126,66 @@ async fn a_run_whose_only_workers_refuse_ends_with_their_reason() {
 }
 
 #[tokio::test]
+async fn a_run_that_ends_while_a_worker_still_starts_leaves_nothing_of_it() {
+    let mut room = Room::new().await;
+    let odd = room.odd(Oddity::NeverStarts).await;
+    // As an earlier life of it may have left them.
+    let names =
+        [format!("status/odd.{}.json", run_id()), format!("wanted/odd.{}", run_id()), format!("pending/QUIT-odd.{}.json", run_id())];
+    for name in names {
+        let path = room.dir.path().join("work/queue").join(name);
+        fs::create_dir_all(path.parent().expect("a parent")).expect("made");
+        fs::write(path, "{}").expect("written");
+    }
+    let control = Control::default();
+    let cancel = async {
+        let deadline = tokio::time::Instant::now() + PATIENCE;
+        while odd.starts.load(Ordering::Relaxed) == 0 {
+            assert!(tokio::time::Instant::now() < deadline, "it is not started");
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        control.cancel();
+    };
+    let ((summary, told), ()) = tokio::join!(room.queue_with(RunStart::New, options(), &control), cancel);
+    assert_eq!(summary.end, End::Cancelled, "{summary:?} {told:?}");
+    assert_eq!(room.tasks("odd").await, 0);
+    let left: Vec<_> = left(&room).into_iter().filter(|path| path.contains("odd.")).collect();
+    assert!(left.is_empty(), "{left:?}");
+}
+
+#[tokio::test]
+async fn a_worker_whose_task_is_killed_is_known_until_it_has_ended() {
+    let mut room = Room::new().await;
+    room.honest().await;
+    let (cluster, worker) = (room.cluster(), NodeId::new("honest").expect("an id"));
+    let queue = room.dir.path().join("elsewhere");
+    begin_run(&queue);
+    let spec = Spec::Work { cluster: queue.to_str().expect("text").to_owned(), run: run_id() };
+    let id = TaskId::new("kept").expect("an id");
+    let options = CallOptions { task_id: Some(id.clone()), ..CallOptions::timeout(PATIENCE) };
+    cluster.start::<FileSync>(&worker, &spec, options).await.expect("it begins");
+    let wanted = queue.join(format!("queue/wanted/honest.{}", run_id()));
+    let deadline = tokio::time::Instant::now() + PATIENCE;
+    while !wanted.exists() {
+        assert!(tokio::time::Instant::now() < deadline, "it does not look");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    cluster.stop_task(&worker, &ClassName::new(FileSync::NAME).expect("a name"), &id, PATIENCE).await.expect("it is stopped");
+    let watch = Request::Watch { run: run_id(), seen: 0, millis: 10 };
+    while cluster.ask::<FileSync>(&worker, &watch, CallOptions::timeout(PATIENCE)).await.expect("it answers") != Reply::Unknown {
+        assert!(tokio::time::Instant::now() < deadline, "it does not end");
+    }
+    assert!(!wanted.exists(), "it is still there");
+}
+
+/// As if a controller had begun the run in a queue.
+fn begin_run(queue: &Path) {
+    let controller = queue.join(format!("run/{}/controller.000000", run_id()));
+    fs::create_dir_all(controller.parent().expect("a parent")).expect("made");
+    fs::write(&controller, "{}").expect("written");
+}
+
+#[tokio::test]
 async fn a_worker_takes_a_run_once_and_only_where_it_is_under_way() {
     let mut room = Room::new().await;
     room.honest().await;
@@ -139,11 +199,13 @@ async fn a_worker_takes_a_run_once_and_only_where_it_is_under_way() {
     assert!(error.code().name() == "no_such_run" && error.message().contains("same storage"), "{error:?}");
     assert!(!elsewhere.exists(), "it has made what it was to find");
     assert_eq!(start("nowhere:work").await.expect_err("no remote").code().name(), "no_queue");
-    // As if a controller had begun it.
-    let controller = elsewhere.join(format!("run/{}/controller.000000", run_id()));
-    fs::create_dir_all(controller.parent().expect("a parent")).expect("made");
-    fs::write(&controller, "{}").expect("written");
+    begin_run(&elsewhere);
     start(elsewhere.to_str().expect("text")).await.expect("it begins");
     let twice = start(elsewhere.to_str().expect("text")).await.expect_err("it has begun");
     assert_eq!(twice.code(), &ErrorCode::AlreadyStarted);
+    // Another run of that id is another run.
+    let other = room.dir.path().join("other");
+    begin_run(&other);
+    let other = start(other.to_str().expect("text")).await.expect_err("it works elsewhere");
+    assert!(other.code() == &ErrorCode::Busy && other.message().contains("another queue"), "{other:?}");
 }

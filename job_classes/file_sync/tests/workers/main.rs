@@ -5,7 +5,7 @@ mod crew;
 use std::collections::{BTreeMap, VecDeque};
 use std::fs;
 use std::path::Path;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -14,7 +14,7 @@ use nkcluster::config::{ClassList, Config};
 use nkcluster::job::{Classes, CommandContext, JobClass, RequestContext, Started, TaskClass, TaskContext, TypedCalls as _};
 use nkcluster::node::{Node, NodeHandle};
 use nkcluster::transport::MemoryNet;
-use nkcluster::types::{NodeId, NodeStatus};
+use nkcluster::types::{ClassName, NodeId, NodeStatus, TaskId};
 use nkcluster::{Error, ErrorCode};
 use nkcluster_file_sync::queue::Batch;
 use nkcluster_file_sync::{
@@ -40,6 +40,8 @@ enum Oddity {
     StartedBefore,
     /// It takes a batch, and then knows nothing of it, like one that was restarted.
     Forgets,
+    /// It begins to start what it is told to, and never comes to an end with that.
+    NeverStarts,
 }
 
 #[derive(Clone)]
@@ -51,11 +53,19 @@ struct Odd {
     limits: Arc<Mutex<Vec<Option<String>>>>,
     /// Whether it ends its batches all the same.
     lets_go: Arc<AtomicBool>,
+    starts: Arc<AtomicUsize>,
 }
 
 impl Odd {
     fn new(oddity: Oddity) -> Self {
-        Self { oddity, ends: Arc::default(), commands: Arc::default(), limits: Arc::default(), lets_go: Arc::default() }
+        Self {
+            oddity,
+            ends: Arc::default(),
+            commands: Arc::default(),
+            limits: Arc::default(),
+            lets_go: Arc::default(),
+            starts: Arc::default(),
+        }
     }
 
     /// Batches that it was given.
@@ -81,7 +91,7 @@ impl Odd {
                 BatchEnd { done: count - 1, rest: vec![other], ..BatchEnd::default() }
             }
             Oddity::Hangs => BatchEnd { rest: operations, ..BatchEnd::default() },
-            Oddity::Forgets => BatchEnd::default(),
+            Oddity::Forgets | Oddity::NeverStarts => BatchEnd::default(),
             Oddity::StartedBefore => {
                 operations.iter().for_each(copied);
                 BatchEnd { done: count, stats: StatsReport { transfers: count, ..StatsReport::default() }, ..BatchEnd::default() }
@@ -129,6 +139,10 @@ impl TaskClass for Odd {
     type Task = SyncTask;
 
     async fn task(&self, _: TaskContext<Self>, spec: Spec) -> nkcluster::Result<Started<Self>> {
+        self.starts.fetch_add(1, Ordering::Relaxed);
+        if self.oddity == Oddity::NeverStarts {
+            std::future::pending::<()>().await;
+        }
         let Spec::Batch { attempt, batch } = spec else { return Err(Error::new(ErrorCode::NotAllowed, "it takes nothing")) };
         let batch = Batch::from_json(&serde_json::to_vec(&batch).expect("encodes")).expect("a batch");
         let limit = batch.config.get("BwLimit").and_then(|limit| limit.as_str().map(str::to_owned));
@@ -207,6 +221,12 @@ impl Room {
 
     async fn honest(&mut self) {
         self.worker("honest", Classes::new().with_tasks(FileSync::new(RemoteConfig::default(), 2))).await;
+    }
+
+    /// Tasks of a worker.
+    async fn tasks(&self, worker: &str) -> usize {
+        let (node, class) = (NodeId::new(worker).expect("an id"), ClassName::new(FileSync::NAME).expect("a name"));
+        self.cluster().tasks(&node, Some(class), PATIENCE).await.expect("it answers").len()
     }
 
     fn cluster(&self) -> Cluster {

@@ -1,10 +1,10 @@
 //! What is known of each worker of a crew, and whom it is worth to tell that there is work.
 //!
 //! ```text
-//!   away ──start──► starting ──► working ──watch──► working
-//!    ▲ ▲               │            │
-//!    │ └───refused─────┘            │ unknown, or silent
-//!    └──────────────────────────────┘
+//!   away ──start──► starting ───────────────────► working ──watch──► working
+//!    ▲ ▲               │ └─started before─► found ──▲ │
+//!    │ └───refused─────┘                     │        │ unknown, or silent
+//!    └───────────────────────────────────────┴────────┘
 //! ```
 //!
 //! A worker that has work looks for more by itself. So only those without any are told, each time as many as there are batches that nobody has taken, those first who
@@ -16,7 +16,7 @@ use nkcluster::types::NodeId;
 use nkcluster::{Error, ErrorCode};
 use tokio::time::{Duration, Instant};
 
-use crate::attempt::RunId;
+use crate::attempt::{Attempt, RunId};
 use crate::class::{NO_QUEUE, NO_RUN, Reply, WorkReport, worker_id};
 use crate::queue::{JobName, WorkerId};
 
@@ -25,6 +25,8 @@ const SILENCE: Duration = Duration::from_secs(15);
 /// Pause before a worker is started again, and before one that did not answer is asked again.
 const START_PAUSE: Duration = Duration::from_secs(1);
 const ASK_PAUSE: Duration = Duration::from_millis(500);
+/// Said where nothing was heard yet, it is answered at once and with all that is still known.
+const EVERYTHING: u64 = u64::MAX;
 /// Times that a worker may see no such run before it is left out: a network file system may show late what is new.
 const NO_RUN_MAX: u32 = 3;
 
@@ -48,6 +50,8 @@ enum At {
     #[default]
     Away,
     Starting,
+    /// It was started before, by an earlier controller of the run or an earlier call of ours, and has not told yet that it has begun.
+    Found,
     Working,
 }
 
@@ -86,8 +90,8 @@ impl Member {
 pub(super) struct Members {
     run: RunId,
     members: BTreeMap<NodeId, Member>,
-    /// Batches that were offered, and nobody is known to have.
-    open: BTreeSet<JobName>,
+    /// Batches that were offered and nobody is known to have, and at which attempt.
+    open: BTreeMap<u64, u32>,
     /// Workers that are to be told, as soon as there are any without work.
     due: usize,
     tellings: u64,
@@ -104,7 +108,7 @@ pub(super) fn node_of(worker: &WorkerId, run: RunId) -> Option<String> {
 
 impl Members {
     pub(super) fn new(run: RunId) -> Self {
-        Self { run, members: BTreeMap::new(), open: BTreeSet::new(), due: 0, tellings: 0, is_over: false, actions: Vec::new() }
+        Self { run, members: BTreeMap::new(), open: BTreeMap::new(), due: 0, tellings: 0, is_over: false, actions: Vec::new() }
     }
 
     /// What is to be done now.
@@ -121,6 +125,11 @@ impl Members {
     /// Nodes that may have a task.
     pub(super) fn employed(&self) -> impl Iterator<Item = &NodeId> {
         self.members.iter().filter(|(_, member)| member.was_started || member.at == At::Starting).map(|(node, _)| node)
+    }
+
+    /// Nodes whose answer whether they have begun is awaited.
+    pub(super) fn starting(&self) -> impl Iterator<Item = &NodeId> {
+        self.members.iter().filter(|(_, member)| member.at == At::Starting).map(|(node, _)| node)
     }
 
     /// Workers that did not begin, and why.
@@ -155,22 +164,26 @@ impl Members {
     /// The task of a node was started, or was not.
     pub(super) fn handle_started(&mut self, node: &NodeId, started: Result<(), Error>, now: Instant) {
         let Some(member) = self.members.get_mut(node) else { return };
-        let is_resumed = match &started {
-            Ok(()) => Ok(false),
-            // An earlier controller of the run has started it, or an earlier call of ours.
-            Err(error) if *error.code() == ErrorCode::AlreadyStarted => Ok(true),
-            Err(error) => Err(error),
-        };
-        match is_resumed {
-            Ok(is_resumed) => {
+        match started {
+            Ok(()) => {
                 *member =
                     Member { at: At::Working, is_there: true, was_started: true, heard: Some(now), told: member.told, ..Member::default() };
                 self.actions.push(Action::Tell(format!("worker {node} takes part")));
                 self.actions.push(Action::Watch { node: node.clone(), seen: 0, pause: Duration::ZERO });
-                // A new one looks by itself.
-                if is_resumed {
-                    self.actions.push(Action::Look(node.clone()));
-                }
+            }
+            Err(error) if *error.code() == ErrorCode::AlreadyStarted => {
+                let why = member.why.take();
+                *member = Member {
+                    at: At::Found,
+                    is_there: true,
+                    was_started: true,
+                    why,
+                    heard: Some(now),
+                    seen: EVERYTHING,
+                    told: member.told,
+                    ..Member::default()
+                };
+                self.actions.push(Action::Watch { node: node.clone(), seen: EVERYTHING, pause: Duration::ZERO });
             }
             Err(error) => {
                 // Nobody knows whether one was started whose answer was lost.
@@ -178,7 +191,7 @@ impl Members {
                 member.at = At::Away;
                 member.no_run += u32::from(error.code().name() == NO_RUN);
                 member.why = Some(error.message().to_owned());
-                if is_final(error) || member.no_run >= NO_RUN_MAX {
+                if is_final(&error) || member.no_run >= NO_RUN_MAX {
                     member.is_refused = true;
                     self.actions.push(Action::Tell(format!("worker {node} is not used: {}", error.message())));
                 } else {
@@ -191,16 +204,17 @@ impl Members {
 
     /// What happens at a worker.
     pub(super) fn handle_watched(&mut self, node: &NodeId, watched: Result<Reply, Error>, now: Instant) {
-        let Some(member) = self.members.get_mut(node).filter(|member| member.at == At::Working) else { return };
+        let Some(member) = self.members.get_mut(node).filter(|member| matches!(member.at, At::Found | At::Working)) else { return };
         match watched {
             Ok(Reply::Working(report)) => self.hear(node, report, now),
             Err(_) if member.heard.is_some_and(|heard| now.saturating_duration_since(heard) < SILENCE) => {
                 self.actions.push(Action::Watch { node: node.clone(), seen: member.seen, pause: ASK_PAUSE });
             }
             lost => {
+                let has_begun = member.at == At::Working;
                 member.at = At::Away;
                 member.rests_until = Some(now + START_PAUSE);
-                if !self.is_over {
+                if has_begun && !self.is_over {
                     let why = lost.map_or_else(|error| error.message().to_owned(), |_| "it has ended, or was restarted".to_owned());
                     self.actions.push(Action::Tell(format!("worker {node} is lost: {why}")));
                 }
@@ -210,6 +224,11 @@ impl Members {
 
     fn hear(&mut self, node: &NodeId, report: WorkReport, now: Instant) {
         let Some(member) = self.members.get_mut(node) else { return };
+        if member.at == At::Found {
+            (member.at, member.why) = (At::Working, None);
+            // A new one looks by itself.
+            self.actions.extend([Action::Tell(format!("worker {node} takes part")), Action::Look(node.clone())]);
+        }
         let WorkReport { seen, held, ended, gave, lines } = report;
         let (has_ended, is_free) = (ended != member.ended, held == 0 && member.held > 0);
         (member.heard, member.seen, member.held, member.ended) = (Some(now), seen, held, ended);
@@ -239,15 +258,19 @@ impl Members {
     }
 
     /// A batch was offered.
-    pub(super) fn handle_offered(&mut self, job: JobName) {
-        if self.open.insert(job) {
+    pub(super) fn handle_offered(&mut self, job: &JobName) {
+        let Some(Attempt { batch, attempt, .. }) = job.attempt() else { return };
+        // An earlier attempt may have gone without anybody ever having had it.
+        if self.open.insert(batch, attempt) != Some(attempt) {
             self.is_due(self.due + 1);
         }
     }
 
     /// A batch is somebody's, or is over.
     pub(super) fn handle_taken(&mut self, job: &JobName) {
-        self.open.remove(job);
+        if let Some(Attempt { batch, .. }) = job.attempt() {
+            self.open.remove(&batch);
+        }
     }
 
     /// A worker of the queue is to stop, as the run is over; one of ours must look to learn it.

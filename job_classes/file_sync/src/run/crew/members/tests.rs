@@ -15,7 +15,11 @@ fn nodes<const N: usize>(names: [&str; N]) -> BTreeSet<NodeId> {
 }
 
 fn job(batch: u8) -> JobName {
-    JobName::parse(&format!("2025-11-26T22-52-10.120000000Z-{}-0000000000{batch:02x}-0000.json", run())).expect("a job")
+    attempt(batch, 0)
+}
+
+fn attempt(batch: u8, attempt: u8) -> JobName {
+    JobName::parse(&format!("2025-11-26T22-52-10.120000000Z-{}-0000000000{batch:02x}-{attempt:04}.json", run())).expect("a job")
 }
 
 fn holds(held: u64) -> Result<Reply, Error> {
@@ -45,12 +49,12 @@ fn of_those_without_work_one_is_told_for_each_batch_and_not_always_the_same() {
     let now = Instant::now();
     let mut members = crew(["w1", "w2", "w3"], now);
     members.handle_watched(&node("w1"), holds(1), now);
-    members.handle_offered(job(1));
+    members.handle_offered(&job(1));
     assert_eq!(actions(&mut members), [Action::Look(node("w2"))]);
-    members.handle_offered(job(2));
+    members.handle_offered(&job(2));
     assert_eq!(actions(&mut members), [Action::Look(node("w3"))], "w2 is being told");
     // Both are being told; as soon as one was, it is told again.
-    members.handle_offered(job(3));
+    members.handle_offered(&job(3));
     assert_eq!(actions(&mut members), []);
     members.handle_looked(&node("w3"));
     assert_eq!(actions(&mut members), [Action::Look(node("w3"))]);
@@ -59,7 +63,7 @@ fn of_those_without_work_one_is_told_for_each_batch_and_not_always_the_same() {
         members.handle_watched(&node(name), holds(1), now);
     }
     // Whoever is at work looks by itself.
-    members.handle_offered(job(4));
+    members.handle_offered(&job(4));
     assert_eq!(actions(&mut members), []);
     members.handle_watched(&node("w2"), holds(0), now);
     assert_eq!(actions(&mut members), [Action::Look(node("w2"))], "it may have looked before the batch was offered");
@@ -69,7 +73,7 @@ fn of_those_without_work_one_is_told_for_each_batch_and_not_always_the_same() {
 fn what_nobody_has_taken_is_told_again_and_what_somebody_has_is_not() {
     let now = Instant::now();
     let mut members = crew(["w1", "w2"], now);
-    members.handle_offered(job(1));
+    members.handle_offered(&job(1));
     assert_eq!(actions(&mut members), [Action::Look(node("w1"))]);
     members.handle_looked(&node("w1"));
     assert_eq!(actions(&mut members), []);
@@ -77,6 +81,23 @@ fn what_nobody_has_taken_is_told_again_and_what_somebody_has_is_not() {
     assert_eq!(actions(&mut members), [Action::Look(node("w2"))], "w1 was told, and did not take it");
     members.handle_looked(&node("w2"));
     members.handle_taken(&job(1));
+    members.handle_tick(now);
+    assert_eq!(actions(&mut members), []);
+}
+
+#[test]
+fn of_a_batch_that_is_offered_again_only_the_last_attempt_waits_for_somebody() {
+    let now = Instant::now();
+    let mut members = crew(["w1"], now);
+    // Its offer was lost before anybody had it, which nobody tells.
+    members.handle_offered(&attempt(1, 0));
+    members.handle_offered(&attempt(1, 1));
+    assert_eq!(actions(&mut members), [Action::Look(node("w1"))]);
+    members.handle_looked(&node("w1"));
+    members.handle_tick(now);
+    assert_eq!(actions(&mut members), [Action::Look(node("w1"))]);
+    members.handle_looked(&node("w1"));
+    members.handle_taken(&attempt(1, 1));
     members.handle_tick(now);
     assert_eq!(actions(&mut members), []);
 }
@@ -147,11 +168,42 @@ fn a_worker_that_is_lost_is_started_again_and_one_that_has_gone_on_is_told_to_lo
     members.handle_nodes(nodes(["w1"]), now + SILENCE + START_PAUSE);
     assert_eq!(members.actions(), [Action::Start(node("w1"))]);
     members.handle_started(&node("w1"), Err(Error::new(ErrorCode::AlreadyStarted, "it runs")), now + SILENCE);
-    let begun = [Action::Tell("worker w1 takes part".to_owned()), Action::Watch { node: node("w1"), seen: 0, pause: Duration::ZERO }];
-    assert_eq!(members.actions(), [&begun[..], &[Action::Look(node("w1"))]].concat());
+    assert_eq!(members.actions(), [Action::Watch { node: node("w1"), seen: EVERYTHING, pause: Duration::ZERO }]);
+    members.handle_watched(&node("w1"), holds(0), now + SILENCE);
+    let begun = [Action::Tell("worker w1 takes part".to_owned()), Action::Look(node("w1"))];
+    assert_eq!(members.actions(), [&begun[..], &[Action::Watch { node: node("w1"), seen: 1, pause: Duration::ZERO }]].concat());
     // It has ended by itself.
     members.handle_watched(&node("w1"), Ok(Reply::Unknown), now + SILENCE);
     assert_eq!(members.actions(), [Action::Tell("worker w1 is lost: it has ended, or was restarted".to_owned())]);
+}
+
+#[test]
+fn a_worker_that_takes_long_to_start_is_told_of_when_it_has_begun_and_not_before() {
+    let mut now = Instant::now();
+    let mut members = Members::new(run());
+    members.handle_nodes(nodes(["w1"]), now);
+    assert_eq!(members.actions(), [Action::Start(node("w1"))]);
+    members.handle_started(&node("w1"), Err(Error::new(ErrorCode::Timeout, "it takes long").after_sending()), now);
+    let watch = |seen| Action::Watch { node: node("w1"), seen, pause: Duration::ZERO };
+    for _ in 0..5 {
+        now += START_PAUSE;
+        members.handle_tick(now);
+        assert_eq!(members.actions(), [Action::Start(node("w1"))]);
+        // Its class is still at it.
+        members.handle_started(&node("w1"), Err(Error::new(ErrorCode::AlreadyStarted, "it starts")), now);
+        assert_eq!(members.actions(), [watch(EVERYTHING)]);
+        members.handle_watched(&node("w1"), Ok(Reply::Unknown), now);
+        assert_eq!(members.actions(), [], "it rests");
+        assert_eq!(members.unused().collect::<Vec<_>>(), [(&node("w1"), "it takes long")]);
+    }
+    now += START_PAUSE;
+    members.handle_tick(now);
+    assert_eq!(members.actions(), [Action::Start(node("w1"))]);
+    members.handle_started(&node("w1"), Err(Error::new(ErrorCode::AlreadyStarted, "it runs")), now);
+    members.handle_watched(&node("w1"), holds(0), now);
+    let begun = [Action::Tell("worker w1 takes part".to_owned()), Action::Look(node("w1")), watch(1)];
+    assert_eq!(members.actions(), [&[watch(EVERYTHING)][..], &begun].concat());
+    assert_eq!(members.unused().count(), 0);
 }
 
 #[test]

@@ -58,7 +58,7 @@ async fn an_actor_that_is_still_being_started_does_not_count_as_alive() {
     let plane = Plane::start(&ALL[..1]).await;
     plane.see(&ALL[..1]);
     let bytes = Payload::encode(&durable::Balance::default()).expect("encoded").into_bytes().into();
-    let record = Record { stamp: Stamp { life: 1, version: 1 }, bytes };
+    let record = Record { stamp: Stamp { life: 1, version: 1 }, hand_overs: HandOvers::default(), bytes };
     let belongings = Belongings { key: durable::key("stuck"), hash: KeyHash::of("stuck").bits(), record };
     keep(&plane.node("c1").shared, belongings).await.expect("kept");
     // Of the other one nobody knows whether it is anything.

@@ -54,8 +54,9 @@ const AWAKE: Duration = Duration::from_secs(15);
 const STANDS_BACK: Duration = Duration::from_secs(15);
 /// Small changes are told, and acted on, together.
 const GATHER: Duration = Duration::from_millis(20);
-/// How long two lives of one id may be heard by different nodes until it is told: the time after which the last one has noticed that the first has ended, and some.
-const DOUBLE: Duration = Duration::from_secs(8);
+/// How long two lives of one id may be heard by different nodes until it is told. The first may have ended: whoever heard it last notices that within [`OUT`], and if that one
+/// falls silent before it says so, the others notice that within another; and some.
+const DOUBLE: Duration = Duration::from_secs(13);
 /// An incumbent that talks so long after a newcomer of its id came is alive.
 const INCUMBENT_TALKS: Duration = Duration::from_millis(1500);
 

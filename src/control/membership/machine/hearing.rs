@@ -10,7 +10,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Instant;
 
-use super::{AWAKE, HEARTBEAT, Hearing, INCUMBENT_TALKS, LOST_MAX, Machine, OUT, REDIAL, REENTER, SUSPECT, SessionKey};
+use super::{AWAKE, DOUBLE, HEARTBEAT, Hearing, INCUMBENT_TALKS, LOST_MAX, Machine, OUT, REDIAL, REENTER, SUSPECT, SessionKey};
 use crate::control::membership::envelope::{NODES_MAX, RowState};
 use crate::control::membership::fault::{Fault, has};
 use crate::control::membership::graph::Component;
@@ -46,6 +46,10 @@ impl Machine {
             // What they said meanwhile may lie unread: they get the time to say it again.
             (hearing.last, hearing.since, hearing.ended) = (now, now, hearing.ended.map(|_| now));
             (hearing.fresh, hearing.synced) = (false, false);
+        }
+        // Of two lives of one id one may have ended meanwhile, which we could not hear.
+        for at in self.doubles.values_mut().flatten() {
+            *at = now + DOUBLE;
         }
         let keys: Vec<SessionKey> = self.sessions.keys().copied().collect();
         for key in keys {

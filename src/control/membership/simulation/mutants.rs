@@ -211,7 +211,7 @@ impl Script {
         let before = self.simulation.view(name).live[&id(name)].incarnation;
         let twin = 9;
         self.simulation.start_twin(twin, name);
-        self.simulation.seconds(15);
+        self.simulation.seconds(20);
         let told = self.simulation.alarms(twin).contains(&"node_id_in_use");
         let acts = !self.simulation.view(twin).frozen && self.simulation.live(twin).len() > 1;
         let replaced = Self::others(name).into_iter().any(|other| {

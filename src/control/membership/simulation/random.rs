@@ -74,7 +74,8 @@ fn settles(simulation: &mut Simulation) {
     assert!(simulation.agree(&running) && changes.values().all(|changes| *changes == 0), "quiet, but: {changes:?}");
     assert_eq!(simulation.never_wrong(), Ok(()));
     for name in running {
-        assert!(simulation.alarms(name).is_empty(), "no two nodes had one name: {:?}", simulation.alarms(name));
+        let alarms = &simulation.nodes[&name].alarms;
+        assert!(alarms.is_empty(), "no two nodes had one name, but {name}: {alarms:?}");
     }
 }
 
